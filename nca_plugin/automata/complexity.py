@@ -1,0 +1,88 @@
+"""The gzip score of a rollout, the paper's measure of complexity."""
+
+import functools
+import zlib
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nca_plugin.automata import rng
+from nca_plugin.automata.tokens import encode
+from nca_plugin.errors import NCAPluginError
+
+#: Frames that are scored (release).
+SCORED_FRAMES: Final = 10
+
+_GZIP_CONTAINER: Final = 31  # zlib's wbits for the largest window with gzip's 18 bytes of header and trailer
+_CEILING_DRAWS: Final = 64
+
+# Sizes after gzip -9 of 360 int32 numbers x[i] >> 8 modulo m, x[i+1] = a x[i] modulo 2^31 - 1, x[0] = 1, as (a, m,
+# bytes), measured with zlib 1.2.13. zlib-ng and ISA-L give others.
+_KNOWN_SIZES: Final = ((7, 10, 301), (48271, 16, 356), (69621, 625, 757), (48271, 10_000, 964))
+
+
+def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> float:
+    """Return compressed size / size of the frames' patch tokens: near 0 for a constant rollout, .67 for noise (n = 10).
+
+    The tokens, without delimiters, as little-endian int32, are compressed by gzip at level 9 (release). The int32
+    layout is part of the definition.
+
+    Args:
+        frames: integers [num_frames, height, width]; the release scores 10 frames of 12 x 12 cells.
+        num_colors: n, the number of states of a cell.
+        patch_size: cells along a patch's edge.
+
+    Raises:
+        NCAPluginError: see `encode`; or the deflate library in use gives other sizes than zlib.
+    """
+    array = np.asarray(frames)
+    tokens = encode(array, num_colors, patch_size).reshape(array.shape[0], -1)[:, 1:-1]
+    return gzip_size(tokens) / tokens.nbytes
+
+
+def gzip_size(patch_tokens: NDArray[np.int32]) -> int:
+    """Return the bytes that `patch_tokens` take after gzip at level 9.
+
+    Raises:
+        NCAPluginError: the deflate library in use gives other sizes than zlib.
+    """
+    _check_deflate()
+    return _gzip_size(patch_tokens.astype("<i4").tobytes())
+
+
+def _gzip_size(payload: bytes) -> int:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, _GZIP_CONTAINER)
+    return len(compressor.compress(payload)) + len(compressor.flush())
+
+
+@functools.cache
+def _check_deflate() -> None:
+    for multiplier, modulus, expected in _KNOWN_SIZES:
+        numbers, x = [], 1
+        for _ in range(360):
+            x = x * multiplier % (2**31 - 1)
+            numbers.append((x >> 8) % modulus)
+        size = _gzip_size(np.array(numbers, "<i4").tobytes())
+        if size != expected:
+            raise NCAPluginError(
+                f"the deflate library in use (zlib {zlib.ZLIB_RUNTIME_VERSION}) compresses a known payload to {size} "
+                f"bytes where zlib gives {expected}: its samples would differ from everyone else's; run Python with "
+                "the original zlib (zlib-ng and ISA-L replacements do not qualify)"
+            )
+
+
+@functools.cache
+def score_bounds(num_colors: int, grid_size: int, patch_size: int) -> tuple[float, float]:
+    """Return (floor, ceiling) of the gzip score for an alphabet: constant frames and uniformly random frames.
+
+    The ceiling is the largest score of 64 random rollouts; a rule that scores above it is not to be found by search.
+    """
+    shape = (SCORED_FRAMES, grid_size, grid_size)
+    floor = gzip_score(np.zeros(shape, np.uint8), num_colors, patch_size)
+    key = rng.stream_key(0, "train", rng.CEILING)
+    noise = (rng.uniforms(key, np.uint64(i), np.uint64(0), np.prod(shape)) for i in range(_CEILING_DRAWS))
+    ceiling = max(
+        gzip_score((u * num_colors).astype(np.uint8).reshape(shape), num_colors, patch_size) for u in noise
+    )
+    return floor, ceiling

@@ -1,0 +1,222 @@
+"""CPU mode: Megatron's own training loop on a machine without a GPU.
+
+Megatron asks for CUDA in many places: devices, streams, events, memory figures, the CUDA generator, NCCL. CPU mode
+answers each of them on the CPU, so that the loop, its parallelism and its checkpoints are the real ones, with gloo
+underneath. It is for laptops, tests and small studies.
+
+The price: it changes `torch.cuda` for the whole process, so it is switched on only by a launcher, before Megatron is
+imported, and never where CUDA is there. Nothing else in the package knows about it.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+#: Megatron-LM arguments that a run without a GPU needs; they come last, so they win over the user's.
+CPU_ARGUMENTS = (
+    "--distributed-backend=gloo",
+    "--transformer-impl=local",
+    "--use-cpu-initialization",
+    "--no-persist-layer-norm",
+    "--no-gradient-accumulation-fusion",
+    "--no-masked-softmax-fusion",
+    "--no-bias-gelu-fusion",
+    "--no-bias-swiglu-fusion",
+    "--no-bias-dropout-fusion",
+    "--no-rope-fusion",
+)
+
+_CPU = torch.device("cpu")
+
+
+def is_needed() -> bool:
+    """Whether this machine has no CUDA device, so that Megatron runs in CPU mode."""
+    return not torch.cuda.is_available()
+
+
+def enable() -> None:
+    """Map CUDA to the CPU for this process. Call once, before anything of Megatron is imported."""
+    # torch._dynamo keeps a table of torch.cuda's functions, made at import, which no replacement may enter twice.
+    import torch._dynamo  # noqa: F401
+
+    # Compiled fusions would only cost compile time here. torch reads the variable at each call.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _replace_cuda_functions()
+    _replace_accelerator()
+    _force_gloo()
+    _CpuDevices().__enter__()
+    _skip_helper_compilation()
+
+
+class _CpuDevices(TorchFunctionMode):
+    """Sends every tensor that asks for a CUDA device to the CPU."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if "device" in kwargs:
+            kwargs["device"] = _to_cpu(kwargs["device"])
+        if func is torch.Tensor.to:
+            args = (args[0], *(_to_cpu(a) for a in args[1:]))
+        return func(*args, **kwargs)
+
+
+def _to_cpu(device: Any) -> Any:
+    is_index = isinstance(device, int) and not isinstance(device, bool)
+    is_cuda_name = isinstance(device, str) and device.startswith("cuda")
+    is_cuda_device = isinstance(device, torch.device) and device.type == "cuda"
+    return _CPU if is_index or is_cuda_name or is_cuda_device else device
+
+
+class _Event:
+    """An event of a device that has finished all its work."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, *_: Any) -> None: ...
+
+    def wait(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _: Any) -> float:
+        return 0.0
+
+
+class _Stream(contextlib.nullcontext[None]):
+    """A stream of a device that has finished all its work."""
+
+    cuda_stream = 0
+    device = _CPU
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def wait_event(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, *_: Any) -> _Event:
+        return _Event()
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def _zero(*_: Any, **__: Any) -> int:
+    return 0
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _replace_cuda_functions() -> None:
+    cuda = torch.cuda
+    generator = torch.default_generator
+    replacements: dict[str, Any] = {
+        # Megatron asserts that CUDA is available before it does anything.
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_lazy_init": _nothing,
+        # Any local rank may ask for the device of its number.
+        "device_count": lambda: max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        "current_device": _zero,
+        "set_device": _nothing,
+        "synchronize": _nothing,
+        "empty_cache": _nothing,
+        "Event": _Event,
+        "Stream": _Stream,
+        "current_stream": _Stream,
+        "default_stream": _Stream,
+        "set_stream": _nothing,
+        "stream": lambda _stream: contextlib.nullcontext(),
+        "memory_allocated": _zero,
+        "max_memory_allocated": _zero,
+        "memory_reserved": _zero,
+        "max_memory_reserved": _zero,
+        "reset_peak_memory_stats": _nothing,
+        "memory_stats": lambda *_: collections.defaultdict(int),
+        "mem_get_info": lambda *_: (_host_memory(), _host_memory()),
+        "manual_seed": lambda seed: generator.manual_seed(int(seed)),
+        "manual_seed_all": _nothing,
+        "default_generators": [generator],
+        "get_device_capability": lambda *_: (0, 0),
+        "get_device_name": lambda *_: "CPU",
+        "get_device_properties": lambda *_: types.SimpleNamespace(
+            name="CPU", major=0, minor=0, total_memory=_host_memory(), multi_processor_count=os.cpu_count()
+        ),
+    }
+    for name, replacement in replacements.items():
+        setattr(cuda, name, replacement)
+    for module in (cuda, cuda.random):
+        module.get_rng_state = lambda *_, **__: generator.get_state()
+        module.set_rng_state = lambda state, *_, **__: generator.set_state(state)
+    cuda.random.current_device = _zero  # type: ignore[attr-defined]
+    cuda.nvtx.range_push = _nothing
+    cuda.nvtx.range_pop = _nothing
+    for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte"):
+        setattr(cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
+
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
+    torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
+    # Megatron groups gradients by type string and knows only the CUDA names.
+    tensor_type = torch.Tensor.type
+
+    @functools.wraps(tensor_type)
+    def cuda_named_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = tensor_type(self, *args, **kwargs)
+        return f"torch.cuda.{result.rsplit('.', 1)[-1]}" if isinstance(result, str) else result
+
+    torch.Tensor.type = cuda_named_type  # type: ignore[assignment,method-assign]
+
+
+def _replace_accelerator() -> None:
+    accelerator = torch.accelerator
+    replacements: dict[str, Any] = {
+        "is_available": lambda: False,
+        "current_accelerator": lambda check_available=False: None if check_available else _CPU,
+        "current_device_index": _zero,
+        "synchronize": _nothing,
+    }
+    for name, replacement in replacements.items():
+        setattr(accelerator, name, replacement)
+
+
+def _force_gloo() -> None:
+    distributed = torch.distributed
+    init_process_group, new_group = distributed.init_process_group, distributed.new_group
+
+    @functools.wraps(init_process_group)
+    def init_gloo(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("device_id", None)
+        return init_process_group("gloo", *args, **kwargs)
+
+    @functools.wraps(new_group)
+    def new_gloo_group(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pg_options", None)
+        return new_group(*args, **{**kwargs, "backend": "gloo"})
+
+    distributed.init_process_group = init_gloo
+    distributed.new_group = new_gloo_group
+
+
+def _skip_helper_compilation() -> None:
+    # The wheel ships the compiled dataset helper without the Makefile that Megatron would call.
+    import megatron.core.datasets.utils as dataset_utils
+
+    dataset_utils.compile_helpers = _nothing
