@@ -1,5 +1,21 @@
-"""The one class of error that a user is meant to read."""
+"""The one class of error that a user is meant to read, and how an entry point shows it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class NCAPluginError(Exception):
     """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an `NCAPluginError` into one line on stderr, from rank 0 only, and exit code 2."""
+    try:
+        yield
+    except NCAPluginError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"nca-plugin: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

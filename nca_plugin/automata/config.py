@@ -24,7 +24,7 @@ class NCAConfig:
     """Seed of every random number, 0 .. 2^63 - 1."""
 
     num_colors: int = 10
-    """States of a cell, n >= 2 (release: 10)."""
+    """States of a cell, n in 2 .. 256 (release: 10)."""
 
     grid_size: int = 12
     """Cells along an edge of the square torus (release: 12). A multiple of `patch_size`."""
@@ -53,7 +53,8 @@ class NCAConfig:
     uniform (the paper's text)."""
 
     num_rules: int | None = None
-    """Sample i uses rule i modulo this number (release: 16,000); None gives every sample a fresh rule."""
+    """Sample i uses rule i modulo this number (release: 16,000); None gives every sample a fresh rule. A limited set is
+    scored once per rule, so it needs `scored_rollout` = separate."""
 
     scored_rollout: Literal["trained", "separate"] = "trained"
     """Whether the gzip score is that of the rollout that is trained on, or of another first state under the same rule
@@ -69,7 +70,7 @@ class NCAConfig:
     def __post_init__(self) -> None:
         checks = (
             (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
-            (self.num_colors >= 2, "num_colors", "must be at least 2"),
+            (2 <= self.num_colors <= 256, "num_colors", "must lie in 2 .. 256"),
             (self.patch_size >= 1, "patch_size", "must be at least 1"),
             (self.grid_size >= 3, "grid_size", "must be at least 3, the width of the neighbourhood"),
             (math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be at least 0"),
@@ -86,6 +87,11 @@ class NCAConfig:
         if self.grid_size % self.patch_size:
             raise NCAPluginError(
                 f"NCA option grid_size={self.grid_size}: must be a multiple of patch_size={self.patch_size}"
+            )
+        if self.num_rules is not None and self.scored_rollout == "trained":
+            raise NCAPluginError(
+                f"NCA option num_rules={self.num_rules}: a limited set of rules is scored once per rule, not per "
+                "sample; add scored_rollout=separate"
             )
         if self.vocab_size > _MAX_VOCAB_SIZE:
             raise NCAPluginError(
