@@ -1,0 +1,14 @@
+"""What `data.source` can name: token sources, each a pure function of its configuration and an index.
+
+>>> from nca_plugin.sources import parse
+>>> source = parse("nca://web?seed=7")
+>>> source.vocab_size, source.sample(0, 1024).tokens.shape
+(10002, (1025,))
+>>> parse(source.uri) == source
+True
+"""
+
+from nca_plugin.sources.base import Sample, Source
+from nca_plugin.sources.registry import is_source, parse, register
+
+__all__ = ["Sample", "Source", "is_source", "parse", "register"]

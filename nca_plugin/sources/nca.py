@@ -1,0 +1,65 @@
+"""NCA token streams, and the same tokens in random order as a control."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from nca_plugin.automata import SPLITS, NCAConfig, generate, rng
+from nca_plugin.automata.generator import check_seq_length
+from nca_plugin.sources.base import Sample
+from nca_plugin.sources.split import checked_split, split_option
+from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
+
+
+@dataclass(frozen=True)
+class NCASource:
+    """`nca://<preset>?<options>`: every field of `NCAConfig` is an option; `web` is the preset if none is named."""
+
+    config: NCAConfig
+    preset: str = dataclasses.field(default="web", compare=False)
+    split: str = "train"
+
+    scheme: ClassVar[str] = "nca"
+
+    @classmethod
+    def from_uri(cls, parsed: ParsedURI) -> Self:
+        preset = parsed.preset or "web"
+        options = dict(parsed.options)
+        split = checked_split(options.pop("split", "train"))
+        values = parse_options(NCAConfig, options, f"source {parsed.scheme}://{preset}")
+        return cls(NCAConfig.preset(preset, **values), preset, split)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def uri(self) -> str:
+        return join_uri(self.scheme, self.preset, self.config.options() | split_option(self.split))
+
+    def for_split(self, split: str) -> Self:
+        return dataclasses.replace(self, split=checked_split(split))
+
+    def check_seq_length(self, seq_length: int) -> None:
+        check_seq_length(self.config, seq_length)
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        return Sample(*generate(self.config, index, seq_length, self.split))
+
+
+@dataclass(frozen=True)
+class ShuffledSource(NCASource):
+    """`shuffled://<preset>?<options>`: the tokens of the NCA sample in random order.
+
+    A control: the same unigram statistics, sequence by sequence, without the rule that orders them.
+    """
+
+    scheme: ClassVar[str] = "shuffled"
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        sample = super().sample(index, seq_length)
+        key = rng.stream_key(self.config.seed, self.split, rng.PERMUTATION)
+        order = np.argsort(rng.uniforms(key, np.uint64(index), np.uint64(0), seq_length + 1), kind="stable")
+        return Sample(sample.tokens[order], sample.loss_mask)

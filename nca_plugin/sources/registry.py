@@ -1,0 +1,66 @@
+"""The registry: which scheme makes which source.
+
+A package adds its own through the entry-point group `nca_plugin.sources`: the entry's name is the scheme, its object a
+function from `ParsedURI` to `Source`.
+"""
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources.base import Source
+from nca_plugin.sources.dyck import DyckSource
+from nca_plugin.sources.nca import NCASource, ShuffledSource
+from nca_plugin.sources.uri import ParsedURI, split_uri
+
+SourceFactory = Callable[[ParsedURI], Source]
+
+_FACTORIES: dict[str, SourceFactory] = {
+    "nca": NCASource.from_uri,
+    "shuffled": ShuffledSource.from_uri,
+    "dyck": DyckSource.from_uri,
+}
+
+
+def register(scheme: str, factory: SourceFactory) -> None:
+    """Add a source to this process. Raises `NCAPluginError` if the scheme is taken."""
+    if scheme in _known():
+        raise NCAPluginError(f"source scheme '{scheme}' is already registered")
+    _FACTORIES[scheme] = factory
+
+
+def is_source(path: str) -> bool:
+    """Whether a data path names a source rather than files. `s3://` and the like are files."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme in _known()
+
+
+def parse(uri: str) -> Source:
+    """Return the source that `uri` names: `nca`, `nca://web`, `nca://code?seed=7&band=0.3:0.4`, `dyck://?k=64`.
+
+    Raises:
+        NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
+    """
+    parsed = split_uri(uri if "://" in uri else f"{uri}://")
+    known = _known()
+    if parsed.scheme not in known:
+        near = difflib.get_close_matches(parsed.scheme, known, 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise NCAPluginError(f"unknown source '{parsed.scheme or uri}': {hint}known: {', '.join(known)}")
+    return known[parsed.scheme](parsed)
+
+
+def _known() -> dict[str, SourceFactory]:
+    installed = {entry.name: _Deferred(entry.load) for entry in entry_points(group="nca_plugin.sources")}
+    return {**installed, **_FACTORIES}
+
+
+class _Deferred:
+    """An installed source that is imported when it is first used."""
+
+    def __init__(self, load: Callable[[], SourceFactory]) -> None:
+        self._load = load
+
+    def __call__(self, parsed: ParsedURI) -> Source:
+        return self._load()(parsed)

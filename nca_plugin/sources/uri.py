@@ -1,0 +1,100 @@
+"""`scheme://preset?option=value&...` to the fields of a configuration dataclass, and back."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from nca_plugin.errors import NCAPluginError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParsedURI:
+    """A URI taken apart: `options` are raw strings."""
+
+    scheme: str
+    preset: str
+    options: dict[str, str]
+
+
+def split_uri(uri: str) -> ParsedURI:
+    """Take a URI apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
+    parts = urlsplit(uri)
+    if parts.path not in ("", "/") or parts.fragment:
+        raise NCAPluginError(f"source '{uri}': must look like scheme://preset?option=value&option=value")
+    try:
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise NCAPluginError(f"source '{uri}': options must look like option=value&option=value") from None
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise NCAPluginError(f"source '{uri}': an option is given twice")
+    return ParsedURI(parts.scheme, parts.netloc, options)
+
+
+def join_uri(scheme: str, preset: str, options: dict[str, object]) -> str:
+    """Return the URI whose options are `options`, as text that `parse_options` reads back."""
+    query = "&".join(f"{name}={format_value(value)}" for name, value in options.items())
+    return f"{scheme}://{preset}?{query}"
+
+
+def parse_options(config: type, options: dict[str, str], context: str) -> dict[str, Any]:
+    """Return `options` converted to the types of the fields of dataclass `config`.
+
+    Raises:
+        NCAPluginError: an unknown option (with the nearest known one), or a value of the wrong type.
+    """
+    field_types = typing.get_type_hints(config)
+    values = {}
+    for name, text in options.items():
+        if name not in field_types:
+            near = difflib.get_close_matches(name, field_types, 1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise NCAPluginError(f"{context}: unknown option '{name}'; {hint}known: {', '.join(field_types)}")
+        try:
+            values[name] = _parse_value(field_types[name], text)
+        except ValueError:
+            raise NCAPluginError(
+                f"{context}: option {name}='{text}' must be {_describe(field_types[name])}"
+            ) from None
+    return values
+
+
+def format_value(value: object) -> str:
+    """Return the text of an option's value: floats to the last bit, a band as low:high, None as none."""
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return ":".join(map(format_value, value))
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return str(value)
+
+
+def _parse_value(kind: Any, text: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if text == "none" else _parse_value(arguments[0], text)
+    if origin is Literal:
+        if text not in arguments:
+            raise ValueError
+        return text
+    if origin is tuple:
+        parts = text.split(":")
+        if len(parts) != len(arguments):
+            raise ValueError
+        return tuple(_parse_value(a, p) for a, p in zip(arguments, parts, strict=True))
+    return kind(text)
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return f"{_describe(arguments[0])} or none"
+    if origin is Literal:
+        return " or ".join(arguments)
+    if origin is tuple:
+        return "LOW:HIGH"
+    return {int: "a whole number", float: "a number"}[kind]
