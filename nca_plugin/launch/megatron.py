@@ -1,0 +1,66 @@
+"""Megatron-LM's pretraining, with sources as data:
+
+    torchrun ... -m nca_plugin.launch.megatron <Megatron-LM arguments> --data-source nca --nca-preset code
+
+Arguments, model, loop, parallelism, checkpoints and logging are Megatron's. On a machine without a GPU the run uses
+CPU mode and says so.
+"""
+
+import os
+import sys
+
+from nca_plugin.errors import one_line_errors
+from nca_plugin.megatron import cpu
+from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
+
+
+def main() -> None:
+    """Run `megatron.training.pretrain` with the arguments of this process."""
+    with one_line_errors():
+        arguments = resolve_data_source(sys.argv[1:])
+        _become_only_rank_without_torchrun()
+        if cpu.is_needed():
+            _print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
+            cpu.enable()
+            arguments += cpu.CPU_ARGUMENTS
+        sys.argv[1:] = arguments
+        _pretrain()
+
+
+def _pretrain() -> None:
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import (
+        gpt_config_from_args,
+        hybrid_config_from_args,
+        pretrain_cfg_container_from_args,
+    )
+    from megatron.training.arguments import parse_and_validate_args
+
+    from nca_plugin.megatron.provider import check_arguments, provider
+    from nca_plugin.megatron.step import forward_step
+
+    # As in Megatron-LM's pretrain_gpt.py.
+    args = parse_and_validate_args(add_arguments, args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    check_arguments(args)
+    model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
+    pretrain(
+        pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step
+    )
+
+
+def _become_only_rank_without_torchrun() -> None:
+    if "WORLD_SIZE" not in os.environ:
+        # Port 0: any free one, since no other rank has to find it.
+        single = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+        os.environ.update({name: str(value) for name, value in single.items()})
+
+
+def _print_rank_0(message: str) -> None:
+    if os.environ["RANK"] == "0":
+        print(message, flush=True)
+
+
+# The checkpoint writer starts a process that imports this module again.
+if __name__ == "__main__":
+    main()

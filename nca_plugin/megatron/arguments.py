@@ -1,0 +1,111 @@
+"""`--data-source` and its options, resolved to Megatron-LM's own `--data-path` before Megatron parses anything.
+
+Everything after this file sees a data path that is a source URI: in the log, in the checkpoint, in a resumed run.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from typing import Final
+
+from nca_plugin.automata import PRESETS, NCAConfig
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import parse
+from nca_plugin.sources.uri import split_uri
+
+_GROUP: Final = "nca-plugin"
+_NCA_PREFIX: Final = "nca_"
+#: Sources whose options are the fields of `NCAConfig`.
+_NCA_SCHEMES: Final = ("nca", "shuffled")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the plugin's argument group: an `extra_args_provider` for Megatron's parser, and its help."""
+    group = parser.add_argument_group(_GROUP, "Synthetic pre-pre-training data; replaces every other data argument.")
+    group.add_argument(
+        "--data-source", metavar="SOURCE", help="nca, shuffled, dyck, or a complete URI such as nca://code?seed=7"
+    )
+    group.add_argument("--nca-preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: web)")
+    for field in dataclasses.fields(NCAConfig):
+        option = f"--{_NCA_PREFIX}{field.name}".replace("_", "-")
+        group.add_argument(option, metavar="VALUE", help=f"NCAConfig.{field.name} (default: the preset's)")
+    return parser
+
+
+def resolve_data_source(argv: list[str]) -> list[str]:
+    """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
+
+    Other data arguments give way to the source. Without `--tokenizer-type`, the run gets a NullTokenizer with the
+    source's vocabulary. Without `--data-source`, `argv` comes back as it is.
+
+    Raises:
+        NCAPluginError: an unknown source, preset or option, or an `--nca-...` option without a source that has it.
+    """
+    parser = add_arguments(argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False))
+    try:
+        ours, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise NCAPluginError(f"argument {error.argument_name}: {error.message}") from None
+    options = {
+        name.removeprefix(_NCA_PREFIX): value
+        for name, value in vars(ours).items()
+        if name.startswith(_NCA_PREFIX) and value is not None
+    }
+    _refuse_unknown_options(parser, rest)
+    if ours.data_source is None:
+        if options:
+            raise NCAPluginError(f"--nca-{next(iter(options)).replace('_', '-')} needs --data-source nca")
+        return argv
+    source = parse(_with_options(ours.data_source, options))
+    rest, tokenizer = _without_data_arguments(rest)
+    resolved = [*rest, "--data-path", source.uri]
+    if tokenizer.tokenizer_type is None:
+        resolved += ["--tokenizer-type", "NullTokenizer"]
+        if tokenizer.vocab_size is None:
+            resolved += ["--vocab-size", str(source.vocab_size)]
+    return resolved
+
+
+def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
+    """Megatron would answer these with its usage, a thousand lines of it."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if name.startswith(("--nca-", "--data-source")):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise NCAPluginError(f"unknown option {name}: {hint}")
+
+
+def _with_options(source: str, options: dict[str, str]) -> str:
+    """Return `source` as a URI that holds the options given beside it."""
+    if not options:
+        return source
+    parsed = split_uri(source if "://" in source else f"{source}://")
+    if parsed.scheme not in _NCA_SCHEMES:
+        raise NCAPluginError(
+            f"--nca-... options do not apply to source '{parsed.scheme}': write its options in the URI, such as "
+            f"{parsed.scheme}://?seed=7"
+        )
+    preset = options.pop("preset", None)
+    if preset is not None and parsed.preset not in ("", preset):
+        raise NCAPluginError(f"--nca-preset {preset} contradicts --data-source {source}: give one of them")
+    for name in options.keys() & parsed.options.keys():
+        raise NCAPluginError(f"--nca-{name.replace('_', '-')} is given in --data-source too: give it once")
+    query = "&".join(f"{name}={value}" for name, value in (parsed.options | options).items())
+    return f"{parsed.scheme}://{preset or parsed.preset}?{query}".removesuffix("?")
+
+
+def _without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Return `argv` without Megatron-LM's data arguments, and the tokenizer arguments that it holds."""
+    data = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path"):
+        data.add_argument(option, nargs="*")
+    data.add_argument("--data-args-path")
+    data.add_argument("--per-split-data-args-path")
+    data.add_argument("--mock-data", action="store_true")
+    _, rest = data.parse_known_args(argv)
+    tokenizer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    tokenizer.add_argument("--tokenizer-type")
+    tokenizer.add_argument("--vocab-size")
+    return rest, tokenizer.parse_known_args(argv)[0]

@@ -1,0 +1,132 @@
+"""The dataset provider for `megatron.training.pretrain`."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron.core import mpu
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
+from megatron.training import get_args, print_rank_0
+from megatron.training.argument_utils import core_transformer_config_from_args
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.dataset import SourceGPTDataset, check_fit
+from nca_plugin.sources import is_source, parse
+
+
+def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None) -> list[Any]:
+    """Return the train, validation and test datasets of the run's arguments, None where a rank needs none.
+
+    Data paths may be source URIs, alone or in blends with indexed datasets. Without any, the datasets are Megatron's
+    own classes.
+    """
+    args = get_args()
+    config = _dataset_config(args)
+    dataset_class: type[GPTDataset]
+    if args.mock_data:
+        dataset_class = MockGPTDataset
+    elif source_paths(args):
+        dataset_class = SourceGPTDataset
+    else:
+        dataset_class = GPTDataset
+    print_rank_0(f"> building train, validation and test datasets: {dataset_class.__name__} of {_described(config)}")
+    is_built = partial(_is_dataset_built_on_rank, vp_stage)
+    datasets: list[Any] = BlendedMegatronDatasetBuilder(
+        dataset_class, train_val_test_num_samples, is_built, config
+    ).build()
+    return datasets
+
+
+# Every rank calls the provider; Megatron then skips its own broadcast of the data sets' presence.
+provider.is_distributed = True  # type: ignore[attr-defined]
+
+
+def source_paths(args: Any) -> list[str]:
+    """Return the source URIs among the run's data paths."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    blends = [blend, *(blend_per_split or [])]
+    return [path for b in blends if b is not None for path in b[0] if is_source(path)]
+
+
+#: Megatron-LM arguments that need a dataset or a forward step of their own.
+_UNSUPPORTED = (
+    "fim_data",
+    "sft",
+    "logits_load_dir",
+    "dataloader_inter_document_masking",
+    "hybrid_context_parallel",
+    "overlap_moe_expert_parallel_comm",
+)
+
+
+def check_arguments(args: Any) -> None:
+    """Raise `NCAPluginError` if the run cannot be done, or its model cannot train on its sources.
+
+    Needs the parsed arguments only: it is called before any model is built.
+    """
+    for name in _UNSUPPORTED:
+        if getattr(args, name, None):
+            option = "--" + name.replace("_", "-")
+            raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
+    paths = source_paths(args)
+    if paths:
+        vocab_size = build_tokenizer(args).vocab_size
+        for path in paths:
+            check_fit(parse(path), args.seq_length, vocab_size)
+
+
+def _dataset_config(args: Any) -> GPTDatasetConfig:
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    sequences_path = args.per_dataset_sequences_path
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=build_tokenizer(args),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+        sequences_per_dataset=None if sequences_path is None else json.loads(Path(sequences_path).read_text()),
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+        context_parallel_size=args.context_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
+    )
+
+
+def _described(config: GPTDatasetConfig) -> str:
+    blends = [config.blend] if config.blend is not None else config.blend_per_split or []
+    paths = [path for blend in blends if blend is not None for path in blend[0]]
+    return ", ".join(paths) or "mock data"
+
+
+def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:
+    if mpu.get_tensor_model_parallel_rank() != 0:
+        return False
+    config = core_transformer_config_from_args(get_args())
+    return bool(
+        is_first_or_last_pipeline_stage(vp_stage)
+        or mtp_on_this_rank(
+            layout=config.pipeline_model_parallel_layout,
+            mtp_num_layers=config.mtp_num_layers,
+            ignore_virtual=False,
+            vp_stage=vp_stage,
+        )
+    )
