@@ -22,6 +22,7 @@ SCORED_NOISE: Final = 4
 PERMUTATION: Final = 5
 BRACKETS: Final = 6
 CEILING: Final = 7
+WEIGHTS: Final = 8
 
 _MASK32: Final = np.uint64(0xFFFFFFFF)
 _U32: Final = np.uint64(32)
@@ -189,3 +190,12 @@ def normal_quantile(p: float) -> float:
             den = den * r + c
         value = num / den
     return -value if q < 0 else value
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def normals(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -> np.ndarray:
+    """Return `count` standard normal variables of a stream, float64, within +-6.4."""
+    values = uniforms(key, index, attempt, count)
+    for i in range(count):
+        values[i] = normal_quantile(values[i])
+    return values
