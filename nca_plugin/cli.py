@@ -1,0 +1,181 @@
+"""The `nca-plugin` command: one thin command per capability."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from nca_plugin.errors import NCAPluginError, one_line_errors
+
+app = typer.Typer(
+    help="Neural cellular automata as pre-pre-training data for Megatron.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command of this process's arguments. Errors are one line and exit code 2."""
+    # What Megatron's import says of packages that are not installed concerns training, which no command does in this
+    # process.
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with one_line_errors():
+        try:
+            sys.exit(app(standalone_mode=False))
+        except click.ClickException as error:
+            raise NCAPluginError(" ".join(error.format_message().split())) from error
+        except (click.Abort, KeyboardInterrupt):
+            print("nca-plugin: interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[list[str], typer.Argument(help="Text files, directories, .jsonl, or Hugging Face data sets.")],
+    out: Annotated[Path, typer.Option(help="Prefix of the .bin and .idx to write.")],
+    tokenizer: Annotated[str, typer.Option(help="`bytes`, or what transformers.AutoTokenizer loads.")] = "bytes",
+    pattern: Annotated[str, typer.Option(help="Files to take from a directory, such as '*.py'.")] = "*",
+    exclude: Annotated[list[str] | None, typer.Option(help="Names of directories to leave out.")] = None,
+    text_key: Annotated[str, typer.Option(help="Field of a JSONL line or a row that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
+) -> None:
+    """Turn text into Megatron's .bin and .idx."""
+    from nca_plugin.prepare import Corpus, input_bytes
+    from nca_plugin.prepare import prepare as prepare_corpus
+
+    corpus = Corpus(
+        inputs=tuple(inputs),
+        tokenizer=tokenizer,
+        pattern=pattern,
+        exclude=tuple(exclude or ()),
+        text_key=text_key,
+        split=split,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("tokenising", total=input_bytes(corpus))
+        result = prepare_corpus(corpus, out, lambda num_bytes: progress.advance(task, num_bytes))
+    print(
+        f"{result.documents:,} documents, {result.tokens:,} tokens: {out}.bin, {out}.idx. "
+        f"Train with --data-path {out} and a vocabulary of {result.vocab_size}."
+    )
+
+
+@app.command()
+def transfer(
+    origin: Annotated[Path, typer.Option("--from", help="A torch_dist checkpoint: a --save folder or an iteration's.")],
+    target: Annotated[Path, typer.Option("--to", help="The folder to write; it must not exist.")],
+    vocab_size: Annotated[int | None, typer.Option(help="Ids of the next stage's tokenizer.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Keep only: embedding, output, attention, mlp, norm.")] = None,
+    reinit: Annotated[list[str] | None, typer.Option(help="Draw this anew too, or `all`.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
+    make_vocab_size_divisible_by: Annotated[
+        int | None, typer.Option(help="Megatron's padding of the vocabulary in the next stage.")
+    ] = None,
+    tensor_model_parallel_size: Annotated[
+        int | None, typer.Option(help="Of the next stage; the vocabulary is padded to a multiple of it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
+) -> None:
+    """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
+    from nca_plugin.checkpoint import transfer as transfer_checkpoint
+
+    report = transfer_checkpoint(
+        origin,
+        target,
+        vocab_size=vocab_size,
+        keep=keep or (),
+        reinit=reinit or (),
+        seed=seed,
+        make_vocab_size_divisible_by=make_vocab_size_divisible_by,
+        tensor_parallel_size=tensor_model_parallel_size,
+        dry_run=dry_run,
+    )
+    table = Table("tensor", "shape", "action", "why")
+    dropped = 0
+    for row in report["tensors"]:
+        if row["action"] == "drop":
+            dropped += 1
+        elif row["role"]:
+            shape = str(row["shape"]) + (f" -> {row['new_shape']}" if "new_shape" in row else "")
+            table.add_row(row["name"], shape, row["action"], row["reason"])
+    Console().print(table)
+    print(f"{dropped} entries of the finished run dropped: optimizer, schedule, random state.")
+    if dry_run:
+        print("Dry run: nothing was written.")
+    else:
+        print(f"Start the next stage with --pretrained-checkpoint {target} (report: {target}/transfer_report.json).")
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="A study file, such as conf/study/demo.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as seeds=[1,2,3].")] = None,
+) -> None:
+    """Train from several starts on the same text and compare. Interrupted, the same command continues."""
+    from nca_plugin.study.config import load_study
+    from nca_plugin.study.report import results, tables, verdict, write_report
+    from nca_plugin.study.study import run_study
+
+    settings = load_study(config, overrides or [])
+    console = Console()
+    with _StudyProgress(console) as progress:
+        result = run_study(settings, progress)
+    values = results(settings, result)
+    for table in tables(values):
+        console.print(table)
+    console.print(verdict(values), markup=False, highlight=False)
+    paths = write_report(values, Path(settings.output))
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+
+
+class _StudyProgress:
+    """A bar for each running task, and a line for each that has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> "_StudyProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, name: str, total: int) -> Callable[[int], None]:
+        task = self._tasks[name] = self._progress.add_task(name, total=total or None)
+        if not self._console.is_terminal:
+            self._console.print(f"{name}: started", highlight=False)
+        return lambda done: self._progress.update(task, completed=done)  # type: ignore[arg-type]
+
+    def finish(self, name: str, message: str) -> None:
+        self._progress.remove_task(self._tasks.pop(name))  # type: ignore[arg-type]
+        self._console.print(f"{name}: {message}", highlight=False)

@@ -1,0 +1,1 @@
+"""The transfer study: the same language run from several starting points, compared."""

@@ -1,0 +1,57 @@
+"""Real runs of `nca_plugin.launch.megatron`, started by torchrun as a user starts them."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nca_plugin.study.runs import read_losses
+
+MODEL = (
+    *("--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4"),
+    *("--seq-length", "128", "--max-position-embeddings", "128", "--position-embedding-type", "rope"),
+    *("--untie-embeddings-and-output-weights", "--attention-dropout", "0", "--hidden-dropout", "0"),
+    *("--micro-batch-size", "2", "--global-batch-size", "8", "--num-workers", "1"),
+    *("--lr", "1e-3", "--min-lr", "1e-4", "--lr-decay-style", "cosine", "--lr-decay-iters", "20"),
+    *("--eval-interval", "1000", "--eval-iters", "0", "--log-interval", "1", "--tensorboard-log-interval", "1"),
+)
+
+#: Batches are recorded through a launcher that wraps the real one; see there.
+RECORDING_LAUNCHER = Path(__file__).with_name("recording_launcher.py")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    folder: Path
+    log: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by iteration, float32."""
+        return dict(read_losses(self.folder / "tensorboard")[0])
+
+    @property
+    def batches(self) -> list[str]:
+        """One line for each micro-batch that rank 0 trained on, in order: a hash of all its tensors."""
+        return (self.folder / "batches-0.txt").read_text().splitlines()
+
+
+def run(folder: Path, *arguments: str | Path, ranks: int = 1) -> FinishedRun:
+    """Run Megatron on `ranks` CPU ranks with `folder` for TensorBoard and batch records. Fails if the run does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
+        *(RECORDING_LAUNCHER, *MODEL, *arguments, "--tensorboard-dir", folder / "tensorboard"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RECORD_BATCHES_TO": str(folder)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=580)
+    log = done.stdout + done.stderr
+    errors = re.findall(r".*(?:Error|error:).*", log)
+    assert done.returncode == 0, "\n".join(errors[:20]) or log[-3000:]
+    return FinishedRun(folder, log)

@@ -1,0 +1,35 @@
+"""`nca_plugin.launch.megatron`, with a hash of every training batch appended to a file of each rank."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from nca_plugin.launch import megatron as launcher
+
+
+def _record_batches() -> None:
+    from nca_plugin.megatron import step
+
+    next_batch = step._next_batch
+    path = Path(os.environ["RECORD_BATCHES_TO"]) / f"batches-{os.environ['RANK']}.txt"
+
+    def recorded(data_iterator, vp_stage):
+        batch = next_batch(data_iterator, vp_stage)
+        tensors = [batch[key] for key in sorted(batch) if batch[key] is not None]
+        digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)).hexdigest()
+        with path.open("a") as file:
+            print(digest, file=file)
+        return batch
+
+    step._next_batch = recorded
+
+
+if __name__ == "__main__":
+    pretrain = launcher._pretrain
+
+    def pretrain_recorded() -> None:
+        _record_batches()
+        pretrain()
+
+    launcher._pretrain = pretrain_recorded
+    launcher.main()

@@ -1,0 +1,122 @@
+"""A sample is a pure function of source and index, in Megatron's dataset and in DataLoader workers too."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.tokenizers import MegatronTokenizer
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.dataset import SourceGPTDataset
+from nca_plugin.sources import parse
+
+URIS = ("nca://web", "nca://code?seed=7", "nca://toy", "nca://release?num_rules=5", "shuffled://toy", "dyck://?k=8")
+
+
+def datasets(uri: str, sizes: tuple[int | None, ...] = (40, 8, 4), seq_length: int = 128, vocab_size: int = 10_003):
+    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=vocab_size)
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=seq_length,
+        blend=([uri], None),
+        split="90,5,5",
+        tokenizer=tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    return BlendedMegatronDatasetBuilder(SourceGPTDataset, sizes, lambda: True, config).build()
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_samples_are_the_same_in_any_order_and_after_any_other(uri: str) -> None:
+    source = parse(uri)
+    forward = {i: source.sample(i, 256) for i in range(12)}
+    for i in reversed(range(12)):
+        again = parse(source.uri).sample(i, 256)
+        np.testing.assert_array_equal(again.tokens, forward[i].tokens)
+        np.testing.assert_array_equal(again.loss_mask, forward[i].loss_mask)
+    assert len({sample.tokens.tobytes() for sample in forward.values()}) == 12
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_samples_are_the_same_in_another_process(uri: str) -> None:
+    code = (
+        "import sys; from nca_plugin.sources import parse; s = parse(sys.argv[1]);"
+        "print(*[h for i in (5, 2**40, 0) for h in [s.sample(i, 200).tokens.tobytes().hex()]])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True).stdout.split()
+    source = parse(uri)
+    assert shown == [source.sample(i, 200).tokens.tobytes().hex() for i in (5, 2**40, 0)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(index=st.integers(0, 2**63 - 1), length=st.integers(75, 400))
+def test_a_longer_sample_begins_with_the_shorter_one(index: int, length: int) -> None:
+    source = parse("nca://toy")
+    short, long = source.sample(index, length), source.sample(index, 500)
+    np.testing.assert_array_equal(short.tokens, long.tokens[: length + 1])
+    np.testing.assert_array_equal(short.loss_mask, long.loss_mask[:length])
+    assert short.tokens.dtype == np.int32 and short.loss_mask.dtype == np.bool_
+    assert short.tokens.min() >= 0 and short.tokens.max() < source.vocab_size
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_samples_are_the_same_with_any_number_of_workers(num_workers: int) -> None:
+    train = datasets("nca://toy")[0]
+    loader = torch.utils.data.DataLoader(train, batch_size=4, num_workers=num_workers)
+    batches = list(loader)
+    source = parse("nca://toy")
+    expected = np.stack([source.sample(i, 128).tokens for i in range(40)])
+    np.testing.assert_array_equal(torch.cat([b["tokens"] for b in batches]), expected[:, :-1])
+    np.testing.assert_array_equal(torch.cat([b["labels"] for b in batches]), expected[:, 1:])
+
+
+def test_splits_are_streams_of_their_own() -> None:
+    train, valid, test = datasets("nca://toy")
+    assert [len(d) for d in (train, valid, test)] == [40, 8, 4]
+    assert len({d[0]["tokens"].numpy().tobytes() for d in (train, valid, test)}) == 3
+
+
+def test_a_sample_has_what_megatron_needs() -> None:
+    sample = datasets("nca://web", seq_length=1024)[0][3]
+    assert sample["tokens"].dtype == sample["labels"].dtype == sample["position_ids"].dtype == torch.int64
+    assert sample["loss_mask"].dtype == torch.float32
+    assert sample["loss_mask"].sum() == 987
+    torch.testing.assert_close(sample["tokens"][1:], sample["labels"][:-1])
+    torch.testing.assert_close(sample["position_ids"], torch.arange(1024))
+
+
+def test_a_batch_filler_does_not_count() -> None:
+    assert datasets("nca://toy")[0][None]["loss_mask"].sum() == 0
+
+
+def test_the_loss_mask_does_not_look_at_ids() -> None:
+    """NullTokenizer's end-of-document id may be a token of the source: it is a target all the same."""
+    train = datasets("nca://toy", vocab_size=18)[0]
+    sample = train[0]
+    assert sample["loss_mask"][sample["labels"] == 17].sum() == (sample["labels"][37:] == 17).sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"uri": "nca://web", "vocab_size": 10_001}, "smaller than the 10002 ids"),
+        ({"uri": "nca://web", "seq_length": 74}, "too short for two frames"),
+        ({"uri": "nca://toy", "sizes": (None, None, None)}, "has no end"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict, reason: str) -> None:
+    with pytest.raises(NCAPluginError, match=reason):
+        datasets(**arguments)
+
+
+def test_the_shortest_sequence_holds_two_frames() -> None:
+    assert datasets("nca://web", seq_length=75)[0][0]["loss_mask"].sum() == 38

@@ -1,0 +1,84 @@
+"""The wrong thing typed: one line that says what is wrong, exit code 2, nothing half-written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from megatron_runs import MODEL
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.arguments import resolve_data_source
+
+LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-iters", "1")
+COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ((*LAUNCH, "--data-source", "ncaa"), "unknown source 'ncaa': did you mean 'nca'?"),
+        ((*LAUNCH, "--data-source", "nca", "--nca-preset", "wbe"), "unknown NCA preset 'wbe'"),
+        ((*LAUNCH, "--data-source", "nca", "--nca-presets", "web"), "unknown option --nca-presets: did you mean"),
+        ((*LAUNCH, "--data-source", "nca", "--nca-band", "0.7:0.9"), "above the ceiling 0.674"),
+        ((*LAUNCH, "--data-source", "nca", "--nca-band"), "expected one argument"),
+        ((*LAUNCH, "--nca-preset", "web"), "needs --data-source"),
+        ((*LAUNCH, "--data-source", "nca", "--seq-length", "64"), "too short for two frames"),
+        (
+            (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "10001"),
+            "vocabulary of 10001 is smaller than the 10002 ids",
+        ),
+        ((*COMMAND, "transfer", "--from", "missing", "--to", "out"), "checkpoint missing does not exist"),
+        ((*COMMAND, "transfer", "--from", ".", "--to", "out"), "unknown format"),
+        ((*COMMAND, "transfer", "--from", ".", "--to", "existing.txt"), "exists already"),
+        ((*COMMAND, "transfer", "--from", "."), "Missing option '--to'"),
+        ((*COMMAND, "prepare", "empty.txt", "--out", "out"), "holds no text"),
+        ((*COMMAND, "prepare", "missing.txt", "--out", "out"), "missing.txt does not exist"),
+        ((*COMMAND, "study", "missing.yaml"), "missing.yaml does not exist"),
+        ((*COMMAND, "study", "broken.yaml"), "broken.yaml"),
+        ((*COMMAND, "transfr"), "No such command 'transfr'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_are_one_line_and_code_2(tmp_path: Path, command: tuple[str, ...], reason: str) -> None:
+    (tmp_path / "existing.txt").write_text("mine")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "broken.yaml").write_text("outptu: somewhere\n")
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("nca-plugin: error:")]
+    assert len(errors) == 1 and reason in errors[0], done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_source_takes_the_place_of_every_other_data_argument() -> None:
+    argv = ["--data-path", "0.3", "a", "0.7", "b", "--lr", "1", "--mock-data", "--valid-data-path", "c"]
+    resolved = resolve_data_source([*argv, "--data-source", "nca", "--nca-seed", "7", "--nca-band", "0.2:0.4"])
+    assert resolved[:2] == ["--lr", "1"]
+    assert resolved[2] == "--data-path" and resolved[3].startswith("nca://web?seed=7&")
+    assert "band=0.2:0.4" in resolved[3]
+    assert resolved[4:] == ["--tokenizer-type", "NullTokenizer", "--vocab-size", "10002"]
+    own = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "x"]
+    assert resolve_data_source([*own, "--data-source=dyck"])[:4] == own
+    assert "--vocab-size" not in resolve_data_source([*own, "--data-source=dyck"])
+
+
+def test_without_a_source_nothing_changes() -> None:
+    argv = ["--data-path", "a", "--lr", "1", "--unknown-to-us", "x"]
+    assert resolve_data_source(argv) == argv
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["--data-source", "nca://web", "--nca-preset", "code"], "contradicts"),
+        (["--data-source", "nca://web?seed=1", "--nca-seed", "2"], "give it once"),
+        (["--data-source", "dyck", "--nca-seed", "2"], "do not apply to source 'dyck'"),
+        (["--data-source", "nca", "--nca-presett", "web"], "did you mean --nca-preset"),
+    ],
+)
+def test_contradictions_are_refused(argv: list[str], reason: str) -> None:
+    with pytest.raises(NCAPluginError, match=reason):
+        resolve_data_source(argv)

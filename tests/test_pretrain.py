@@ -1,0 +1,93 @@
+"""Megatron's own pretraining on NCA tokens: the same losses under every parallelism, and the same run when resumed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron_runs import FinishedRun, run
+
+NCA = ("--data-source", "nca", "--nca-preset", "toy")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pretrain")
+
+
+@pytest.fixture(scope="module")
+def first_weights(folder: Path) -> Path:
+    """Initial weights that every layout starts from; a run's own depend on its layout."""
+    return run(
+        folder / "first", *NCA, "--train-iters", "1", "--lr", "0", "--min-lr", "0", "--save", folder / "first-weights"
+    ).folder.with_name("first-weights")
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path, first_weights: Path) -> FinishedRun:
+    return run(folder / "one-rank", *NCA, "--train-iters", "20", "--pretrained-checkpoint", first_weights)
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "dp"),
+    [
+        (2, 1, 1),
+        (1, 2, 1),
+        (2, 2, 1),
+        (1, 1, 2),
+        pytest.param(2, 1, 2, marks=pytest.mark.slow),
+        pytest.param(1, 2, 2, marks=pytest.mark.slow),
+        pytest.param(1, 4, 1, marks=pytest.mark.slow),
+        pytest.param(4, 1, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_losses_do_not_depend_on_the_layout(
+    folder: Path, first_weights: Path, one_rank: FinishedRun, tp: int, pp: int, dp: int
+) -> None:
+    parallel = run(
+        folder / f"tp{tp}-pp{pp}-dp{dp}",
+        *(*NCA, "--train-iters", "20", "--pretrained-checkpoint", first_weights),
+        *("--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp)),
+        ranks=tp * pp * dp,
+    )
+    expected = one_rank.losses
+    assert list(parallel.losses) == list(expected) == list(range(1, 21))
+    np.testing.assert_allclose(list(parallel.losses.values()), list(expected.values()), rtol=1e-3)
+
+
+def test_the_loss_starts_at_uniform_and_falls(one_rank: FinishedRun) -> None:
+    losses = one_rank.losses
+    assert losses[1] == pytest.approx(np.log(128), abs=0.15)  # 18 ids, padded to 128 rows
+    assert losses[20] < losses[1] - 0.5
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, first_weights: Path, one_rank: FinishedRun) -> None:
+    checkpoint = folder / "interrupted"
+    common = (
+        *(*NCA, "--train-iters", "20", "--pretrained-checkpoint", first_weights),
+        *("--save", checkpoint, "--load", checkpoint, "--save-interval", "10"),
+    )
+    until_10 = run(folder / "until-10", *common, "--exit-interval", "10")
+    from_10 = run(folder / "from-10", *common)
+    assert list(until_10.losses) == list(range(1, 11))
+    assert list(from_10.losses) == list(range(11, 21))
+    assert until_10.batches + from_10.batches == one_rank.batches
+    assert len(set(one_rank.batches)) == 20 * 4
+    resumed = {**until_10.losses, **from_10.losses}
+    for iteration, loss in one_rank.losses.items():
+        assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_blend_with_text_keeps_its_weights(folder: Path) -> None:
+    from nca_plugin.prepare import Corpus, prepare
+
+    text = folder / "text.txt"
+    text.write_text("All work and no play makes Jack a dull boy. " * 2000)
+    prepare(Corpus(inputs=(str(text),)), folder / "text_document")
+    blended = run(
+        folder / "blend",
+        *("--data-path", "0.25", "nca://toy", "0.75", folder / "text_document", "--split", "100,0,0"),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--train-iters", "10"),
+        *("--data-cache-path", folder / "cache"),
+    )
+    assert list(blended.losses) == list(range(1, 11))

@@ -1,0 +1,69 @@
+"""Random numbers and the functions on them, against published vectors and the standard library."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nca_plugin.automata import rng
+
+U64 = st.integers(0, 2**64 - 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "index", "attempt", "block", "expected"),
+    [
+        # Random123's known-answer tests of philox4x32-10.
+        (0, 0, 0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (2**64 - 1, 2**64 - 1, 2**32 - 1, 2**32 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            0x299F31D0_A4093822,
+            0x03707344_13198A2E,
+            0x85A308D3,
+            0x243F6A88,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox(key: int, index: int, attempt: int, block: int, expected: tuple[int, ...]) -> None:
+    out = np.empty(4, np.uint64)
+    rng.philox(np.uint64(key), np.uint64(index), np.uint64(attempt), np.uint64(block), out)
+    assert tuple(out) == expected
+
+
+@given(key=U64, index=U64, count=st.integers(0, 50))
+def test_uniforms_do_not_depend_on_how_many_are_drawn(key: int, index: int, count: int) -> None:
+    few = rng.uniforms(np.uint64(key), np.uint64(index), np.uint64(1), count)
+    many = rng.uniforms(np.uint64(key), np.uint64(index), np.uint64(1), 60)
+    np.testing.assert_array_equal(few, many[:count])
+    assert np.all((many > 0) & (many < 1))
+
+
+@given(st.floats(2**-40, 64))
+def test_log(x: float) -> None:
+    assert rng.log(x) == pytest.approx(math.log(x), rel=1e-14, abs=1e-15)
+
+
+@given(st.floats(-40, 40))
+def test_exp(x: float) -> None:
+    assert rng.exp(x) == pytest.approx(math.exp(x), rel=1e-12)
+
+
+@given(st.floats(2**-33, 1 - 2**-33))
+def test_normal_quantile(p: float) -> None:
+    assert rng.normal_quantile(p) == pytest.approx(NormalDist().inv_cdf(p), rel=1e-9, abs=1e-9)
+
+
+def test_gumbel_stays_within_the_bound_that_rollouts_rely_on() -> None:
+    lowest, highest = rng.gumbel(2.0**-33), rng.gumbel(1 - 2.0**-33)
+    assert highest - lowest < 26.1
+
+
+def test_streams_differ() -> None:
+    keys = {
+        int(rng.stream_key(seed, split, purpose)) for seed in range(50) for split in rng.SPLITS for purpose in range(9)
+    }
+    assert len(keys) == 50 * 3 * 9
