@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -40,11 +39,14 @@ def main() -> None:
     with one_line_errors():
         try:
             sys.exit(app(standalone_mode=False))
-        except click.ClickException as error:
-            raise NCAPluginError(" ".join(error.format_message().split())) from error
-        except (click.Abort, KeyboardInterrupt):
+        except (typer.Abort, KeyboardInterrupt):
             print("nca-plugin: interrupted", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            # Usage errors are classes of the click that typer carries within, which it does not export.
+            if not hasattr(error, "format_message"):
+                raise
+            raise NCAPluginError(" ".join(error.format_message().split())) from error
 
 
 @app.command()
@@ -96,7 +98,7 @@ def transfer(
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
-    from nca_plugin.checkpoint import transfer as transfer_checkpoint
+    from nca_plugin.checkpoint.transfer import transfer as transfer_checkpoint
 
     report = transfer_checkpoint(
         origin,
@@ -132,10 +134,11 @@ def study(
 ) -> None:
     """Train from several starts on the same text and compare. Interrupted, the same command continues."""
     from nca_plugin.study.config import load_study
+
+    settings = load_study(config, overrides or [])
     from nca_plugin.study.report import results, tables, verdict, write_report
     from nca_plugin.study.study import run_study
 
-    settings = load_study(config, overrides or [])
     console = Console()
     with _StudyProgress(console) as progress:
         result = run_study(settings, progress)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from nca_plugin.errors import NCAPluginError
 
@@ -107,6 +106,7 @@ def _write(
     partials: list[Path],
     on_progress: Callable[[int], None],
 ) -> None:
+    import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     bin_path, idx_path = map(str, partials)

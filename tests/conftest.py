@@ -3,9 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may be the first to compile a kernel, or share its core with another run.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

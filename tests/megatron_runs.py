@@ -15,7 +15,8 @@ MODEL = (
     *("--untie-embeddings-and-output-weights", "--attention-dropout", "0", "--hidden-dropout", "0"),
     *("--micro-batch-size", "2", "--global-batch-size", "8", "--num-workers", "1"),
     *("--lr", "1e-3", "--min-lr", "1e-4", "--lr-decay-style", "cosine", "--lr-decay-iters", "20"),
-    *("--eval-interval", "1000", "--eval-iters", "0", "--log-interval", "1", "--tensorboard-log-interval", "1"),
+    *("--save-interval", "10", "--eval-interval", "1000", "--eval-iters", "0"),
+    *("--log-interval", "1", "--tensorboard-log-interval", "1"),
 )
 
 #: Batches are recorded through a launcher that wraps the real one; see there.
@@ -52,6 +53,6 @@ def run(folder: Path, *arguments: str | Path, ranks: int = 1) -> FinishedRun:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RECORD_BATCHES_TO": str(folder)}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=580)
     log = done.stdout + done.stderr
-    errors = re.findall(r".*(?:Error|error:).*", log)
-    assert done.returncode == 0, "\n".join(errors[:20]) or log[-3000:]
+    failure = re.search(r"Traceback .*|nca-plugin: error.*", log, re.DOTALL)
+    assert done.returncode == 0, failure[0][:5000] if failure else log[-3000:]
     return FinishedRun(folder, log)

@@ -57,7 +57,7 @@ def test_samples_are_the_same_in_another_process(uri: str) -> None:
     assert shown == [source.sample(i, 200).tokens.tobytes().hex() for i in (5, 2**40, 0)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(index=st.integers(0, 2**63 - 1), length=st.integers(75, 400))
 def test_a_longer_sample_begins_with_the_shorter_one(index: int, length: int) -> None:
     source = parse("nca://toy")

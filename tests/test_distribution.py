@@ -41,7 +41,7 @@ def test_noise_flips_as_many_cells_as_published() -> None:
     config = NCAConfig.preset("web", band=None)
     flipped = cells = 0
     for index in range(60):
-        frames = decode(generate(config, index, 1025)[0][:1026])
+        frames = decode(generate(config, index, 1025)[0])
         rule = random_rule(10, config.seed, index)
         for now, after in itertools.pairwise(frames):
             is_flipped = rule.rollout(now, 1)[0] != after
@@ -65,11 +65,11 @@ def test_every_sample_is_in_its_band(preset: str) -> None:
 
 def test_release_reuses_rules_and_scores_another_rollout() -> None:
     config = NCAConfig.preset("release", num_rules=3)
-    samples = [generate(config, i, 1024)[0] for i in range(6)]
+    samples = [generate(config, i, 1025)[0] for i in range(6)]
     # The same rule from another first state: different tokens, the same transitions.
     assert not np.array_equal(samples[0], samples[3])
     rule = _rule_of(samples[0], config)
-    frames = decode(samples[3][:1026])
+    frames = decode(samples[3])
     agreement = [np.mean(rule.rollout(a, 1)[0] == b) for a, b in itertools.pairwise(frames)]
     assert min(agreement) > 0.95
     scores = [gzip_score(decode(generate(config, i, 379)[0])) for i in range(200)]
@@ -90,4 +90,5 @@ def test_ceilings_match_the_measured_ones() -> None:
     for num_colors, ceiling in ((2, 0.246), (3, 0.351), (5, 0.524), (8, 0.624), (10, 0.669), (12, 0.698), (15, 0.725)):
         floor, measured = score_bounds(num_colors, 12, 2)
         assert floor == pytest.approx(0.0222, abs=1e-4)
-        assert measured == pytest.approx(ceiling, abs=0.01)
+        # Published: a typical score of uniform tokens. Ours: the largest of 64, which must not be lower.
+        assert ceiling <= measured < ceiling + 0.015

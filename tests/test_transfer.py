@@ -10,8 +10,8 @@ import pytest
 import torch
 from megatron_runs import FinishedRun, run
 
-from nca_plugin.checkpoint import transfer
 from nca_plugin.checkpoint.torch_dist import Checkpoint, read_checkpoint
+from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 
 VOCAB_SIZE, ROWS = 300, 384

@@ -65,7 +65,8 @@ class SourceGPTDataset(GPTDataset):
     def __len__(self) -> int:
         if isinstance(self.dataset, IndexedDataset):
             return super().__len__()
-        return self.num_samples
+        # Megatron's sampler refuses an empty dataset, which --eval-iters 0 would make.
+        return max(1, self.num_samples)
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
         if isinstance(self.dataset, IndexedDataset):
