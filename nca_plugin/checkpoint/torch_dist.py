@@ -144,6 +144,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def embedding_rows(path: Path) -> int | None:
+    """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one."""
+    if not (path / _TRACKER).is_file() or not (find_checkpoint(path) / ".metadata").is_file():
+        return None
+    entry = read_checkpoint(path).metadata.state_dict_metadata.get("embedding.word_embeddings.weight")
+    return entry.size[0] if isinstance(entry, TensorStorageMetadata) else None
+
+
 def _check_sizes(checkpoint: Checkpoint) -> None:
     needed: dict[str, int] = {}
     for _, info in checkpoint.stored():

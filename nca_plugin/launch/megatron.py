@@ -8,8 +8,10 @@ CPU mode and says so.
 
 import os
 import sys
+from argparse import Namespace
+from pathlib import Path
 
-from nca_plugin.errors import one_line_errors
+from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 
 
@@ -45,8 +47,26 @@ def _pretrain() -> None:
     # As in Megatron-LM's pretrain_gpt.py.
     args = parse_and_validate_args(add_arguments, args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
     check_arguments(args)
+    _check_vocabulary(args)
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
     pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def _check_vocabulary(args: Namespace) -> None:
+    """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
+    missing as zeros and those too many cut off."""
+    from nca_plugin.checkpoint.torch_dist import embedding_rows
+
+    for path in (args.load, args.pretrained_checkpoint):
+        rows = None if path is None else embedding_rows(Path(path))
+        if rows is not None:
+            if rows != args.padded_vocab_size:
+                raise NCAPluginError(
+                    f"checkpoint {path} has {rows} embedding rows, the run has {args.padded_vocab_size}: make it fit "
+                    f"with nca-plugin transfer --from {path} --to ... --vocab-size {args.vocab_size} "
+                    f"--tensor-model-parallel-size {args.tensor_model_parallel_size}"
+                )
+            return
 
 
 def _become_only_rank_without_torchrun() -> None:

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ class Run:
     iterations: int
     arguments: list[str]
     threads: int
+    inputs: str = ""
+    """Fingerprint of what the run reads, so that a result is not taken for that of other inputs."""
 
     @property
     def checkpoint(self) -> Path:
@@ -54,12 +58,45 @@ def megatron_arguments(arguments: dict[str, Any]) -> list[str]:
     return result
 
 
-def execute(run: Run, on_iteration: Callable[[int], None], processes: list[subprocess.Popen[str]]) -> RunResult:
+class Processes:
+    """Processes that stop together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._is_stopped = False
+
+    @contextmanager
+    def start(self, command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+        """Run a command with its output piped. Raises `NCAPluginError` after `stop`."""
+        with self._lock:
+            if self._is_stopped:
+                raise NCAPluginError("not started, because another run failed")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
+            )
+            self._running.add(process)
+        try:
+            yield process
+        finally:
+            process.wait()
+            with self._lock:
+                self._running.remove(process)
+
+    def stop(self) -> None:
+        """End what runs, and start nothing more."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def execute(run: Run, on_iteration: Callable[[int], None], processes: Processes) -> RunResult:
     """Run a stage, or return its result if it is complete. A half-finished one is begun again.
 
     Args:
         on_iteration: called with the number of each finished iteration that Megatron reports.
-        processes: where the running process is listed, for a caller that has to stop it.
+        processes: where the process runs, for a caller that has to stop it.
 
     Raises:
         NCAPluginError: the run failed; the message holds its last line and names its log.
@@ -80,11 +117,7 @@ def execute(run: Run, on_iteration: Callable[[int], None], processes: list[subpr
     started = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": str(run.threads), "PYTHONUNBUFFERED": "1"}
     log_path = run.folder / "log.txt"
-    with log_path.open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
-        )
-        processes.append(process)
+    with log_path.open("w") as log, processes.start(command, environment) as process:
         assert process.stdout is not None
         last = ""
         for line in process.stdout:
@@ -92,10 +125,10 @@ def execute(run: Run, on_iteration: Callable[[int], None], processes: list[subpr
             last = line.strip() or last
             if match := _ITERATION.search(line):
                 on_iteration(int(match[1]))
-        code = process.wait()
-        processes.remove(process)
-    if code:
-        raise NCAPluginError(f"run {run.name} ended with code {code}: {_error_line(log_path) or last}; see {log_path}")
+    if process.returncode:
+        raise NCAPluginError(
+            f"run {run.name} ended with code {process.returncode}: {_error_line(log_path) or last}; see {log_path}"
+        )
     result = RunResult(time.monotonic() - started, *read_losses(run.folder / "tensorboard"))
     if not result.validation_loss:
         raise NCAPluginError(f"run {run.name} logged no validation loss: check eval-interval; see {log_path}")
@@ -117,7 +150,7 @@ def _finished(run: Run) -> RunResult | None:
 
 
 def _identity(run: Run) -> list[str]:
-    return [*run.arguments, str(run.iterations)]
+    return [*run.arguments, str(run.iterations), run.inputs]
 
 
 def _error_line(log_path: Path) -> str | None:

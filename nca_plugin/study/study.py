@@ -1,14 +1,14 @@
 """Run a study: warm-ups, transitions and language runs, every arm times every seed."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.errors import NCAPluginError
 from nca_plugin.prepare import input_bytes, prepare
 from nca_plugin.sources import Source, parse
 from nca_plugin.study.config import StudyConfig
-from nca_plugin.study.runs import Run, RunResult, execute, megatron_arguments
+from nca_plugin.study.runs import Processes, Run, RunResult, execute, megatron_arguments
 
 _UNIGRAM_SAMPLES = 256
 
@@ -74,8 +73,11 @@ def run_study(study: StudyConfig, progress: Progress) -> StudyResult:
             # A transition is a matter of seconds: it is made anew, so that it belongs to the warm-up that is there.
             shutil.rmtree(start, ignore_errors=True)
             origin = warm_up_runs[arm.warm_up, seed].checkpoint
-            transfer(origin, start, vocab_size=vocab_size, keep=arm.keep, reinit=arm.reinit, seed=seed)
-            arm_runs[name, seed] = _language_run(study, root, name, seed, threads, prefix, vocab_size, start)
+            report = transfer(origin, start, vocab_size=vocab_size, keep=arm.keep, reinit=arm.reinit, seed=seed)
+            run = _language_run(study, root, name, seed, threads, prefix, vocab_size, start)
+            inputs = json.dumps([report, str(study.corpus.corpus()), corpus_tokens])
+            fingerprint = hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
+            arm_runs[name, seed] = dataclasses.replace(run, inputs=fingerprint)
     arms = _run_all(arm_runs, study.parallel_runs, progress)
     return StudyResult(
         warm_ups={
@@ -145,32 +147,21 @@ def _language_run(
 
 def _run_all(runs: dict[tuple[str, int], Run], parallel: int, progress: Progress) -> dict[tuple[str, int], RunResult]:
     """Execute the runs, `parallel` at a time. The first failure, or an interrupt, stops the others."""
-    processes: list[subprocess.Popen[str]] = []
-    is_stopped = threading.Event()
+    processes = Processes()
 
     def one(run: Run) -> RunResult:
-        if is_stopped.is_set():
-            raise NCAPluginError(f"run {run.name} was not started, because another one failed")
-        update = progress.start(run.name, run.iterations)
-        result = execute(run, update, processes)
+        result = execute(run, progress.start(run.name, run.iterations), processes)
         progress.finish(run.name, f"validation loss {result.validation_loss[-1][1]:.4f} after {result.seconds:.0f} s")
         return result
 
     with ThreadPoolExecutor(parallel) as pool:
         futures = {key: pool.submit(one, run) for key, run in runs.items()}
         try:
-            wait(futures.values(), return_when=FIRST_EXCEPTION)
-            failed = [future for future in futures.values() if future.done() and future.exception()]
-        except KeyboardInterrupt:
-            failed = list(futures.values())
+            for future in as_completed(futures.values()):
+                future.result()
+        except BaseException:
+            processes.stop()
             raise
-        finally:
-            if failed:
-                is_stopped.set()
-                for process in processes:
-                    process.terminate()
-        if failed:
-            failed[0].result()
     return {key: future.result() for key, future in futures.items()}
 
 
