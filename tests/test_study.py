@@ -68,7 +68,7 @@ def test_a_study_continues_where_it_stopped(output: Path, result: StudyResult) -
     assert again.arms["scratch", 1] == result.arms["scratch", 1]
     repeated, first = again.arms["nca-attention", 1], result.arms["nca-attention", 1]
     assert repeated.seconds != first.seconds
-    assert repeated.validation_loss == pytest.approx(first.validation_loss, rel=1e-6)
+    assert dict(repeated.validation_loss) == pytest.approx(dict(first.validation_loss), rel=1e-6)
 
 
 def test_a_run_that_fails_is_named_with_its_log(output: Path, result: StudyResult) -> None:
@@ -101,12 +101,23 @@ def test_a_difference_inside_its_interval_is_reported_as_none() -> None:
     assert paired({1: 0.05, 2: 0.051})["summary"]["warm"]["difference_95"] == pytest.approx(0.00635, abs=1e-5)
 
 
+def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    with pytest.raises(NCAPluginError, match="is not the folder of a study"):
+        run_study(load_study(DEMO, [f"output={tmp_path}"]), Silence())
+    assert (tmp_path / "corpus").is_dir()
+
+
+def test_the_demo_comes_with_the_package() -> None:
+    assert load_study(Path("demo"), []) == load_study(DEMO, [])
+
+
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
         ("outptu=x", "outptu"),
         ("seeds=[]", "seeds must be"),
-        ("arms.nca.keep=[atention]", "unknown selector 'atention'"),
+        ("+arms.nca.keep=[atention]", "unknown selector 'atention'"),
         ("arms.nca.warm_up=none", "not a warm-up"),
         ("baseline=nobody", "not an arm"),
         ("warm_ups.nca.source='nca://toy?seed=1'", "leave out seed"),

@@ -5,6 +5,7 @@ The dataclasses are not frozen, because OmegaConf cannot merge a file into froze
 
 import sysconfig
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,13 @@ class StudyConfig:
 def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     """Return the study of a Hydra file with overrides such as `seeds=[1,2,3]`.
 
+    Args:
+        path: a file, or the bare name of one that comes with the package: `demo`.
+
     Raises:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
     """
-    if not path.is_file():
-        raise NCAPluginError(f"study file {path} does not exist")
+    path = _find(path)
     try:
         with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
             values = compose(path.stem, overrides=overrides)
@@ -113,6 +116,15 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     assert isinstance(study, StudyConfig)
     _check(study, path)
     return study
+
+
+def _find(path: Path) -> Path:
+    shipped = Path(str(resources.files("nca_plugin.conf"))) / "study"
+    for candidate in (path, shipped / f"{path.name}.yaml"):
+        if candidate.is_file() and (candidate is path or path.parent == Path()):
+            return candidate
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+    raise NCAPluginError(f"study file {path} does not exist (those that come with the package: {names})")
 
 
 def _check(study: StudyConfig, path: Path) -> None:

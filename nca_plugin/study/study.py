@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from nca_plugin.checkpoint.transfer import transfer
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.prepare import input_bytes, prepare
 from nca_plugin.sources import Source, parse
 from nca_plugin.study.config import StudyConfig
@@ -58,7 +59,7 @@ class StudyResult:
 def run_study(study: StudyConfig, progress: Progress) -> StudyResult:
     """Run what is not complete yet, and return everything. Interrupted, it continues with the same call."""
     started = time.monotonic()
-    root = Path(study.output)
+    root = _output_folder(study)
     prefix, vocab_size, corpus_tokens = _prepare_corpus(study, root / "corpus", progress)
     threads = max(1, (os.cpu_count() or 1) // study.parallel_runs)
 
@@ -90,6 +91,17 @@ def run_study(study: StudyConfig, progress: Progress) -> StudyResult:
         corpus_tokens=corpus_tokens,
         seconds=time.monotonic() - started,
     )
+
+
+def _output_folder(study: StudyConfig) -> Path:
+    """Return the study's folder, with the mark that it is one: a study removes what it finds half-finished there."""
+    root = Path(study.output)
+    mark = root / "study.json"
+    if root.exists() and not mark.is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise NCAPluginError(f"output {root} exists and is not the folder of a study: choose another with output=...")
+    root.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(dataclasses.asdict(study), indent=1))
+    return root
 
 
 def _prepare_corpus(study: StudyConfig, folder: Path, progress: Progress) -> tuple[Path, int, int]:
