@@ -8,6 +8,7 @@ from typing import Any
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.object_storage_utils import is_object_storage_path
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.training import get_args, print_rank_0
@@ -34,7 +35,8 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
         dataset_class = SourceGPTDataset
     else:
         dataset_class = GPTDataset
-    print_rank_0(f"> building train, validation and test datasets: {dataset_class.__name__} of {_described(config)}")
+    described = ", ".join(_data_paths(args)) or "mock data"
+    print_rank_0(f"> building train, validation and test datasets: {dataset_class.__name__} of {described}")
     is_built = partial(_is_dataset_built_on_rank, vp_stage)
     datasets: list[Any] = BlendedMegatronDatasetBuilder(
         dataset_class, train_val_test_num_samples, is_built, config
@@ -48,9 +50,13 @@ provider.is_distributed = True  # type: ignore[attr-defined]
 
 def source_paths(args: Any) -> list[str]:
     """Return the source URIs among the run's data paths."""
+    return [path for path in _data_paths(args) if is_source(path)]
+
+
+def _data_paths(args: Any) -> list[str]:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     blends = [blend, *(blend_per_split or [])]
-    return [path for b in blends if b is not None for path in b[0] if is_source(path)]
+    return [path for b in blends if b is not None for path in b[0]]
 
 
 #: Megatron-LM arguments that need a dataset or a forward step of their own.
@@ -73,11 +79,11 @@ def check_arguments(args: Any) -> None:
         if getattr(args, name, None):
             option = "--" + name.replace("_", "-")
             raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
-    paths = source_paths(args)
-    if paths:
+    uris = [path for path in _data_paths(args) if "://" in path and not is_object_storage_path(path)]
+    if uris:
         vocab_size = build_tokenizer(args).vocab_size
-        for path in paths:
-            check_fit(parse(path), args.seq_length, vocab_size)
+        for uri in uris:
+            check_fit(parse(uri), args.seq_length, vocab_size)
 
 
 def _dataset_config(args: Any) -> GPTDatasetConfig:
@@ -109,12 +115,6 @@ def _dataset_config(args: Any) -> GPTDatasetConfig:
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
     )
-
-
-def _described(config: GPTDatasetConfig) -> str:
-    blends = [config.blend] if config.blend is not None else config.blend_per_split or []
-    paths = [path for blend in blends if blend is not None for path in blend[0]]
-    return ", ".join(paths) or "mock data"
 
 
 def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:

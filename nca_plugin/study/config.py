@@ -135,6 +135,8 @@ def _check(study: StudyConfig, path: Path) -> None:
         refuse("seeds must be one or more different numbers")
     if study.parallel_runs < 1:
         refuse("parallel_runs must be at least 1")
+    if len(study.arms) < 2:
+        refuse("arms must be two or more, to compare")
     if study.baseline not in study.arms:
         refuse(f"baseline '{study.baseline}' is not an arm: {', '.join(study.arms)}")
     for name, warm_up in study.warm_ups.items():
