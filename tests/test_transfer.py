@@ -61,7 +61,8 @@ def model_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 def test_the_language_run_starts_from_what_was_kept(folder: Path, stage_1: Path) -> None:
     start = folder / "start"
-    report = transfer(stage_1, start, vocab_size=VOCAB_SIZE, seed=5)
+    # Stage 1 had two tensor-parallel ranks, the language run has one: another padding of the vocabulary.
+    report = transfer(stage_1, start, vocab_size=VOCAB_SIZE, tensor_parallel_size=1, seed=5)
     done = language_run(folder / "language", start)
     assert done.losses[1] == pytest.approx(np.log(ROWS), abs=0.15)
 
