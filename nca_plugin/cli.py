@@ -86,7 +86,7 @@ def transfer(
     origin: Annotated[Path, typer.Option("--from", help="A torch_dist checkpoint: a --save folder or an iteration's.")],
     target: Annotated[Path, typer.Option("--to", help="The folder to write; it must not exist.")],
     vocab_size: Annotated[int | None, typer.Option(help="Ids of the next stage's tokenizer.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Keep only: embedding, output, attention, mlp, norm.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Keep only: attention, mlp, norm, position, ...")] = None,
     reinit: Annotated[list[str] | None, typer.Option(help="Draw this anew too, or `all`.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
     make_vocab_size_divisible_by: Annotated[

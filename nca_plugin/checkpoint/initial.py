@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nca_plugin.automata import rng
+from nca_plugin.checkpoint.plan import Step
 from nca_plugin.checkpoint.torch_dist import is_stacked
 from nca_plugin.errors import NCAPluginError
 
@@ -20,8 +21,8 @@ from nca_plugin.errors import NCAPluginError
 _RESIDUAL_OUTPUTS: Final = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
 
-def initial_values(name: str, shape: torch.Size, dtype: torch.dtype, args: Namespace, seed: int) -> torch.Tensor:
-    """Return the values that a new model of arguments `args` would start with, of the given shape.
+def initial_values(step: Step, shape: torch.Size, dtype: torch.dtype, args: Namespace, seed: int) -> torch.Tensor:
+    """Return the values that a tensor of a new model of arguments `args` would start with, of the given shape.
 
     Weights are N(0, std): `init_method_std`, `embedding_init_method_std` for embeddings if set, and for projections
     into the residual stream std / sqrt(2 * num_layers). Norm weights are 1 (0 if zero-centred), biases 0.
@@ -29,12 +30,13 @@ def initial_values(name: str, shape: torch.Size, dtype: torch.dtype, args: Names
     Raises:
         NCAPluginError: the model is initialised by a rule that is not one of these.
     """
-    for option in ("use_mup", "init_method_xavier_uniform"):
-        if getattr(args, option, False):
-            raise NCAPluginError(f"the checkpoint's model is initialised with {option}: not supported for re-drawing")
+    for option in ("use_mup", "init_method_xavier_uniform", "hybrid_layer_pattern"):
+        if getattr(args, option, None):
+            raise NCAPluginError(f"the checkpoint's model has {option}: drawing its values anew is not supported")
+    name = step.name
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=dtype)
-    if "norm" in name.rsplit("linear_", 1)[-1]:
+    if step.role == "norm":
         is_zero_centred = getattr(args, "apply_layernorm_1p", False)
         return torch.full(shape, 0.0 if is_zero_centred else 1.0, dtype=dtype)
     std = _standard_deviation(name, args)

@@ -13,6 +13,7 @@ Action = Literal["keep", "reinit", "drop"]
 #: The first pattern that matches decides: a norm inside the attention is a norm.
 _ROLES: Final = (
     ("norm", r".*(layer_norm_(weight|bias)|layernorm\.(weight|bias)|norm\.(weight|bias))"),
+    ("position", r"embedding\.position_embeddings\.weight"),
     ("embedding", r"embedding\..*(weight|bias)"),
     ("output", r"output_layer\.(weight|bias)"),
     ("attention", r"decoder\.layers\.(\d+\.)?self_attention\..*(weight|bias)"),

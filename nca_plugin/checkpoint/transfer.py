@@ -81,7 +81,7 @@ def transfer(
             dtype = _tensor_entry(checkpoint, step.name).properties.dtype
             shape = shapes[step.name]
             assert shape is not None
-            values = initial_values(step.name, shape, dtype, args, seed)
+            values = initial_values(step, shape, dtype, args, seed)
             replaced[step.name] = values
             row |= {"mean": values.double().mean().item(), "std": values.double().std(correction=0).item()}
         elif step.action == "keep" and step.role:
