@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,9 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
+from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError, one_line_errors
+
+_SELECTORS = ", ".join(SELECTORS)
+
+#: The exit code that typer gives to a command that ctrl-C ended.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Neural cellular automata as pre-pre-training data for Megatron.",
@@ -38,15 +45,15 @@ def main() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with one_line_errors():
         try:
-            sys.exit(app(standalone_mode=False))
-        except (typer.Abort, KeyboardInterrupt):
-            print("nca-plugin: interrupted", file=sys.stderr)
-            sys.exit(130)
+            code = app(standalone_mode=False)
         except Exception as error:
             # Usage errors are classes of the click that typer carries within, which it does not export.
             if not hasattr(error, "format_message"):
                 raise
             raise NCAPluginError(" ".join(error.format_message().split())) from error
+        if code == _INTERRUPTED:
+            print("nca-plugin: interrupted", file=sys.stderr)
+        sys.exit(code)
 
 
 @app.command()
@@ -86,8 +93,8 @@ def transfer(
     origin: Annotated[Path, typer.Option("--from", help="A torch_dist checkpoint: a --save folder or an iteration's.")],
     target: Annotated[Path, typer.Option("--to", help="The folder to write; it must not exist.")],
     vocab_size: Annotated[int | None, typer.Option(help="Ids of the next stage's tokenizer.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Keep only: attention, mlp, norm, position, ...")] = None,
-    reinit: Annotated[list[str] | None, typer.Option(help="Draw this anew too, or `all`.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help=f"Keep only this: {_SELECTORS}.")] = None,
+    reinit: Annotated[list[str] | None, typer.Option(help=f"Draw this anew too: {_SELECTORS}.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
     make_vocab_size_divisible_by: Annotated[
         int | None, typer.Option(help="Megatron's padding of the vocabulary in the next stage.")
@@ -111,7 +118,7 @@ def transfer(
         tensor_parallel_size=tensor_model_parallel_size,
         dry_run=dry_run,
     )
-    table = Table("tensor", "shape", "action", "why")
+    table = Table(Column("tensor", overflow="fold"), Column("shape", no_wrap=True), "action", "why", box=box.SIMPLE)
     dropped = 0
     for row in report["tensors"]:
         if row["action"] == "drop":
