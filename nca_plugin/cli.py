@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Column, Table
 
 from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError, one_line_errors
@@ -118,15 +116,13 @@ def transfer(
         tensor_parallel_size=tensor_model_parallel_size,
         dry_run=dry_run,
     )
-    table = Table(Column("tensor", overflow="fold"), Column("shape", no_wrap=True), "action", "why", box=box.SIMPLE)
     dropped = 0
     for row in report["tensors"]:
         if row["action"] == "drop":
             dropped += 1
         elif row["role"]:
             shape = str(row["shape"]) + (f" -> {row['new_shape']}" if "new_shape" in row else "")
-            table.add_row(row["name"], shape, row["action"], row["reason"])
-    Console().print(table)
+            print(f"{row['action']:6}  {row['name']}  {shape}  ({row['reason']})")
     print(f"{dropped} entries of the finished run dropped: optimizer, schedule, random state.")
     if dry_run:
         print("Dry run: nothing was written.")
