@@ -151,7 +151,7 @@ def write_report(values: dict[str, Any], folder: Path) -> list[Path]:
 def _draw(values: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     warm_up_axes, axes = figure.subplots(1, 2, width_ratios=[2, 3])
     step = values["tokens_per_iteration"] / 1e6
     for index, name in enumerate(dict.fromkeys(row["warm_up"] for row in values["warm_ups"])):
@@ -169,7 +169,7 @@ def _draw(values: dict[str, Any], path: Path) -> None:
         title=f"Language: validation loss, {_seeds(values)}", xlabel="text tokens (millions)", ylabel="nats a token"
     )
     for a in (warm_up_axes, axes):
-        a.legend(edgecolor="none", framealpha=0.9, fontsize=9)
+        a.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)
         a.grid(alpha=0.3)
         a.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
