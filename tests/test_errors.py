@@ -28,7 +28,10 @@ COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
             (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "10001"),
             "vocabulary of 10001 is smaller than the 10002 ids",
         ),
-        ((*LAUNCH, "--data-path", "ncaa://web", "--tokenizer-type", "NullTokenizer"), "unknown source 'ncaa'"),
+        (
+            (*LAUNCH, "--data-path", "ncaa://web", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"),
+            "unknown source 'ncaa'",
+        ),
         ((*COMMAND, "transfer", "--from", "missing", "--to", "out"), "checkpoint missing does not exist"),
         ((*COMMAND, "transfer", "--from", ".", "--to", "out"), "unknown format"),
         ((*COMMAND, "transfer", "--from", ".", "--to", "existing.txt"), "exists already"),
