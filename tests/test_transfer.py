@@ -143,6 +143,14 @@ def test_what_is_kept_is_linked_and_the_report_tells_all(folder: Path, stage_1: 
     assert kept and all(len(row["blake2b"]) == 32 for row in kept)
 
 
+def test_a_transferred_checkpoint_can_be_transferred(folder: Path, stage_1: Path) -> None:
+    once, twice = folder / "once", folder / "twice"
+    transfer(stage_1, once, vocab_size=VOCAB_SIZE, seed=5)
+    transfer(once, twice, keep=["all"])
+    first, second = model_tensors(read_checkpoint(once)), model_tensors(read_checkpoint(twice))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -8,6 +8,7 @@ legitimately hold are unpickled.
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -33,7 +34,6 @@ from nca_plugin.errors import NCAPluginError
 
 _TRACKER: Final = "latest_checkpointed_iteration.txt"
 _COMMON_STATE: Final = "common_state/shard_0_1"
-_NEW_FILE: Final = "transfer_0.distcp"
 _FORMAT: Final = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 _PICKLED_MODULES: Final = (
     "torch.distributed.checkpoint.metadata",
@@ -123,10 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         NCAPluginError: not a complete `torch_dist` checkpoint.
     """
     folder = find_checkpoint(path)
-    try:
-        backend = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
-    except (OSError, ValueError):
-        backend = None
+    backend = _backend(folder)
     if backend != _FORMAT["sharded_backend"]:
         raise NCAPluginError(
             f"checkpoint {folder} is of an unknown format ({backend or 'no readable metadata.json'}): save it with "
@@ -144,9 +141,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _backend(folder: Path) -> str | None:
+    """Return the format that a checkpoint folder names, None if it names none."""
+    try:
+        backend: str | None = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
+    except (OSError, ValueError):
+        return None
+    return backend
+
+
 def embedding_rows(path: Path) -> int | None:
     """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one."""
-    if not (path / _TRACKER).is_file() or not (find_checkpoint(path) / ".metadata").is_file():
+    if not (path / _TRACKER).is_file() or _backend(find_checkpoint(path)) != _FORMAT["sharded_backend"]:
         return None
     entry = read_checkpoint(path).metadata.state_dict_metadata.get("embedding.word_embeddings.weight")
     return entry.size[0] if isinstance(entry, TensorStorageMetadata) else None
@@ -183,7 +189,9 @@ def write_release(
     storage = {index: info for index, info in origin.stored() if index.fqn in contents}
     for name in sorted({info.relative_path for info in storage.values()}):
         _link(origin.folder / name, folder / name)
-    with (folder / _NEW_FILE).open("xb") as file:
+    # A checkpoint that was itself transferred holds such a file already.
+    new_file = next(path for path in (folder / f"transfer_{n}.distcp" for n in itertools.count()) if not path.exists())
+    with new_file.open("xb") as file:
         for name, tensor in replaced.items():
             entry = _layout(name, tensor)
             contents[name] = entry
@@ -234,7 +242,7 @@ def _append(file: io.BufferedWriter, value: object) -> _StorageInfo:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     file.write(buffer.getbuffer())
-    return _StorageInfo(_NEW_FILE, start, file.tell() - start)
+    return _StorageInfo(Path(file.name).name, start, file.tell() - start)
 
 
 def _flush_to_disk(file: io.BufferedWriter) -> None:

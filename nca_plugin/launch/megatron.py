@@ -9,6 +9,7 @@ CPU mode and says so.
 import os
 import sys
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
@@ -44,12 +45,23 @@ def _pretrain() -> None:
     from nca_plugin.megatron.provider import check_arguments, provider
     from nca_plugin.megatron.step import forward_step
 
+    _use_shipped_dataset_helper()
     # As in Megatron-LM's pretrain_gpt.py.
     args = parse_and_validate_args(add_arguments, args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
     check_arguments(args)
     _check_vocabulary(args)
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
     pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def _use_shipped_dataset_helper() -> None:
+    """Keep Megatron from compiling its dataset helper where only the compiled one is there, as in the wheel: the
+    Makefile is missing, and Megatron would end the run."""
+    import megatron.core.datasets.utils as dataset_utils
+
+    has_makefile = (Path(dataset_utils.__file__).parent / "Makefile").is_file()
+    if not has_makefile and find_spec("megatron.core.datasets.helpers_cpp") is not None:
+        dataset_utils.compile_helpers = lambda: None
 
 
 def _check_vocabulary(args: Namespace) -> None:

@@ -55,7 +55,6 @@ def enable() -> None:
     _replace_accelerator()
     _force_gloo()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
-    _skip_helper_compilation()
 
 
 def _keep_freed_memory() -> None:
@@ -228,10 +227,3 @@ def _force_gloo() -> None:
 
     distributed.init_process_group = init_gloo
     distributed.new_group = new_gloo_group
-
-
-def _skip_helper_compilation() -> None:
-    # The wheel ships the compiled dataset helper without the Makefile that Megatron would call.
-    import megatron.core.datasets.utils as dataset_utils
-
-    dataset_utils.compile_helpers = _nothing
