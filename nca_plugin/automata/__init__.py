@@ -10,7 +10,7 @@ Pure functions on numpy arrays with numba kernels; neither torch nor Megatron is
 """
 
 from nca_plugin.automata.complexity import gzip_score, score_bounds
-from nca_plugin.automata.config import PRESETS, NCAConfig
+from nca_plugin.automata.config import PRESETS, NCAConfig, Stage
 from nca_plugin.automata.generator import generate
 from nca_plugin.automata.rng import SPLITS
 from nca_plugin.automata.rule import Rule, random_rule
@@ -21,6 +21,7 @@ __all__ = [
     "SPLITS",
     "NCAConfig",
     "Rule",
+    "Stage",
     "decode",
     "encode",
     "generate",

@@ -37,23 +37,27 @@ def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> 
         NCAPluginError: see `encode`; or the deflate library in use gives other sizes than zlib.
     """
     array = np.asarray(frames)
-    tokens = encode(array, num_colors, patch_size).reshape(array.shape[0], -1)[:, 1:-1]
-    return gzip_size(tokens) / tokens.nbytes
+    return tokens_score(encode(array, num_colors, patch_size).reshape(array.shape[0], -1))
+
+
+def tokens_score(tokens: NDArray[np.int32]) -> float:
+    """Return the gzip score of frames that are encoded already, int32 [num_frames, patches + 2]."""
+    patches = np.ascontiguousarray(tokens[:, 1:-1], "<i4")
+    return gzip_size(patches) / patches.nbytes
 
 
 def gzip_size(patch_tokens: NDArray[np.int32]) -> int:
-    """Return the bytes that `patch_tokens` take after gzip at level 9.
+    """Return the bytes that `patch_tokens`, little-endian and contiguous, take after gzip at level 9.
 
     Raises:
         NCAPluginError: the deflate library in use gives other sizes than zlib.
     """
     _check_deflate()
-    return _gzip_size(patch_tokens.astype("<i4").tobytes())
+    return _gzip_size(patch_tokens)
 
 
-def _gzip_size(payload: bytes) -> int:
-    compressor = zlib.compressobj(9, zlib.DEFLATED, _GZIP_CONTAINER)
-    return len(compressor.compress(payload)) + len(compressor.flush())
+def _gzip_size(payload: NDArray[np.int32]) -> int:
+    return len(zlib.compress(payload, 9, _GZIP_CONTAINER))
 
 
 @functools.cache
@@ -63,7 +67,7 @@ def _check_deflate() -> None:
         for _ in range(360):
             x = x * multiplier % (2**31 - 1)
             numbers.append((x >> 8) % modulus)
-        size = _gzip_size(np.array(numbers, "<i4").tobytes())
+        size = _gzip_size(np.array(numbers, "<i4"))
         if size != expected:
             raise NCAPluginError(
                 f"the deflate library in use (zlib {zlib.ZLIB_RUNTIME_VERSION}) compresses a known payload to {size} "
@@ -76,11 +80,13 @@ def _check_deflate() -> None:
 def score_bounds(num_colors: int, grid_size: int, patch_size: int) -> tuple[float, float]:
     """Return (floor, ceiling) of the gzip score for an alphabet: constant frames and uniformly random frames.
 
-    The ceiling is the largest score of 64 random rollouts; a rule that scores above it is not to be found by search.
+    The ceiling is the largest score of 64 random rollouts on the released grid; a rule that scores above it is not to
+    be found by search. Larger grids take fewer, as their scores spread less.
     """
     shape = (SCORED_FRAMES, grid_size, grid_size)
     floor = gzip_score(np.zeros(shape, np.uint8), num_colors, patch_size)
+    num_draws = min(_CEILING_DRAWS, max(4, _CEILING_DRAWS * 144 // grid_size**2))
     key = rng.stream_key(0, "train", rng.CEILING)
-    noise = (rng.uniforms(key, np.uint64(i), np.uint64(0), np.prod(shape)) for i in range(_CEILING_DRAWS))
+    noise = (rng.uniforms(key, np.uint64(i), np.uint64(0), np.prod(shape)) for i in range(num_draws))
     ceiling = max(gzip_score((u * num_colors).astype(np.uint8).reshape(shape), num_colors, patch_size) for u in noise)
     return floor, ceiling

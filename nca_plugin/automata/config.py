@@ -1,6 +1,8 @@
 """The parameters of an NCA token stream, and the published sets of them."""
 
+import bisect
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Final, Literal, Self
@@ -10,6 +12,30 @@ from nca_plugin.errors import NCAPluginError
 
 #: Token ids stay below the range of int32 with room for a text vocabulary beside them.
 _MAX_VOCAB_SIZE: Final = 1 << 20
+
+
+#: Open interval of gzip scores, (lo, hi).
+Band = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a curriculum. As text: `START@LOW:HIGH`."""
+
+    start: int
+    """Index of its first sample."""
+
+    band: Band
+    """Band of gzip scores from there on."""
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Return the stage that `text` names. Raises `ValueError` if it names none."""
+        start, low, high = text.replace("@", ":", 1).split(":")
+        return cls(int(start), (float(low), float(high)))
+
+    def __str__(self) -> str:
+        return f"{self.start}@{self.band[0]!r}:{self.band[1]!r}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,37 +50,49 @@ class NCAConfig:
     """Seed of every random number, 0 .. 2^63 - 1."""
 
     num_colors: int = 10
-    """States of a cell, n in 2 .. 256 (release: 10)."""
+    """States of a cell, the alphabet: n in 2 .. 64 (release: 10; the paper's study of alphabets: 2 .. 15). With
+    `patch_size` it sets the vocabulary, n^(p*p) + 2, and with `grid_size` too the highest score that a band can ask for
+    (`score_bounds`)."""
 
     grid_size: int = 12
-    """Cells along an edge of the square torus (release: 12). A multiple of `patch_size`."""
+    """Cells along an edge of the square torus, 3 .. 256, a multiple of `patch_size` (release: 12)."""
 
     patch_size: int = 2
-    """Cells along an edge of the square patch that makes one token (release: 2)."""
+    """Cells along an edge of the square patch that makes one token, 1 .. 4 (release: 2)."""
 
     temperature: float = 1e-4
     """Temperature T >= 0 of the categorical draw of a cell's next state; 0 takes the argmax (release: 1e-4, paper's
-    text: 1e-3)."""
+    text: 1e-3). Logits have a standard deviation of about 0.1: from 1 on the states are noise."""
 
     identity_bias: float = 0.0
-    """Added to the logit of a cell's present state (release: 0)."""
+    """Added to the logit of a cell's present state, any finite number (release: 0). Above 0, cells change
+    less often."""
 
     burn_in: int = 10
-    """Steps before the first frame, >= 0 (release: 10)."""
+    """Steps before the first frame, 0 .. 10,000 (release: 10)."""
 
     steps_per_frame: int = 1
-    """Steps from one frame to the next, dT >= 1 (release: 1)."""
+    """Steps from one frame to the next, the stride dT, 1 .. 1,000 (release: 1)."""
 
-    band: tuple[float, float] | None = (0.5, 1.0)
-    """Rules are redrawn until lo < gzip score < hi (paper, complexity matching). None accepts every rule."""
+    band: Band | None = (0.5, 1.0)
+    """Rules are redrawn until lo < gzip score < hi, 0 <= lo < hi (paper, complexity matching: 0.5:1.0 for web text and
+    mathematics, 0.3:0.4 for code). None accepts every rule."""
+
+    curriculum: tuple[Stage, ...] | None = None
+    """Bands that change with the sample's index, in place of `band`: stages in order, the first from sample 0 on; as
+    text `0@0.1:0.3,20000@0.3:0.5,60000@0.5:1`. Held-out splits take the last stage throughout. Not from the paper."""
 
     first_state: Literal["softmax", "uniform"] = "softmax"
     """Distribution of the colours of the first state: one N(0, 1) logit per colour, shared by all cells (release), or
     uniform (the paper's text)."""
 
     num_rules: int | None = None
-    """Sample i uses rule i modulo this number (release: 16,000); None gives every sample a fresh rule. A limited set is
-    scored once per rule, so it needs `scored_rollout` = separate."""
+    """Size of the set of rules, >= 1: rule r serves again as rule r + `num_rules` (release: 16,000). None for no limit,
+    a fresh rule each time. Rules that are shared are scored once, so they need `scored_rollout` = separate."""
+
+    sequences_per_rule: int = 1
+    """Consecutive samples under the same rule, each from a first state of its own, >= 1 (release: 1). Above 1 needs
+    `scored_rollout` = separate."""
 
     scored_rollout: Literal["trained", "separate"] = "trained"
     """Whether the gzip score is that of the rollout that is trained on, or of another first state under the same rule
@@ -62,22 +100,29 @@ class NCAConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
-        """Return the preset `name` with `changes` to its fields. Raises `NCAPluginError` for an unknown name."""
+        """Return the preset `name` with `changes` to its fields; a curriculum takes the place of the preset's band.
+
+        Raises:
+            NCAPluginError: an unknown name, or an inconsistent result.
+        """
         if name not in PRESETS:
             raise NCAPluginError(f"unknown NCA preset '{name}': choose one of {', '.join(PRESETS)}")
+        if changes.get("curriculum") is not None:
+            changes = {"band": None, **changes}
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         checks = (
             (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
-            (2 <= self.num_colors <= 256, "num_colors", "must lie in 2 .. 256"),
-            (self.patch_size >= 1, "patch_size", "must be at least 1"),
-            (self.grid_size >= 3, "grid_size", "must be at least 3, the width of the neighbourhood"),
+            (2 <= self.num_colors <= 64, "num_colors", "must lie in 2 .. 64"),
+            (1 <= self.patch_size <= 4, "patch_size", "must lie in 1 .. 4"),
+            (3 <= self.grid_size <= 256, "grid_size", "must lie in 3 .. 256"),
             (math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be at least 0"),
             (math.isfinite(self.identity_bias), "identity_bias", "must be finite"),
-            (self.burn_in >= 0, "burn_in", "must be at least 0"),
-            (self.steps_per_frame >= 1, "steps_per_frame", "must be at least 1"),
+            (0 <= self.burn_in <= 10_000, "burn_in", "must lie in 0 .. 10,000"),
+            (1 <= self.steps_per_frame <= 1_000, "steps_per_frame", "must lie in 1 .. 1,000"),
             (self.num_rules is None or self.num_rules >= 1, "num_rules", "must be at least 1"),
+            (self.sequences_per_rule >= 1, "sequences_per_rule", "must be at least 1"),
             (self.first_state in ("softmax", "uniform"), "first_state", "must be softmax or uniform"),
             (self.scored_rollout in ("trained", "separate"), "scored_rollout", "must be trained or separate"),
         )
@@ -88,20 +133,38 @@ class NCAConfig:
             raise NCAPluginError(
                 f"NCA option grid_size={self.grid_size}: must be a multiple of patch_size={self.patch_size}"
             )
-        if self.num_rules is not None and self.scored_rollout == "trained":
-            raise NCAPluginError(
-                f"NCA option num_rules={self.num_rules}: a limited set of rules is scored once per rule, not per "
-                "sample; add scored_rollout=separate"
-            )
+        for name, shares_rules in (
+            ("num_rules", self.num_rules is not None),
+            ("sequences_per_rule", self.sequences_per_rule > 1),
+        ):
+            if shares_rules and self.scored_rollout == "trained":
+                raise NCAPluginError(
+                    f"NCA option {name}={getattr(self, name)}: rules that samples share are scored once per rule, not "
+                    "per sample; add scored_rollout=separate"
+                )
         if self.vocab_size > _MAX_VOCAB_SIZE:
             raise NCAPluginError(
                 f"NCA option num_colors={self.num_colors}: {self.patch_size}x{self.patch_size} patches make a "
                 f"vocabulary of {self.vocab_size}, more than {_MAX_VOCAB_SIZE}; take fewer colours or a smaller patch"
             )
+        if self.curriculum is not None:
+            self._check_curriculum(self.curriculum)
         if self.band is not None:
-            self._check_band(*self.band)
+            self._check_band(self.band)
 
-    def _check_band(self, low: float, high: float) -> None:
+    def _check_curriculum(self, stages: tuple[Stage, ...]) -> None:
+        text = ",".join(map(str, stages))
+        if self.band is not None:
+            raise NCAPluginError(f"NCA option curriculum={text}: takes the place of the band; add band=none")
+        if not stages:
+            raise NCAPluginError("NCA option curriculum is empty: give START@LOW:HIGH,... or none")
+        if stages[0].start != 0 or any(a.start >= b.start for a, b in itertools.pairwise(stages)):
+            raise NCAPluginError(f"NCA option curriculum={text}: stages must start at 0 and at ever larger indices")
+        for stage in stages:
+            self._check_band(stage.band)
+
+    def _check_band(self, band: Band) -> None:
+        low, high = band
         if not (0 <= low < high):
             raise NCAPluginError(f"NCA option band={low:g}:{high:g}: must be LOW:HIGH with 0 <= LOW < HIGH")
         floor, ceiling = score_bounds(self.num_colors, self.grid_size, self.patch_size)
@@ -139,6 +202,19 @@ class NCAConfig:
     def vocab_size(self) -> int:
         """Number of token ids: every patch and the two delimiters."""
         return self.grid_start + 2
+
+    def rule_of(self, index: int) -> int:
+        """Return the number of the rule that sample `index` uses."""
+        rule = index // self.sequences_per_rule
+        return rule if self.num_rules is None else rule % self.num_rules
+
+    def band_of(self, index: int, split: str) -> Band | None:
+        """Return the band of sample `index` of a split."""
+        if self.curriculum is None:
+            return self.band
+        if split != "train":
+            return self.curriculum[-1].band
+        return self.curriculum[bisect.bisect_right(self.curriculum, index, key=lambda stage: stage.start) - 1].band
 
     def options(self) -> dict[str, object]:
         """Return every field by name, in order."""

@@ -5,13 +5,14 @@ import math
 from typing import Final
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import kernels, rng
-from nca_plugin.automata.complexity import SCORED_FRAMES, gzip_score
-from nca_plugin.automata.config import NCAConfig
-from nca_plugin.automata.rule import Rule, random_rule
-from nca_plugin.automata.tokens import encode
+from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
+from nca_plugin.automata.config import Band, NCAConfig
+from nca_plugin.automata.drawing import draw_first_state, draw_kernels
+from nca_plugin.automata.tokens import encode_into
 from nca_plugin.errors import NCAPluginError
 
 #: Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11.
@@ -38,15 +39,10 @@ def generate(
     check_seq_length(config, seq_length)
     if not 0 <= index < 1 << 63:
         raise NCAPluginError(f"sample index {index}: must lie in 0 .. 2^63 - 1")
+    loss_mask = np.ones(seq_length, np.bool_)
+    loss_mask[: config.frame_length - 1] = False
     num_frames = math.ceil((seq_length + 1) / config.frame_length)
-    if config.scored_rollout == "trained":
-        frames = _search(config, split, index, num_frames, rng.FIRST_STATE, rng.NOISE)[1]
-    else:
-        rule_index = index if config.num_rules is None else index % config.num_rules
-        rule = _separately_scored_rule(config, split, rule_index)
-        frames = _Rollout(config, rule, split, index, 0, rng.FIRST_STATE, rng.NOISE).frames(num_frames)
-    tokens = encode(frames, config.num_colors, config.patch_size)[: seq_length + 1]
-    return tokens, np.arange(1, seq_length + 1) >= config.frame_length
+    return _tokens(config, index, num_frames, split).reshape(-1)[: seq_length + 1], loss_mask
 
 
 def check_seq_length(config: NCAConfig, seq_length: int) -> None:
@@ -59,64 +55,102 @@ def check_seq_length(config: NCAConfig, seq_length: int) -> None:
         )
 
 
+def count_attempts(config: NCAConfig, index: int, split: str = "train") -> int:
+    """Return how many candidates the search for the rule of sample `index` tries."""
+    band = config.band_of(index, split)
+    if band is None:
+        return 1
+    if config.scored_rollout == "separate":
+        return _separately_scored_attempt(config, band, split, config.rule_of(index)) + 1
+    scored = np.empty((SCORED_FRAMES, config.frame_length), np.int32)
+    return _search(config, band, split, index, rng.FIRST_STATE, rng.NOISE, scored)[0] + 1
+
+
+def _tokens(config: NCAConfig, index: int, num_frames: int, split: str) -> NDArray[np.int32]:
+    """Return int32 [num_frames or more, frame_length]."""
+    tokens = np.empty((max(num_frames, SCORED_FRAMES), config.frame_length), np.int32)
+    band = config.band_of(index, split)
+    if config.scored_rollout == "separate":
+        rule_index = config.rule_of(index)
+        rule_attempt = 0 if band is None else _separately_scored_attempt(config, band, split, rule_index)
+        _Rollout(config, split, rule_index, rule_attempt, index, 0).write_tokens(tokens[:num_frames])
+    elif band is None:
+        _Rollout(config, split, index, 0, index, 0).write_tokens(tokens[:num_frames])
+    else:
+        scored = tokens[:SCORED_FRAMES]
+        _, rollout = _search(config, band, split, index, rng.FIRST_STATE, rng.NOISE, scored)
+        rollout.write_tokens(tokens[SCORED_FRAMES:num_frames])
+    return tokens
+
+
 def _search(
-    config: NCAConfig, split: str, index: int, num_frames: int, state_purpose: int, noise_purpose: int
-) -> tuple[Rule, NDArray[np.uint8]]:
-    """Return the first rule of stream `index` whose rollout is in the band, and that rollout's first frames."""
+    config: NCAConfig,
+    band: Band,
+    split: str,
+    index: int,
+    state_purpose: int,
+    noise_purpose: int,
+    scored: NDArray[np.int32],
+) -> tuple[int, "_Rollout"]:
+    """Return the first candidate of stream `index` whose rollout is in the band, and that rollout. Its first frames'
+    tokens are written to `scored`, int32 [SCORED_FRAMES, frame_length]."""
+    low, high = band
     for attempt in range(MAX_ATTEMPTS):
-        rule = random_rule(config.num_colors, config.seed, index, attempt, split)
-        rollout = _Rollout(config, rule, split, index, attempt, state_purpose, noise_purpose)
-        if config.band is None:
-            return rule, rollout.frames(num_frames)
-        scored = rollout.frames(SCORED_FRAMES)
-        low, high = config.band
-        if low < gzip_score(scored, config.num_colors, config.patch_size) < high:
-            further = rollout.frames(max(0, num_frames - SCORED_FRAMES))
-            return rule, np.concatenate([scored, further])[:num_frames]
+        rollout = _Rollout(config, split, index, attempt, index, attempt, state_purpose, noise_purpose)
+        rollout.write_tokens(scored)
+        if low < tokens_score(scored) < high:
+            return attempt, rollout
     raise NCAPluginError(
         f"no rule in the band {low:g}:{high:g} among {MAX_ATTEMPTS} candidates of sample {index}: widen the band"
     )
 
 
-# A rule of a limited set serves many samples, which need its search only once.
+# A rule that is shared serves many samples, which need its search only once.
 @functools.lru_cache(maxsize=1 << 15)
-def _separately_scored_rule(config: NCAConfig, split: str, rule_index: int) -> Rule:
-    return _search(config, split, rule_index, 0, rng.SCORED_FIRST_STATE, rng.SCORED_NOISE)[0]
+def _separately_scored_attempt(config: NCAConfig, band: Band, split: str, rule_index: int) -> int:
+    scored = np.empty((SCORED_FRAMES, config.frame_length), np.int32)
+    return _search(config, band, split, rule_index, rng.SCORED_FIRST_STATE, rng.SCORED_NOISE, scored)[0]
 
 
 class _Rollout:
-    """A trajectory that is computed as far as frames are asked for."""
+    """A rollout of candidate `rule_attempt` of rule `rule_index`, computed as far as frames are asked for."""
 
     def __init__(
         self,
         config: NCAConfig,
-        rule: Rule,
         split: str,
+        rule_index: int,
+        rule_attempt: int,
         index: int,
         attempt: int,
-        state_purpose: int,
-        noise_purpose: int,
+        state_purpose: int = rng.FIRST_STATE,
+        noise_purpose: int = rng.NOISE,
     ) -> None:
         self._config = config
-        self._rule = rule
         self._noise = (rng.stream_key(config.seed, split, noise_purpose), np.uint64(index), np.uint64(attempt))
-        self._state = kernels.draw_first_state(
+        self._state = np.empty((config.grid_size, config.grid_size), np.uint8)
+        self._rule = _draw(
+            rng.stream_key(config.seed, split, rng.RULE),
+            np.uint64(rule_index),
+            np.uint64(rule_attempt),
+            config.num_colors,
             rng.stream_key(config.seed, split, state_purpose),
             np.uint64(index),
             np.uint64(attempt),
-            config.num_colors,
-            config.grid_size,
             config.first_state == "uniform",
+            self._state,
         )
         self._num_frames = 0
 
-    def frames(self, count: int) -> NDArray[np.uint8]:
-        """Return the next `count` frames, uint8 [count, grid, grid]."""
+    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Write the tokens of the next frames to `tokens`, int32 [frames, frame_length]."""
         config = self._config
+        count = tokens.shape[0]
         frames = np.empty((count, config.grid_size, config.grid_size), np.uint8)
         is_first = self._num_frames == 0
         kernels.rollout(
-            *self._rule.fused,
+            *self._rule,
+            config.num_colors,
             self._state,
             0 if is_first else config.burn_in + (self._num_frames - 1) * config.steps_per_frame,
             config.burn_in if is_first else config.steps_per_frame,
@@ -126,5 +160,13 @@ class _Rollout:
             *self._noise,
             frames,
         )
+        encode_into(frames, config.num_colors, config.patch_size, tokens.reshape(-1))
         self._num_frames += count
-        return frames
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _draw(rule_key, rule_index, rule_attempt, num_colors, state_key, index, attempt, is_uniform, state):  # type: ignore[no-untyped-def]
+    """Fill `state` with a first state and return a rule as `kernels.rollout` takes it."""
+    draw_first_state(state_key, index, attempt, num_colors, is_uniform, state)
+    conv, hidden, output = draw_kernels(rule_key, rule_index, rule_attempt, num_colors)
+    return kernels.fuse(conv, hidden, output)

@@ -1,9 +1,15 @@
-"""The compiled inner loops: drawing a rule and a first state, and rolling an automaton out.
+"""The compiled inner loop: rolling an automaton out.
 
 Arithmetic in the trajectory is float32 in a fixed order. numba compiles it without fast-math, so LLVM may neither
 reorder a sum nor contract a multiplication and an addition: every machine gets the same bits.
 
-Shapes: n colours, HIDDEN = 16 hidden units, LANES(n) = n rounded up to a multiple of 8 so that a row fills vectors.
+The order of a rollout's sums is part of the definition of every sample. With t(dy, dx) the row of 16 numbers that a
+neighbour's colour adds to the hidden units (see `fuse`), a cell's hidden units are
+
+    relu((((t(0,0) + t(0,1)) + (t(1,0) + t(1,1))) + (t(2,0) + t(2,1))) + (t(0,2) + t(1,2))) + t(2,2))
+
+and the logit of colour c is h0 W(0,c) + h1 W(1,c) + ... + h15 W(15,c), summed from the left. The sums of two are the
+same for every cell with these two colours, so a rule's table holds them ready: five rows a cell instead of nine.
 """
 
 from typing import Final
@@ -11,166 +17,272 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from nca_plugin.automata.rng import exp, gumbel, normal_quantile, philox, uniforms
+from nca_plugin.automata.drawing import CONV_CHANNELS, HIDDEN, NEIGHBOURS
+from nca_plugin.automata.rng import exp, philox, unit
+from nca_plugin.automata.simd import LANES, bits, broadcast, load, select, store, transpose
 
-NEIGHBOURS: Final = 9
-CONV_CHANNELS: Final = 4
-HIDDEN: Final = 16
+#: Colours less likely than e^-23 times the likeliest are never drawn: a draw has 32 bits.
+_REACH: Final = 23.0
 
-# Flax's `lecun_normal` cuts a normal at two sigma and divides by the standard deviation of what is left.
-_PHI_MINUS_2: Final = 0.02275013194817921
-_TRUNCATED_STD: Final = 0.87962566103423978
-# Widest difference of two Gumbel variables drawn from 32-bit numbers: no noise closes a larger gap (in units of T).
-_GUMBEL_SPREAD: Final = 26.1
+# Neighbours whose rows a table holds summed, as numbers of the 3 x 3 neighbourhood in raster order. Neighbour 8 is
+# left over.
+_PAIRS: Final = ((0, 1), (3, 4), (6, 7), (2, 5))
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def draw_kernels(key: np.uint64, index: np.uint64, attempt: np.uint64, num_colors: int):  # type: ignore[no-untyped-def]
-    """Return a random rule: conv [3, 3, n+2, 4], hidden [1, 1, 4, 16], output [1, 1, 16, n], float32, HWIO."""
-    conv = np.empty((3, 3, num_colors + 2, CONV_CHANNELS), np.float32)
-    hidden = np.empty((1, 1, CONV_CHANNELS, HIDDEN), np.float32)
-    output = np.empty((1, 1, HIDDEN, num_colors), np.float32)
-    u = uniforms(key, index, attempt, conv.size + hidden.size + output.size)
-    at = 0
-    for kernel, fan_in in ((conv, NEIGHBOURS * (num_colors + 2)), (hidden, CONV_CHANNELS), (output, HIDDEN)):
-        scale = np.sqrt(1.0 / fan_in) / _TRUNCATED_STD
-        flat = kernel.reshape(-1)
-        for i in range(flat.size):
-            p = _PHI_MINUS_2 + u[at] * (1.0 - 2.0 * _PHI_MINUS_2)
-            flat[i] = np.float32(normal_quantile(p) * scale)
-            at += 1
-    return conv, hidden, output
+_ZERO: Final = np.float32(0.0)
+_MINUS_INFINITY: Final = np.float32(-np.inf)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fuse(conv: np.ndarray, hidden: np.ndarray, output: np.ndarray):  # type: ignore[no-untyped-def]
-    """Return (table [9, n, 16], padded output [16, LANES(n)]), float32: what a colour in a neighbour's place adds to
-    the hidden units. Nothing non-linear stands between the first two convolutions, so they are one table.
+    """Return (table, weights), float32: the rule as `rollout` takes it.
 
-    The convolution wraps on the channel axis too (release): its inputs are [c(n-1), c0 .. c(n-1), c0].
+    Nothing non-linear stands between the first two convolutions, so they are one table: what a colour in a
+    neighbour's place adds to the hidden units. The convolution wraps on the channel axis too (release): its inputs
+    are [c(n-1), c0 .. c(n-1), c0].
+
+    Returns:
+        table: [(4 n^2 + n) * 16]; a row of 16 for each of `_PAIRS` and its two colours, then for neighbour 8.
+        weights: [n rounded up to even, 16] as one axis, the last convolution transposed.
     """
-    num_colors = output.shape[3]
-    table = np.zeros((NEIGHBOURS, num_colors, HIDDEN), np.float32)
-    channels = np.empty(CONV_CHANNELS, np.float32)
+    n = output.shape[3]
+    rows = np.empty(NEIGHBOURS * n * HIDDEN, np.float32)
+    hidden_rows = hidden.reshape(-1)
     for k in range(NEIGHBOURS):
-        for color in range(num_colors):
+        for color in range(n):
+            row = broadcast(_ZERO)
             for i in range(CONV_CHANNELS):
-                channels[i] = conv[k // 3, k % 3, color + 1, i]
-                if color == num_colors - 1:
-                    channels[i] += conv[k // 3, k % 3, 0, i]
+                channel = conv[k // 3, k % 3, color + 1, i]
+                if color == n - 1:
+                    channel += conv[k // 3, k % 3, 0, i]
                 if color == 0:
-                    channels[i] += conv[k // 3, k % 3, num_colors + 1, i]
-            for i in range(CONV_CHANNELS):
-                for j in range(HIDDEN):
-                    table[k, color, j] += channels[i] * hidden[0, 0, i, j]
-    padded = np.zeros((HIDDEN, (num_colors + 7) // 8 * 8), np.float32)
-    padded[:, :num_colors] = output[0, 0]
-    return table, padded
+                    channel += conv[k // 3, k % 3, n + 1, i]
+                row = row + broadcast(channel) * load(hidden_rows, i * HIDDEN)
+            store(rows, (k * n + color) * HIDDEN, row)
+    table = np.empty((len(_PAIRS) * n * n + n) * HIDDEN, np.float32)
+    at = 0
+    for a, b in _PAIRS:
+        for color_a in range(n):
+            row = load(rows, (a * n + color_a) * HIDDEN)
+            for color_b in range(n):
+                store(table, at, row + load(rows, (b * n + color_b) * HIDDEN))
+                at += HIDDEN
+    for color in range(n):
+        store(table, at + color * HIDDEN, load(rows, (8 * n + color) * HIDDEN))
+    weights = np.zeros((n + 1) // 2 * 2 * HIDDEN, np.float32)
+    for c in range(n):
+        for j in range(HIDDEN):
+            weights[c * HIDDEN + j] = output[0, 0, j, c]
+    return table, weights
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def draw_first_state(
-    key: np.uint64, index: np.uint64, attempt: np.uint64, num_colors: int, grid_size: int, is_uniform: bool
-) -> np.ndarray:
-    """Return a first state, uint8 [grid, grid]: independent cells, their colours uniform or drawn from the softmax of
-    one N(0, 1) logit per colour."""
-    cells = grid_size * grid_size
-    u = uniforms(key, index, attempt, num_colors + cells)
-    cumulative = np.empty(num_colors, np.float64)
-    total = 0.0
+def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
+    """Return the memory that `_logits` works in. The padded state has a border of one cell from the opposite edge.
+
+    corners: uint64 [cells rounded up to whole vectors], where the 3 x 3 neighbourhood of a cell begins in the padded
+        state; surplus ones take cell 0's place.
+    origins: uint64 [(height + 2) * (width + 2)], the cell that a padded cell repeats.
+    beside, below, single: int32 [(height + 2) * (width + 2)], where in its part of the table the row of a padded cell
+        begins, paired with the right neighbour, paired with the one below, and alone.
+    rows, hidden: float32 [16 * 16], hidden units of a vector of cells, by cell and by unit.
+    logits: float32 [num_colors rounded up to even, 16].
+    """
+    corners = np.zeros((height * width + LANES - 1) // LANES * LANES, np.uint64)
+    origins = np.empty((height + 2) * (width + 2), np.uint64)
+    for y in range(height + 2):
+        for x in range(width + 2):
+            at = y * (width + 2) + x
+            origins[at] = (y + height - 1) % height * width + (x + width - 1) % width
+            if y < height and x < width:
+                corners[y * width + x] = at
+    size = origins.size
+    beside, below, single = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
+    rows, hidden = np.empty(LANES * HIDDEN, np.float32), np.empty(LANES * HIDDEN, np.float32)
+    logits = np.empty((num_colors + 1) // 2 * 2 * LANES, np.float32)
+    return corners, origins, beside, below, single, rows, hidden, logits
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
+    """Fill in `beside`, `below` and `single` of the scratch for `state`, int32 [cells or more]."""
+    _, origins, beside, below, single, _, _, _ = scratch
+    for i in range(origins.size):
+        single[i] = state[origins[np.uint64(i)]] * HIDDEN
+    for i in range(origins.size - 1):
+        beside[i] = single[i] * num_colors + single[i + 1]
+    for i in range(origins.size - (width + 2)):
+        below[i] = single[i] * num_colors + single[i + width + 2]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[no-untyped-def]
+    """Write the logits of the 16 cells from cell `first` on to the scratch; `_place` has been called."""
+    corners, _, beside, below, single, rows, hidden, logits = scratch
+    part = num_colors * num_colors * HIDDEN
+    # Unsigned, because numba checks signed indices for negative ones.
+    right, second_row, third_row = np.uint64(2), np.uint64(width + 2), np.uint64(2 * (width + 2))
+    for lane in range(LANES):
+        corner = corners[np.uint64(first + lane)]
+        row = load(table, beside[corner]) + load(table, part + beside[corner + second_row])
+        row = row + load(table, 2 * part + beside[corner + third_row])
+        row = row + load(table, 3 * part + below[corner + right])
+        row = row + load(table, 4 * part + single[corner + third_row + right])
+        store(rows, lane * HIDDEN, select(row > broadcast(_ZERO), row, broadcast(_ZERO)))
+    transpose(rows, hidden)
+    # Two colours at a time: one alone would wait for memory.
+    for c in range(0, num_colors, 2):
+        at = np.uint64(c * HIDDEN)
+        next_at = np.uint64((c + 1) * HIDDEN)
+        units = load(hidden, 0)
+        a, b = broadcast(weights[at]) * units, broadcast(weights[next_at]) * units
+        for j in range(1, HIDDEN):
+            units = load(hidden, j * LANES)
+            a = a + broadcast(weights[at + np.uint64(j)]) * units
+            b = b + broadcast(weights[next_at + np.uint64(j)]) * units
+        store(logits, at, a)
+        store(logits, next_at, b)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def all_logits(table: np.ndarray, weights: np.ndarray, num_colors: int, state: np.ndarray) -> np.ndarray:
+    """Return the logits of every cell of `state`, uint8 [height, width]: float32 [height, width, num_colors]."""
+    height, width = state.shape
+    scratch = _new_scratch(height, width, num_colors)
+    logits = scratch[-1]
+    _place(state.reshape(-1).astype(np.int32), width, num_colors, scratch)
+    result = np.empty((height * width, num_colors), np.float32)
+    for first in range(0, height * width, LANES):
+        _logits(table, weights, width, num_colors, first, scratch)
+        for lane in range(min(LANES, height * width - first)):
+            for c in range(num_colors):
+                result[first + lane, c] = logits[c * LANES + lane]
+    return result.reshape(height, width, num_colors)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _draw(logits, lane, num_colors, best, temperature, u):  # type: ignore[no-untyped-def]
+    """Return a draw from softmax(logits / T) of a cell by inversion: `best` first, then the colours within reach in
+    order."""
+    top = float(logits[best * LANES + lane])
+    reach = temperature * _REACH
+    total = 1.0
     for c in range(num_colors):
-        total += 1.0 if is_uniform else exp(normal_quantile(u[c]))
-        cumulative[c] = total
-    state = np.empty(cells, np.uint8)
-    for i in range(cells):
-        threshold = u[num_colors + i] * total
-        color = 0
-        while color < num_colors - 1 and cumulative[color] <= threshold:
-            color += 1
-        state[i] = color
-    return state.reshape(grid_size, grid_size)
+        gap = top - float(logits[c * LANES + lane])
+        if c != best and gap < reach:
+            total += exp(-gap / temperature)
+    rest = u * total - 1.0
+    color = best
+    for c in range(num_colors):
+        if rest < 0.0:
+            break
+        gap = top - float(logits[c * LANES + lane])
+        if c != best and gap < reach:
+            rest -= exp(-gap / temperature)
+            color = c
+    return color
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cell_logits(table, output, padded_state, y, x, hidden, logits):  # type: ignore[no-untyped-def]
-    """Write the logits of cell (y, x) to `logits`, float32 [LANES(n)]; `padded_state` has a border of one cell."""
-    for j in range(HIDDEN):
-        hidden[j] = (
-            table[0, padded_state[y, x], j]
-            + table[1, padded_state[y, x + 1], j]
-            + table[2, padded_state[y, x + 2], j]
-            + table[3, padded_state[y + 1, x], j]
-            + table[4, padded_state[y + 1, x + 1], j]
-            + table[5, padded_state[y + 1, x + 2], j]
-            + table[6, padded_state[y + 2, x], j]
-            + table[7, padded_state[y + 2, x + 1], j]
-            + table[8, padded_state[y + 2, x + 2], j]
-        )
-        hidden[j] = max(hidden[j], np.float32(0.0))
-    logits[:] = np.float32(0.0)
-    for j in range(HIDDEN):
-        for c in range(logits.size):
-            logits[c] += hidden[j] * output[j, c]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def pad(state: np.ndarray, padded: np.ndarray) -> None:
-    """Write `state` [h, w] with a border of one cell taken from the opposite edge to `padded` [h+2, w+2]."""
-    h, w = state.shape
-    for y in range(h + 2):
-        for x in range(w + 2):
-            padded[y, x] = state[(y - 1) % h, (x - 1) % w]
+def _step(  # type: ignore[no-untyped-def]
+    table, weights, height, width, num_colors, now, after, step, temperature, bias, key, index, attempt, scratch
+):
+    """Write the state that follows `now` to `after`, int32 [cells rounded up to whole vectors]. Return whether it is
+    the same and will stay so: no cell changed or was near enough to a change for a draw to matter."""
+    logits = scratch[-1]
+    cells = height * width
+    reach = broadcast(np.float32(temperature * _REACH))
+    is_settled = True
+    _place(now, width, num_colors, scratch)
+    for first in range(0, cells, LANES):
+        _logits(table, weights, width, num_colors, first, scratch)
+        present = load(now, first)
+        if bias != _ZERO:
+            for c in range(num_colors):
+                logit = load(logits, c * LANES)
+                is_present = present == broadcast(np.int32(c))
+                store(logits, c * LANES, select(is_present, logit + broadcast(bias), logit))
+        best, second, winner = load(logits, 0), broadcast(_MINUS_INFINITY), broadcast(np.int32(0))
+        for c in range(1, num_colors):
+            logit = load(logits, c * LANES)
+            is_better = logit > best
+            loser = select(is_better, best, logit)
+            second = select(loser > second, loser, second)
+            best = select(is_better, logit, best)
+            winner = select(is_better, broadcast(np.int32(c)), winner)
+        store(after, first, winner)
+        in_grid = (np.uint64(1) << np.uint64(min(LANES, cells - first))) - np.uint64(1)
+        close = bits(reach > best - second) & in_grid
+        if close != 0 or (bits(winner != present) & in_grid) != 0:
+            is_settled = False
+        lane = 0
+        while close != 0:
+            if close & np.uint64(1):
+                cell = first + lane
+                u = unit(philox(key, index, attempt, np.uint64(step * cells + cell))[0])
+                after[cell] = _draw(logits, lane, num_colors, after[cell], temperature, u)
+            close >>= np.uint64(1)
+            lane += 1
+    return is_settled
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def rollout(  # type: ignore[no-untyped-def]
-    table, output, state, step, first_steps, steps_per_frame, temperature, identity_bias, key, index, attempt, frames
+    table,
+    weights,
+    num_colors,
+    state,
+    step,
+    first_steps,
+    steps_per_frame,
+    temperature,
+    identity_bias,
+    key,
+    index,
+    attempt,
+    frames,
 ):
-    """Advance `state` in place and write it to each of `frames`, uint8 [num_frames, grid, grid].
+    """Advance `state` in place and write it to each of `frames`, uint8 [num_frames, height, width].
 
     The first frame is taken after `first_steps` steps, each further one after `steps_per_frame`. The next state of a
-    cell is argmax(logits + T * Gumbel noise), a draw from softmax(logits / T); the noise of (step, cell, colour) is a
-    fixed number of the stream (key, index, attempt) and is made only where the gap lets it matter.
+    cell is a draw from softmax(logits / T), the argmax for T = 0. The random number of (step, cell) has a fixed place
+    in the stream (key, index, attempt) and is made only where the gap between the best two lets it matter.
 
     Args:
-        table, output: see `fuse`.
-        state: uint8 [grid, grid].
-        step: number of steps already taken, which places the noise in its stream.
+        table, weights: see `fuse`.
+        state: uint8 [height, width].
+        step: number of steps already taken.
     """
-    num_colors = table.shape[1]
-    h, w = state.shape
-    padded = np.empty((h + 2, w + 2), np.uint8)
-    hidden = np.empty(HIDDEN, np.float32)
-    logits = np.empty(output.shape[1], np.float32)
-    block = np.empty(4, np.uint64)
-    blocks_per_cell = (num_colors + 3) // 4
+    height, width = state.shape
+    scratch = _new_scratch(height, width, num_colors)
+    now, after = np.zeros(scratch[0].size, np.int32), np.zeros(scratch[0].size, np.int32)
+    cells = state.reshape(-1)
+    for i in range(cells.size):
+        now[i] = cells[i]
     bias = np.float32(identity_bias)
-    noise_reach = temperature * _GUMBEL_SPREAD
+    is_settled = False
     for f in range(frames.shape[0]):
         for _ in range(first_steps if f == 0 else steps_per_frame):
-            pad(state, padded)
-            for y in range(h):
-                for x in range(w):
-                    cell_logits(table, output, padded, y, x, hidden, logits)
-                    logits[state[y, x]] += bias
-                    best, second = 0, -1
-                    for c in range(1, num_colors):
-                        if logits[c] > logits[best]:
-                            best, second = c, best
-                        elif second < 0 or logits[c] > logits[second]:
-                            second = c
-                    if temperature > 0.0 and float(logits[best]) - float(logits[second]) < noise_reach:
-                        reach = float(logits[best]) - noise_reach
-                        top = -np.inf
-                        first_block = ((step * h + y) * w + x) * blocks_per_cell
-                        for c in range(num_colors):
-                            if c % 4 == 0:
-                                philox(key, index, attempt, np.uint64(first_block + c // 4), block)
-                            if float(logits[c]) >= reach:
-                                value = float(logits[c]) + temperature * gumbel((float(block[c % 4]) + 0.5) * 2.0**-32)
-                                if value > top:
-                                    top = value
-                                    best = c
-                    state[y, x] = best
+            if not is_settled:
+                is_settled = _step(
+                    table,
+                    weights,
+                    height,
+                    width,
+                    num_colors,
+                    now,
+                    after,
+                    step,
+                    temperature,
+                    bias,
+                    key,
+                    index,
+                    attempt,
+                    scratch,
+                )
+                now, after = after, now
             step += 1
-        frames[f] = state
+        frame = frames[f].reshape(-1)
+        for i in range(cells.size):
+            frame[i] = now[i]
+    for i in range(cells.size):
+        cells[i] = now[i]

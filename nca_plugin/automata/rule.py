@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nca_plugin.automata import kernels, rng
+from nca_plugin.automata import drawing, kernels, rng
 from nca_plugin.errors import NCAPluginError
 
 
@@ -52,22 +52,15 @@ class Rule:
 
     def logits(self, state: ArrayLike) -> NDArray[np.float32]:
         """Return the logits of every cell's next state, float32 [height, width, n], from integers [height, width]."""
-        cells = self._checked(state)
-        table, output = self.fused
-        padded = np.pad(cells, 1, mode="wrap")
-        hidden, logits = np.empty(kernels.HIDDEN, np.float32), np.empty(output.shape[1], np.float32)
-        result = np.empty((*cells.shape, self.num_colors), np.float32)
-        for y, x in np.ndindex(*cells.shape):
-            kernels.cell_logits(table, output, padded, y, x, hidden, logits)
-            result[y, x] = logits[: self.num_colors]
-        return result
+        logits: Any = kernels.all_logits(*self.fused, self.num_colors, self._checked(state))
+        return logits
 
     def rollout(self, state: ArrayLike, steps: int) -> NDArray[np.uint8]:
         """Return the states after 1 .. steps argmax steps from `state`, uint8 [steps, height, width]."""
         cells = self._checked(state)
         frames = np.empty((steps, *cells.shape), np.uint8)
         zero = np.uint64(0)
-        kernels.rollout(*self.fused, cells, 0, 1, 1, 0.0, 0.0, zero, zero, zero, frames)
+        kernels.rollout(*self.fused, self.num_colors, cells, 0, 1, 1, 0.0, 0.0, zero, zero, zero, frames)
         return frames
 
     def _checked(self, state: ArrayLike) -> NDArray[np.uint8]:
@@ -83,4 +76,4 @@ def random_rule(num_colors: int, seed: int, index: int, attempt: int = 0, split:
     """Return candidate `attempt` of rule `index`: weights truncated-normal with variance 1 / fan-in (Flax's
     `lecun_normal`, as released)."""
     key = rng.stream_key(seed, split, rng.RULE)
-    return Rule(*kernels.draw_kernels(key, np.uint64(index), np.uint64(attempt), num_colors))
+    return Rule(*drawing.draw_kernels(key, np.uint64(index), np.uint64(attempt), num_colors))

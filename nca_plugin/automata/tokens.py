@@ -28,12 +28,12 @@ def encode(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> NDAr
     array([10000,  2001, 10001], dtype=int32)
     """
     array = np.asarray(frames)
-    if array.ndim != 3 or array.shape[1] % patch_size or array.shape[2] % patch_size:
+    if array.ndim != 3 or not array.size or array.shape[1] % patch_size or array.shape[2] % patch_size:
         raise NCAPluginError(
-            f"frames of shape {array.shape}: must be [num_frames, height, width] with height and width multiples of "
-            f"the patch size {patch_size}"
+            f"frames of shape {array.shape}: must be [num_frames, height, width], not empty, with height and "
+            f"width multiples of the patch size {patch_size}"
         )
-    if array.size and not (array.min() >= 0 and array.max() < num_colors):
+    if array.min() < 0 or array.max() >= num_colors:
         raise NCAPluginError(f"frames hold a colour outside 0 .. {num_colors - 1}")
     tokens = np.empty(array.shape[0] * (array[0].size // patch_size**2 + 2), np.int32)
     encode_into(array.astype(np.uint8), num_colors, patch_size, tokens)
@@ -75,8 +75,9 @@ def decode(tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_si
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def encode_into(frames: np.ndarray, num_colors: int, patch_size: int, out: np.ndarray) -> None:
-    """Write the tokens of `frames`, uint8 [num_frames, height, width], to `out`, int32."""
+    """Write the tokens of `frames`, uint8 [num_frames, height, width], to `out`, int32 [num_frames * (patches + 2)]."""
     num_frames, height, width = frames.shape
+    cells = frames.reshape(-1)
     grid_start = num_colors ** (patch_size * patch_size)
     at = 0
     for f in range(num_frames):
@@ -84,10 +85,12 @@ def encode_into(frames: np.ndarray, num_colors: int, patch_size: int, out: np.nd
         at += 1
         for y in range(0, height, patch_size):
             for x in range(0, width, patch_size):
+                corner = (f * height + y) * width + x
                 value = 0
                 for dy in range(patch_size - 1, -1, -1):
                     for dx in range(patch_size - 1, -1, -1):
-                        value = value * num_colors + frames[f, y + dy, x + dx]
+                        # Unsigned, because numba checks signed indices for negative ones.
+                        value = value * num_colors + cells[np.uint64(corner + dy * width + dx)]
                 out[at] = value
                 at += 1
         out[at] = grid_start + 1
