@@ -1,12 +1,10 @@
-"""NCA token streams, and the same tokens in random order as a control."""
+"""NCA token streams."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
-import numpy as np
-
-from nca_plugin.automata import NCAConfig, generate, rng
+from nca_plugin.automata import NCAConfig, generate
 from nca_plugin.automata.generator import check_seq_length
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.split import checked_split, split_option
@@ -21,8 +19,6 @@ class NCASource:
     preset: str = dataclasses.field(default="web", compare=False)
     split: str = "train"
 
-    scheme: ClassVar[str] = "nca"
-
     @classmethod
     def from_uri(cls, parsed: ParsedURI) -> Self:
         preset = parsed.preset or "web"
@@ -32,12 +28,16 @@ class NCASource:
         return cls(NCAConfig.preset(preset, **values), preset, split)
 
     @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
     @property
     def uri(self) -> str:
-        return join_uri(self.scheme, self.preset, self.config.options() | split_option(self.split))
+        return join_uri("nca", self.preset, self.config.options() | split_option(self.split))
 
     def for_split(self, split: str) -> Self:
         return dataclasses.replace(self, split=checked_split(split))
@@ -47,19 +47,3 @@ class NCASource:
 
     def sample(self, index: int, seq_length: int) -> Sample:
         return Sample(*generate(self.config, index, seq_length, self.split))
-
-
-@dataclass(frozen=True)
-class ShuffledSource(NCASource):
-    """`shuffled://<preset>?<options>`: the tokens of the NCA sample in random order.
-
-    A control: the same unigram statistics, sequence by sequence, without the rule that orders them.
-    """
-
-    scheme: ClassVar[str] = "shuffled"
-
-    def sample(self, index: int, seq_length: int) -> Sample:
-        sample = super().sample(index, seq_length)
-        key = rng.stream_key(self.config.seed, self.split, rng.PERMUTATION)
-        order = np.argsort(rng.uniforms(key, np.uint64(index), np.uint64(0), seq_length + 1), kind="stable")
-        return Sample(sample.tokens[order], sample.loss_mask)

@@ -11,13 +11,14 @@ from importlib.metadata import entry_points
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Source
 from nca_plugin.sources.dyck import DyckSource
-from nca_plugin.sources.nca import NCASource, ShuffledSource
+from nca_plugin.sources.mixture import nca_from_uri
+from nca_plugin.sources.shuffled import ShuffledSource
 from nca_plugin.sources.uri import ParsedURI, split_uri
 
 SourceFactory = Callable[[ParsedURI], Source]
 
 _FACTORIES: dict[str, SourceFactory] = {
-    "nca": NCASource.from_uri,
+    "nca": nca_from_uri,
     "shuffled": ShuffledSource.from_uri,
     "dyck": DyckSource.from_uri,
 }

@@ -65,7 +65,7 @@ def format_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return ":".join(map(format_value, value))
+        return (":" if isinstance(value[0], float) else ",").join(map(format_value, value))
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return str(value)
@@ -79,6 +79,8 @@ def _parse_value(kind: Any, text: str) -> Any:
         if text not in arguments:
             raise ValueError
         return text
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return tuple(arguments[0].from_text(part) for part in text.split(","))
     if origin is tuple:
         parts = text.split(":")
         if len(parts) != len(arguments):
@@ -94,5 +96,5 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(arguments)
     if origin is tuple:
-        return "LOW:HIGH"
+        return "START@LOW:HIGH,START@LOW:HIGH,..." if arguments[-1] is Ellipsis else "LOW:HIGH"
     return {int: "a whole number", float: "a number"}[kind]

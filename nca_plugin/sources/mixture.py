@@ -1,0 +1,120 @@
+"""Presets mixed by weight, sample by sample."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+
+from nca_plugin.automata import rng
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources.base import Sample
+from nca_plugin.sources.nca import NCASource
+from nca_plugin.sources.split import split_option
+from nca_plugin.sources.uri import ParsedURI, format_value, join_uri
+
+_SUM_TOLERANCE: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """`nca://web:0.7,code:0.3?seed=7&code.burn_in=20`: sample i is sample i of one preset, drawn by weight.
+
+    An option holds for all presets, or for one if the preset's name and a dot stand before it. The draw is a function
+    of the first preset's seed, the split and the index.
+    """
+
+    presets: tuple[NCASource, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        context = f"mixture {self._text()}"
+        if not all(0 < weight <= 1 for weight in self.weights):
+            raise NCAPluginError(f"{context}: every weight must be above 0")
+        if abs(sum(self.weights) - 1) > _SUM_TOLERANCE:
+            raise NCAPluginError(f"{context}: the weights sum to {sum(self.weights):g}, they must sum to 1")
+        if len({source.preset for source in self.presets}) < len(self.presets):
+            raise NCAPluginError(f"{context}: a preset is named twice")
+        if len({(source.config.num_colors, source.config.patch_size) for source in self.presets}) > 1:
+            raise NCAPluginError(f"{context}: the presets must share num_colors and patch_size, which give ids meaning")
+
+    @classmethod
+    def from_uri(cls, parsed: ParsedURI) -> Self:
+        names, weights = [], []
+        for part in parsed.preset.split(","):
+            name, _, weight = part.partition(":")
+            try:
+                if not name:
+                    raise ValueError
+                weights.append(float(weight))
+            except ValueError:
+                raise NCAPluginError(
+                    f"mixture {parsed.preset}: '{part}' must be PRESET:WEIGHT, such as web:0.7,code:0.3"
+                ) from None
+            names.append(name)
+        of_all: dict[str, str] = {}
+        of_one: dict[str, dict[str, str]] = {name: {} for name in names}
+        for option, value in parsed.options.items():
+            name, dot, field = option.partition(".")
+            if not dot:
+                of_all[option] = value
+            elif name in of_one:
+                of_one[name][field] = value
+            else:
+                raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' names no preset of it")
+        presets = (NCASource.from_uri(ParsedURI(parsed.scheme, name, of_all | of_one[name])) for name in names)
+        return cls(tuple(presets), tuple(weights))
+
+    @property
+    def seed(self) -> int:
+        return self.presets[0].seed
+
+    @property
+    def split(self) -> str:
+        return self.presets[0].split
+
+    @property
+    def vocab_size(self) -> int:
+        return self.presets[0].vocab_size
+
+    @property
+    def uri(self) -> str:
+        options: dict[str, object] = {}
+        for field in self.presets[0].config.options():
+            values = {source.preset: source.config.options()[field] for source in self.presets}
+            if len(set(values.values())) == 1:
+                options[field] = values[self.presets[0].preset]
+            else:
+                options |= {f"{name}.{field}": value for name, value in values.items()}
+        return join_uri("nca", self._text(), options | split_option(self.split))
+
+    def for_split(self, split: str) -> Self:
+        return dataclasses.replace(self, presets=tuple(source.for_split(split) for source in self.presets))
+
+    def check_seq_length(self, seq_length: int) -> None:
+        for source in self.presets:
+            source.check_seq_length(seq_length)
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        return self.source_of(index).sample(index, seq_length)
+
+    def source_of(self, index: int) -> NCASource:
+        """Return the preset that sample `index` is of."""
+        key = rng.stream_key(self.seed, self.split, rng.MIXTURE)
+        u = rng.uniforms(key, np.uint64(index), np.uint64(0), 1)[0]
+        for source, cumulative in zip(self.presets, itertools.accumulate(self.weights), strict=True):
+            if u < cumulative:
+                return source
+        return self.presets[-1]
+
+    def _text(self) -> str:
+        parts = zip(self.presets, self.weights, strict=True)
+        return ",".join(f"{source.preset}:{format_value(weight)}" for source, weight in parts)
+
+
+def nca_from_uri(parsed: ParsedURI) -> NCASource | MixtureSource:
+    """Return the source of a URI with one preset or with several and their weights."""
+    return (
+        MixtureSource.from_uri(parsed) if ":" in parsed.preset or "," in parsed.preset else NCASource.from_uri(parsed)
+    )
