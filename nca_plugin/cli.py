@@ -1,6 +1,7 @@
 """The `nca-plugin` command: one thin command per capability."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -151,6 +152,32 @@ def study(
     console.print(verdict(values), markup=False, highlight=False)
     paths = write_report(values, Path(settings.output))
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def bench(
+    uris: Annotated[
+        list[str] | None, typer.Argument(help="Sources; nca://web and nca://code if none is named.")
+    ] = None,
+    seq_length: Annotated[int, typer.Option(help="Tokens of a sample.")] = 1024,
+    processes: Annotated[int | None, typer.Option(help="Most processes at once (default: one a core).")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure for each number of processes.")] = 5.0,
+    json: Annotated[Path, typer.Option(help="File to write all figures to.")] = Path("runs/bench.json"),
+) -> None:
+    """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
+    from nca_plugin.benchmark.report import run_benchmark, table, to_json
+    from nca_plugin.files import complete_files
+
+    console = Console()
+    cores = processes if processes is not None else len(os.sched_getaffinity(0))
+    results = []
+    # The file is opened before anything is measured: an error here must not cost a minute.
+    with complete_files(json) as (partial,), console.status("") as status:
+        for uri in uris or ["nca://web", "nca://code"]:
+            results.append(run_benchmark(uri, seq_length, cores, seconds, status.update))
+            console.print(table(results[-1]))
+        partial.write_text(to_json(results))
+    console.print(f"Written: {json}", soft_wrap=True, highlight=False)
 
 
 class _StudyProgress:

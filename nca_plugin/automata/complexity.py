@@ -14,7 +14,10 @@ from nca_plugin.errors import NCAPluginError
 #: Frames that are scored (release).
 SCORED_FRAMES: Final = 10
 
-_GZIP_CONTAINER: Final = 31  # zlib's wbits for the largest window with gzip's 18 bytes of header and trailer
+# Added to zlib's wbits, it asks for gzip's 18 bytes of header and trailer.
+_GZIP_CONTAINER: Final = 16
+# What zlib keeps of its window for the present match: MIN_LOOKAHEAD in its deflate.h.
+_LOOKAHEAD: Final = 262
 _CEILING_DRAWS: Final = 64
 
 # Sizes after gzip -9 of 360 int32 numbers x[i] >> 8 modulo m, x[i+1] = a x[i] modulo 2^31 - 1, x[0] = 1, as (a, m,
@@ -57,7 +60,9 @@ def gzip_size(patch_tokens: NDArray[np.int32]) -> int:
 
 
 def _gzip_size(payload: NDArray[np.int32]) -> int:
-    return len(zlib.compress(payload, 9, _GZIP_CONTAINER))
+    # A window that reaches over the whole payload finds the matches of the largest, and is sooner set up.
+    window_bits = min(15, (payload.nbytes + _LOOKAHEAD).bit_length())
+    return len(zlib.compress(payload, 9, _GZIP_CONTAINER + window_bits))
 
 
 @functools.cache

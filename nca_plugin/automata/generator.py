@@ -73,9 +73,9 @@ def _tokens(config: NCAConfig, index: int, num_frames: int, split: str) -> NDArr
     if config.scored_rollout == "separate":
         rule_index = config.rule_of(index)
         rule_attempt = 0 if band is None else _separately_scored_attempt(config, band, split, rule_index)
-        _Rollout(config, split, rule_index, rule_attempt, index, 0).write_tokens(tokens[:num_frames])
+        Rollout(config, split, rule_index, rule_attempt, index, 0).write_tokens(tokens[:num_frames])
     elif band is None:
-        _Rollout(config, split, index, 0, index, 0).write_tokens(tokens[:num_frames])
+        Rollout(config, split, index, 0, index, 0).write_tokens(tokens[:num_frames])
     else:
         scored = tokens[:SCORED_FRAMES]
         _, rollout = _search(config, band, split, index, rng.FIRST_STATE, rng.NOISE, scored)
@@ -91,12 +91,12 @@ def _search(
     state_purpose: int,
     noise_purpose: int,
     scored: NDArray[np.int32],
-) -> tuple[int, "_Rollout"]:
+) -> tuple[int, "Rollout"]:
     """Return the first candidate of stream `index` whose rollout is in the band, and that rollout. Its first frames'
     tokens are written to `scored`, int32 [SCORED_FRAMES, frame_length]."""
     low, high = band
     for attempt in range(MAX_ATTEMPTS):
-        rollout = _Rollout(config, split, index, attempt, index, attempt, state_purpose, noise_purpose)
+        rollout = Rollout(config, split, index, attempt, index, attempt, state_purpose, noise_purpose)
         rollout.write_tokens(scored)
         if low < tokens_score(scored) < high:
             return attempt, rollout
@@ -112,7 +112,7 @@ def _separately_scored_attempt(config: NCAConfig, band: Band, split: str, rule_i
     return _search(config, band, split, rule_index, rng.SCORED_FIRST_STATE, rng.SCORED_NOISE, scored)[0]
 
 
-class _Rollout:
+class Rollout:
     """A rollout of candidate `rule_attempt` of rule `rule_index`, computed as far as frames are asked for."""
 
     def __init__(
@@ -142,10 +142,9 @@ class _Rollout:
         )
         self._num_frames = 0
 
-    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
-        """Write the tokens of the next frames to `tokens`, int32 [frames, frame_length]."""
+    def frames(self, count: int) -> NDArray[np.uint8]:
+        """Return the next `count` frames, uint8 [count, grid, grid]."""
         config = self._config
-        count = tokens.shape[0]
         frames = np.empty((count, config.grid_size, config.grid_size), np.uint8)
         is_first = self._num_frames == 0
         kernels.rollout(
@@ -160,8 +159,13 @@ class _Rollout:
             *self._noise,
             frames,
         )
-        encode_into(frames, config.num_colors, config.patch_size, tokens.reshape(-1))
         self._num_frames += count
+        return frames
+
+    def write_tokens(self, tokens: NDArray[np.int32]) -> None:
+        """Write the tokens of the next frames to `tokens`, int32 [frames, frame_length]."""
+        frames = self.frames(tokens.shape[0])
+        encode_into(frames, self._config.num_colors, self._config.patch_size, tokens.reshape(-1))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -1,0 +1,1 @@
+"""How fast sources make tokens on this machine, and how fast they could."""

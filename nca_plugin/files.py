@@ -1,0 +1,40 @@
+"""Files that appear under their final names only when they are complete."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nca_plugin.errors import NCAPluginError
+
+
+@contextmanager
+def complete_files(*targets: Path) -> Iterator[list[Path]]:
+    """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.
+
+    What the block leaves open or unwritten is its own fault; a target that exists is replaced.
+
+    Raises:
+        NCAPluginError: a folder that cannot be made or written to.
+    """
+    partials = [target.with_name(f".partial.{os.getpid()}.{target.name}") for target in targets]
+    try:
+        try:
+            for partial in partials:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                partial.touch()
+        except OSError as error:
+            raise NCAPluginError(
+                f"cannot write {partial.parent}: {error.strerror or error}; choose another output"
+            ) from error
+        yield partials
+        for partial in partials:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        for partial, target in zip(partials, targets, strict=True):
+            partial.rename(target)
+    finally:
+        for partial in partials:
+            # A parent that is no folder holds no partial file either.
+            if partial.parent.is_dir():
+                partial.unlink(missing_ok=True)
