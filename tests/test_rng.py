@@ -29,7 +29,10 @@ U64 = st.integers(0, 2**64 - 1)
     ],
 )
 def test_philox(key: int, index: int, attempt: int, block: int, expected: tuple[int, ...]) -> None:
-    assert rng.philox(np.uint64(key), np.uint64(index), np.uint64(attempt), np.uint64(block)) == expected
+    out = np.empty(64, np.uint32)
+    for lane in (0, 5, 15):
+        rng.philox(np.uint64(key), np.uint64(index), np.uint64(attempt), (block - lane) % 2**32, out)
+        assert tuple(out[lane::16]) == expected
 
 
 @given(key=U64, index=U64, count=st.integers(0, 50))

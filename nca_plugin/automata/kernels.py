@@ -86,6 +86,7 @@ def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
         begins, paired with the right neighbour, paired with the one below, and alone.
     rows, hidden: float32 [16 * 16], hidden units of a vector of cells, by cell and by unit.
     logits: float32 [num_colors rounded up to even, 16].
+    words: uint32 [64], random numbers.
     """
     corners = np.zeros((height * width + LANES - 1) // LANES * LANES, np.uint64)
     origins = np.empty((height + 2) * (width + 2), np.uint64)
@@ -99,13 +100,14 @@ def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
     beside, below, single = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
     rows, hidden = np.empty(LANES * HIDDEN, np.float32), np.empty(LANES * HIDDEN, np.float32)
     logits = np.empty((num_colors + 1) // 2 * 2 * LANES, np.float32)
-    return corners, origins, beside, below, single, rows, hidden, logits
+    words = np.empty(4 * LANES, np.uint32)
+    return corners, origins, beside, below, single, rows, hidden, logits, words
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
     """Fill in `beside`, `below` and `single` of the scratch for `state`, int32 [cells or more]."""
-    _, origins, beside, below, single, _, _, _ = scratch
+    _, origins, beside, below, single, _, _, _, _ = scratch
     for i in range(origins.size):
         single[i] = state[origins[np.uint64(i)]] * HIDDEN
     for i in range(origins.size - 1):
@@ -117,7 +119,7 @@ def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, error_model="numpy")
 def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[no-untyped-def]
     """Write the logits of the 16 cells from cell `first` on to the scratch; `_place` has been called."""
-    corners, _, beside, below, single, rows, hidden, logits = scratch
+    corners, _, beside, below, single, rows, hidden, logits, _ = scratch
     part = num_colors * num_colors * HIDDEN
     # Unsigned, because numba checks signed indices for negative ones.
     right, second_row, third_row = np.uint64(2), np.uint64(width + 2), np.uint64(2 * (width + 2))
@@ -148,7 +150,7 @@ def all_logits(table: np.ndarray, weights: np.ndarray, num_colors: int, state: n
     """Return the logits of every cell of `state`, uint8 [height, width]: float32 [height, width, num_colors]."""
     height, width = state.shape
     scratch = _new_scratch(height, width, num_colors)
-    logits = scratch[-1]
+    logits = scratch[-2]
     _place(state.reshape(-1).astype(np.int32), width, num_colors, scratch)
     result = np.empty((height * width, num_colors), np.float32)
     for first in range(0, height * width, LANES):
@@ -188,7 +190,7 @@ def _step(  # type: ignore[no-untyped-def]
 ):
     """Write the state that follows `now` to `after`, int32 [cells rounded up to whole vectors]. Return whether it is
     the same and will stay so: no cell changed or was near enough to a change for a draw to matter."""
-    logits = scratch[-1]
+    logits, words = scratch[-2:]
     cells = height * width
     reach = broadcast(np.float32(temperature * _REACH))
     is_settled = True
@@ -214,14 +216,12 @@ def _step(  # type: ignore[no-untyped-def]
         close = bits(reach > best - second) & in_grid
         if close != 0 or (bits(winner != present) & in_grid) != 0:
             is_settled = False
-        lane = 0
-        while close != 0:
-            if close & np.uint64(1):
-                cell = first + lane
-                u = unit(philox(key, index, attempt, np.uint64(step * cells + cell))[0])
-                after[cell] = _draw(logits, lane, num_colors, after[cell], temperature, u)
-            close >>= np.uint64(1)
-            lane += 1
+        if close != 0:
+            philox(key, index, attempt, step * cells + first, words)
+            for lane in range(LANES):
+                if close >> np.uint64(lane) & np.uint64(1):
+                    cell = first + lane
+                    after[cell] = _draw(logits, lane, num_colors, after[cell], temperature, unit(words[lane]))
     return is_settled
 
 

@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from nca_plugin.automata.simd import LANES, broadcast, load, multiply_wide, store
+
 SPLITS: Final = ("train", "valid", "test")
 
 # What a stream is for; part of its name.
@@ -27,13 +29,12 @@ CEILING: Final = 7
 WEIGHTS: Final = 8
 MIXTURE: Final = 9
 
-_MASK32: Final = np.uint64(0xFFFFFFFF)
 _U32: Final = np.uint64(32)
 # Philox4x32-10: two multipliers and two key increments (SC 2011, section 4.3).
-_M0: Final = np.uint64(0xD2511F53)
-_M1: Final = np.uint64(0xCD9E8D57)
-_W0: Final = np.uint64(0x9E3779B9)
-_W1: Final = np.uint64(0xBB67AE85)
+_M0: Final = np.uint32(0xD2511F53)
+_M1: Final = np.uint32(0xCD9E8D57)
+_W0: Final = np.uint32(0x9E3779B9)
+_W1: Final = np.uint32(0xBB67AE85)
 
 _LN2: Final = 0.6931471805599453
 _EXP_SERIES: Final = tuple(1.0 / math.factorial(k) for k in range(8, -1, -1))
@@ -136,32 +137,43 @@ def stream_key(seed: int, split: str, purpose: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def philox(key, index, attempt, block):  # type: ignore[no-untyped-def]
-    """Return four 32-bit numbers, block `block` of stream (index, attempt), as uint64."""
-    k0, k1 = key & _MASK32, key >> _U32
-    c0, c1, c2, c3 = block & _MASK32, attempt & _MASK32, index & _MASK32, index >> _U32
+def philox(key: np.uint64, index: np.uint64, attempt: np.uint64, first_block: int, out: np.ndarray) -> None:
+    """Write the 32-bit numbers of 16 blocks, from `first_block` on, of stream (index, attempt) to `out`, uint32 [64].
+
+    A block is four numbers; number j of block `first_block + i` is out[16 j + i].
+    """
+    for i in range(LANES):
+        out[i] = first_block + i
+    c0, c1 = load(out, 0), broadcast(np.uint32(attempt))
+    c2, c3 = broadcast(np.uint32(index)), broadcast(np.uint32(index >> _U32))
+    k0, k1 = broadcast(np.uint32(key)), broadcast(np.uint32(key >> _U32))
     for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _U32) ^ c1 ^ k0, p1 & _MASK32, (p0 >> _U32) ^ c3 ^ k1, p0 & _MASK32
-        k0, k1 = (k0 + _W0) & _MASK32, (k1 + _W1) & _MASK32
-    return c0, c1, c2, c3
+        high0, low0 = multiply_wide(broadcast(_M0), c0)
+        high1, low1 = multiply_wide(broadcast(_M1), c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + broadcast(_W0), k1 + broadcast(_W1)
+    store(out, 0, c0)
+    store(out, LANES, c1)
+    store(out, 2 * LANES, c2)
+    store(out, 3 * LANES, c3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def unit(word: np.uint64) -> float:
+def unit(word: np.uint32) -> float:
     """Return a 32-bit number as a float64 in (0, 1), an odd multiple of 2^-33."""
-    # Signed, because processors have one instruction for that conversion.
-    return (float(np.int64(word)) + 0.5) * 2.0**-32
+    return (float(word) + 0.5) * 2.0**-32
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def uniforms(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -> np.ndarray:
     """Return the first `count` numbers of a stream: float64 in (0, 1), odd multiples of 2^-33."""
-    out = np.empty((count + 3) // 4 * 4, np.float64)
-    for i in range(out.size // 4):
-        words = philox(key, index, attempt, np.uint64(i))
-        for j in range(4):
-            out[4 * i + j] = unit(words[j])
+    words = np.empty(4 * LANES, np.uint32)
+    out = np.empty((count + words.size - 1) // words.size * words.size, np.float64)
+    for at in range(0, out.size, words.size):
+        philox(key, index, attempt, at // 4, words)
+        for i in range(LANES):
+            for j in range(4):
+                out[np.uint64(at + 4 * i + j)] = unit(words[np.uint64(LANES * j + i)])
     return out[:count]
 
 

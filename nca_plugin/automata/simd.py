@@ -1,8 +1,8 @@
-"""Vectors of 16 float32 inside numba functions.
+"""Vectors of 16 float32 or 32-bit integers inside numba functions.
 
 LLVM turns them into the widest registers of the processor at hand: one of AVX-512, two of AVX2, four of SSE2. Every
-lane is computed on its own and nothing is contracted, so that the width does not change a bit. Lanes are cells here;
-loops that numba could vectorise by itself need neither this module nor its care with memory.
+lane is computed on its own and nothing is contracted, so that the width does not change a bit. Loops that numba can
+vectorise by itself need neither this module nor its care with memory.
 
 Indices count elements of a contiguous array and are not checked.
 """
@@ -39,7 +39,8 @@ float32x16: Final = VectorType("float32x16", ir.FloatType())
 int32x16: Final = VectorType("int32x16", _I32)
 mask16: Final = VectorType("mask16", ir.IntType(1))
 
-_BY_ELEMENT: Final = {types.float32: float32x16, types.int32: int32x16}
+# Integers have no sign here: what is done to them does not need one.
+_BY_ELEMENT: Final = {types.float32: float32x16, types.int32: int32x16, types.uint32: int32x16}
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, pointee: ir.Type) -> Any:
@@ -55,7 +56,7 @@ def _splat(builder: Any, value: Any, vector: VectorType) -> Any:
 
 @intrinsic
 def load(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Return `array[index : index + 16]` of a float32 or int32 array."""
+    """Return `array[index : index + 16]` of a float32, int32 or uint32 array."""
     vector = _BY_ELEMENT[array.dtype]
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -79,7 +80,7 @@ def store(typingctx, array, index, vector):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def broadcast(typingctx, value):  # type: ignore[no-untyped-def]
-    """Return the vector whose lanes are all `value`, a float32 or an int32."""
+    """Return the vector whose lanes are all `value`, a float32, int32 or uint32."""
     vector = _BY_ELEMENT[value]
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -96,6 +97,20 @@ def select(typingctx, mask, yes, no):  # type: ignore[no-untyped-def]
         return builder.select(*args)
 
     return yes(mask16, yes, yes), generate
+
+
+@intrinsic
+def multiply_wide(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """Return the upper and the lower halves of the 64-bit products of unsigned lanes."""
+    wide = ir.VectorType(_I64, LANES)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        product = builder.mul(*(builder.zext(argument, wide) for argument in args))
+        high = builder.lshr(product, ir.Constant(wide, [32] * LANES))
+        halves = [builder.trunc(half, int32x16.llvm) for half in (high, product)]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(int32x16, 2)(int32x16, int32x16), generate
 
 
 @intrinsic
@@ -163,5 +178,7 @@ _define_operator(operator.add, float32x16, float32x16, lambda builder, a, b: bui
 _define_operator(operator.sub, float32x16, float32x16, lambda builder, a, b: builder.fsub(a, b))
 _define_operator(operator.mul, float32x16, float32x16, lambda builder, a, b: builder.fmul(a, b))
 _define_operator(operator.gt, float32x16, mask16, lambda builder, a, b: builder.fcmp_ordered(">", a, b))
+_define_operator(operator.add, int32x16, int32x16, lambda builder, a, b: builder.add(a, b))
+_define_operator(operator.xor, int32x16, int32x16, lambda builder, a, b: builder.xor(a, b))
 _define_operator(operator.eq, int32x16, mask16, lambda builder, a, b: builder.icmp_signed("==", a, b))
 _define_operator(operator.ne, int32x16, mask16, lambda builder, a, b: builder.icmp_signed("!=", a, b))
