@@ -10,6 +10,13 @@ class NCAPluginError(Exception):
     """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
 
 
+def check_options(kind: str, config: object, *checks: tuple[bool, str, str]) -> None:
+    """Raise `NCAPluginError` for the first check that fails: (whether it holds, the option's name, what it must be)."""
+    for is_right, name, rule in checks:
+        if not is_right:
+            raise NCAPluginError(f"{kind} option {name}={getattr(config, name)}: {rule}")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an `NCAPluginError` into one line on stderr, from rank 0 only, and exit code 2."""

@@ -29,6 +29,12 @@ SAMPLES: tuple[tuple[str, str, int, int, str], ...] = (
     ("nca://web?curriculum=0@0.1:0.3,10@0.3:0.5,20@0.5:1", "train", 12, 1024, "0f9c93c116824132"),
     ("nca://web:0.7,code:0.3?seed=3", "train", 8589934592, 1024, "eb81ab2e30c50e77"),
     ("shuffled://toy?seed=3", "train", 11, 256, "2ccf0b4f76990a03"),
+    ("dyck://?k=8", "train", 3, 256, "7d5eca0f7f946a73"),
+    ("shuffle_dyck", "train", 35184372088832, 1024, "23cd131b1caa3bc2"),
+    ("copy", "valid", 6, 1024, "004518c4933146ed"),
+    ("iid://?exponent=1", "train", 8, 512, "449f1b167aa22643"),
+    ("eca://?wolfram_class=4", "train", 8589934593, 1024, "1d2b575bbca49778"),
+    ("eca://?rule=30&width=60&patch=5&burn_in=7", "test", 0, 512, "0f08979dd39d3c66"),
 )
 
 

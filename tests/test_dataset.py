@@ -16,7 +16,19 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.dataset import SourceGPTDataset
 from nca_plugin.sources import parse
 
-URIS = ("nca://web", "nca://code?seed=7", "nca://toy", "nca://release?num_rules=5", "shuffled://toy", "dyck://?k=8")
+URIS = (
+    "nca://web",
+    "nca://code?seed=7",
+    "nca://toy",
+    "nca://release?num_rules=5",
+    "shuffled://toy",
+    "dyck://?k=8",
+    "shuffle_dyck://?k=8",
+    "copy",
+    "iid",
+    "eca",
+    "nca://web:0.5,code:0.5",
+)
 
 
 def datasets(uri: str, sizes: tuple[int | None, ...] = (40, 8, 4), seq_length: int = 128, vocab_size: int = 10_003):

@@ -1,8 +1,11 @@
 """URIs, the registry and the controls."""
 
 import dataclasses
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +21,8 @@ from nca_plugin.sources.nca import NCASource
 @given(
     preset=st.sampled_from(sorted(PRESETS)),
     seed=st.integers(0, 2**63 - 1),
-    temperature=st.floats(0, 10),
-    identity_bias=st.floats(-5, 5),
+    temperature=st.floats(0, allow_infinity=False),
+    identity_bias=st.floats(allow_nan=False, allow_infinity=False),
     burn_in=st.integers(0, 100),
     band=st.none() | st.tuples(st.floats(0.03, 0.1), st.floats(0.11, 5)),
     first_state=st.sampled_from(["softmax", "uniform"]),
@@ -63,9 +66,13 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
         ("nca://web?seed=1&seed=2", "given twice"),
         ("nca://web?seed", "option=value"),
         ("nca://web/file", "must look like"),
-        ("dyck://web", "no presets"),
-        ("dyck://?p=1", "between 0 and 1"),
-        ("dyck://?k=0", "must lie in"),
+        ("nca://[web", "unknown NCA preset '\\[web'"),
+        ("nca://wéb", "unknown NCA preset 'wéb'"),
+        ("nca://web#seed=1", "must look like"),
+        ("nca://web?seed=%zz", "must be a whole number"),
+        ("nca://web?=1", "unknown option ''"),
+        ("nca://web?temperature=1e", "must be a number"),
+        ("://", "unknown source"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
@@ -91,17 +98,25 @@ def test_shuffled_has_the_same_tokens_in_another_order() -> None:
         np.testing.assert_array_equal(ordered.loss_mask, shuffled.loss_mask)
 
 
-@given(k=st.integers(1, 100), max_depth=st.integers(1, 20), index=st.integers(0, 2**62))
-def test_dyck_closes_what_was_opened_last(k: int, max_depth: int, index: int) -> None:
-    sample = parse(f"dyck://?k={k}&max_depth={max_depth}").sample(index, 200)
-    stack: list[int] = []
-    for token in sample.tokens:
-        if token < k:
-            stack.append(token)
-        else:
-            assert stack.pop() == token - k
-        assert len(stack) <= max_depth
-    assert sample.loss_mask.all() and sample.tokens.shape == (201,)
+@given(st.text(max_size=40) | st.text("nca:/?&=.,@-+%#[]webcodesign1250", max_size=40).map("nca://web?".__add__))
+def test_any_text_is_a_source_or_an_error_of_one_line(text: str) -> None:
+    is_source(text)
+    try:
+        source = parse(text)
+    except NCAPluginError as error:
+        assert "\n" not in str(error) or "\n" in text
+    else:
+        assert parse(source.uri) == source
+
+
+def test_schemes_in_capitals() -> None:
+    assert is_source("NCA://toy")
+    assert parse("NCA://toy").uri == parse("nca://toy").uri
+
+
+def test_numbers_with_an_exponent() -> None:
+    assert parse("nca://web?identity_bias=1e+16").uri == parse("nca://web?identity_bias=1e16").uri
+    assert parse("nca://web?temperature=1e-5") == parse("nca://web?temperature=0.00001")
 
 
 def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +136,65 @@ def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse("counting").sample(3, 4).tokens.tolist() == [3, 4, 5, 6, 7]
     with pytest.raises(NCAPluginError, match="already registered"):
         register("nca", lambda parsed: Counting())
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "third_party_source"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package and two that are wrong, installed by pip."""
+    site = tmp_path_factory.mktemp("site")
+    packages = tmp_path_factory.mktemp("packages")
+    shutil.copytree(EXAMPLE, packages / "example")
+    for name, entry in (("broken", "broken = 'no_such_module:from_uri'"), ("usurper", "dyck = 'os:getcwd'")):
+        (packages / name).mkdir()
+        (packages / name / "pyproject.toml").write_text(
+            f"[project]\nname = '{name}'\nversion = '1'\n[project.entry-points.'nca_plugin.sources']\n{entry}\n"
+            "[tool.setuptools]\npy-modules = []\n"
+        )
+    command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    subprocess.run((*command, "--target", site, *map(str, packages.iterdir())), check=True)
+    return site
+
+
+def run_with(site: Path, code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_a_source_of_another_package(site: Path) -> None:
+    code = (
+        "import sys; from nca_plugin.sources import is_source, parse; uri = 'progression://?modulus=31';"
+        "assert is_source(uri) and 'nca_plugin_progression' not in sys.modules; s = parse(uri);"
+        "assert parse(s.uri) == s and parse(s.for_split('test').uri) == s.for_split('test');"
+        "d = set((s.sample(2**40, 50).tokens[1:] - s.sample(2**40, 50).tokens[:-1]) % 31);"
+        "print(s.vocab_size, len(d), s.sample(0, 9).loss_mask.sum())"
+    )
+    done = run_with(site, code)
+    assert done.stdout.split() == ["31", "1", "8"], done.stderr
+
+
+def test_a_source_of_another_package_in_megatrons_dataset(site: Path) -> None:
+    code = (
+        "from test_dataset import datasets; train, valid, test = datasets('progression://?modulus=31');"
+        "print(len(train), int(train[3]['loss_mask'].sum()))"
+    )
+    done = run_with(site, f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}")
+    assert done.stdout.split() == ["40", "127"], done.stderr
+
+
+def test_a_broken_package_is_an_error_of_one_line_when_it_is_used(site: Path) -> None:
+    code = "from nca_plugin.sources import parse; print(parse('nca').vocab_size); parse('broken')"
+    done = run_with(site, f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(): exec({code!r})")
+    assert done.stdout.split() == ["10002"]
+    assert done.returncode == 2 and "source 'broken' comes from an installed package" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_our_own_schemes_win(site: Path) -> None:
+    done = run_with(site, "from nca_plugin.sources import parse; print(parse('dyck').vocab_size)")
+    assert done.stdout.split() == ["128"], done.stderr
 
 
 def test_files_are_not_sources() -> None:

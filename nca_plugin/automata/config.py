@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from nca_plugin.automata.complexity import score_bounds
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, check_options
 
 #: Token ids stay below the range of int32 with room for a text vocabulary beside them.
 _MAX_VOCAB_SIZE: Final = 1 << 20
@@ -112,7 +112,9 @@ class NCAConfig:
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        checks = (
+        check_options(
+            "NCA",
+            self,
             (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
             (2 <= self.num_colors <= 64, "num_colors", "must lie in 2 .. 64"),
             (1 <= self.patch_size <= 4, "patch_size", "must lie in 1 .. 4"),
@@ -126,9 +128,6 @@ class NCAConfig:
             (self.first_state in ("softmax", "uniform"), "first_state", "must be softmax or uniform"),
             (self.scored_rollout in ("trained", "separate"), "scored_rollout", "must be trained or separate"),
         )
-        for is_right, name, rule in checks:
-            if not is_right:
-                raise NCAPluginError(f"NCA option {name}={getattr(self, name)}: {rule}")
         if self.grid_size % self.patch_size:
             raise NCAPluginError(
                 f"NCA option grid_size={self.grid_size}: must be a multiple of patch_size={self.patch_size}"

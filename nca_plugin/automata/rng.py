@@ -28,6 +28,10 @@ BRACKETS: Final = 6
 CEILING: Final = 7
 WEIGHTS: Final = 8
 MIXTURE: Final = 9
+SHUFFLE_BRACKETS: Final = 10
+COPIES: Final = 11
+INDEPENDENT: Final = 12
+ELEMENTARY: Final = 13
 
 _U32: Final = np.uint64(32)
 # Philox4x32-10: two multipliers and two key increments (SC 2011, section 4.3).
@@ -179,7 +183,7 @@ def uniforms(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def log(x: float) -> float:
-    """Return ln(x) for x in [2^-40, 64], to about 1e-15 relative, the same bits on every machine."""
+    """Return ln(x) for x in [2^-40, 2^40], to about 1e-15 relative, the same bits on every machine."""
     exponent = 0
     while x < 0.7071067811865476:
         x *= 2.0

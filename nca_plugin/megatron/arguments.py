@@ -10,7 +10,7 @@ from typing import Final
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import parse
+from nca_plugin.sources import parse, schemes
 from nca_plugin.sources.uri import split_uri
 
 _GROUP: Final = "nca-plugin"
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the plugin's argument group: an `extra_args_provider` for Megatron's parser, and its help."""
     group = parser.add_argument_group(_GROUP, "Synthetic pre-pre-training data; replaces every other data argument.")
     group.add_argument(
-        "--data-source", metavar="SOURCE", help="nca, shuffled, dyck, or a complete URI such as nca://code?seed=7"
+        "--data-source",
+        metavar="SOURCE",
+        help=f"{', '.join(schemes())}, or a complete URI such as nca://code?seed=7",
     )
     group.add_argument("--nca-preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: web)")
     for field in dataclasses.fields(NCAConfig):

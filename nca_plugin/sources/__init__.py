@@ -9,6 +9,7 @@ True
 """
 
 from nca_plugin.sources.base import Sample, Source
-from nca_plugin.sources.registry import is_source, parse, register
+from nca_plugin.sources.registry import is_source, parse, register, schemes
+from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
-__all__ = ["Sample", "Source", "is_source", "parse", "register"]
+__all__ = ["ParsedURI", "Sample", "Source", "is_source", "join_uri", "parse", "parse_options", "register", "schemes"]

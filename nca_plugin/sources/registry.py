@@ -10,7 +10,10 @@ from importlib.metadata import entry_points
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Source
-from nca_plugin.sources.dyck import DyckSource
+from nca_plugin.sources.copy import CopySource
+from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
+from nca_plugin.sources.eca import ECASource
+from nca_plugin.sources.iid import IIDSource
 from nca_plugin.sources.mixture import nca_from_uri
 from nca_plugin.sources.shuffled import ShuffledSource
 from nca_plugin.sources.uri import ParsedURI, split_uri
@@ -21,6 +24,10 @@ _FACTORIES: dict[str, SourceFactory] = {
     "nca": nca_from_uri,
     "shuffled": ShuffledSource.from_uri,
     "dyck": DyckSource.from_uri,
+    "shuffle_dyck": ShuffleDyckSource.from_uri,
+    "copy": CopySource.from_uri,
+    "iid": IIDSource.from_uri,
+    "eca": ECASource.from_uri,
 }
 
 
@@ -31,10 +38,15 @@ def register(scheme: str, factory: SourceFactory) -> None:
     _FACTORIES[scheme] = factory
 
 
+def schemes() -> tuple[str, ...]:
+    """Return the names of all sources, installed packages' included."""
+    return tuple(_known())
+
+
 def is_source(path: str) -> bool:
     """Whether a data path names a source rather than files. `s3://` and the like are files."""
     scheme, separator, _ = path.partition("://")
-    return bool(separator) and scheme in _known()
+    return bool(separator) and scheme.lower() in _known()
 
 
 def parse(uri: str) -> Source:
@@ -64,4 +76,10 @@ class _Deferred:
         self._load = load
 
     def __call__(self, parsed: ParsedURI) -> Source:
-        return self._load()(parsed)
+        try:
+            factory = self._load()
+        except Exception as error:
+            raise NCAPluginError(
+                f"source '{parsed.scheme}' comes from an installed package that cannot be imported: {error!r}"
+            ) from error
+        return factory(parsed)

@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from nca_plugin.errors import NCAPluginError
 
@@ -21,17 +21,20 @@ class ParsedURI:
 
 def split_uri(uri: str) -> ParsedURI:
     """Take a URI apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
-    parts = urlsplit(uri)
-    if parts.path not in ("", "/") or parts.fragment:
+    scheme, _, rest = uri.partition("://")
+    preset, _, query = rest.partition("?")
+    preset = preset.removesuffix("/")
+    if "/" in preset or "#" in rest:
         raise NCAPluginError(f"source '{uri}': must look like scheme://preset?option=value&option=value")
     try:
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        # A plus sign is one, as in 1e+16, not a space.
+        pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         raise NCAPluginError(f"source '{uri}': options must look like option=value&option=value") from None
     options = dict(pairs)
     if len(options) < len(pairs):
         raise NCAPluginError(f"source '{uri}': an option is given twice")
-    return ParsedURI(parts.scheme, parts.netloc, options)
+    return ParsedURI(scheme.lower(), preset, options)
 
 
 def join_uri(scheme: str, preset: str, options: dict[str, object]) -> str:

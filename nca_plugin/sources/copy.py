@@ -1,0 +1,71 @@
+"""Repetition: the language ww."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nca_plugin.automata import rng
+from nca_plugin.errors import check_options
+from nca_plugin.sources.formal import FormalConfig, FormalSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyConfig(FormalConfig):
+    """What a sequence of copies is drawn from. Raises `NCAPluginError` if a value is out of range."""
+
+    vocab_size: int = 64
+    """Symbols, 1 .. 2^20 (Hu et al.: 64)."""
+
+    min_length: int = 10
+    """Fewest symbols of w, >= 1 (Hu et al.: 10)."""
+
+    max_length: int = 510
+    """Most symbols of w, `min_length` .. 2^20 (Hu et al.: 510)."""
+
+    def __post_init__(self) -> None:
+        check_options(
+            "copy",
+            self,
+            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+            (1 <= self.vocab_size <= 1 << 20, "vocab_size", "must lie in 1 .. 2^20"),
+            (self.min_length >= 1, "min_length", "must be at least 1"),
+            (self.min_length <= self.max_length <= 1 << 20, "max_length", "must lie in min_length .. 2^20"),
+        )
+
+
+class CopySource(FormalSource):
+    """`copy://?vocab_size=64&min_length=10&max_length=510`: a random word w and w again, then the next pair.
+
+    The language ww of Hu et al. 2025 (arXiv 2502.19249), as their released code draws it: lengths and symbols uniform,
+    pairs one after another without a delimiter, the last one cut. Every target counts, as there: that a word has ended
+    is to be inferred, and no position is predictable before.
+    """
+
+    config: CopyConfig
+    scheme = "copy"
+    config_class = CopyConfig
+    purpose = rng.COPIES
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def _tokens(self, index: int, length: int) -> NDArray[np.int32]:
+        config = self.config
+        symbols = (self._uniforms(index, length) * config.vocab_size).astype(np.int32)
+        u = self._uniforms(index, length // (2 * config.min_length) + 1, stream=1)
+        lengths = config.min_length + (u * (config.max_length - config.min_length + 1)).astype(np.int64)
+        _repeat(symbols, lengths)
+        return symbols
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _repeat(symbols: np.ndarray, lengths: np.ndarray) -> None:
+    """Overwrite the second half of each pair of `symbols` with its first; word i has lengths[i] symbols."""
+    start = 0
+    for length in lengths:
+        for i in range(start + length, min(start + 2 * length, symbols.size)):
+            symbols[i] = symbols[i - length]
+        start += 2 * length

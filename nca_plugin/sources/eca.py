@@ -1,0 +1,150 @@
+"""Elementary cellular automata: two colours, one dimension, 256 rules."""
+
+import functools
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nca_plugin.automata import rng
+from nca_plugin.errors import NCAPluginError, check_options
+from nca_plugin.sources.formal import FormalConfig, FormalSource
+
+# Wolfram's classes of the 88 rules that differ by more than reflection and exchange of the colours (Wolfram, "A New
+# Kind of Science", 2002; table in Martinez, "A note on elementary cellular automata classification", J. Cellular
+# Automata 8, 2013, arXiv 1306.5577). Class 2 is all the others.
+_CLASSES: Final = {
+    1: (0, 8, 32, 40, 128, 136, 160, 168),
+    3: (18, 22, 30, 45, 60, 90, 105, 122, 126, 146, 150),
+    4: (41, 54, 106, 110),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ECAConfig(FormalConfig):
+    """What an elementary automaton is drawn from. Raises `NCAPluginError` if a value is out of range."""
+
+    rule: int | None = None
+    """Wolfram's number of the rule, 0 .. 255: bit 4 left + 2 self + right is the next state. None draws one for every
+    sample."""
+
+    wolfram_class: int | None = None
+    """Draw rules of this class alone: 1 uniform, 2 periodic, 3 chaotic, 4 complex. None draws from all 256."""
+
+    width: int = 64
+    """Cells of the ring, 3 .. 4,096, a multiple of `patch`."""
+
+    patch: int = 8
+    """Neighbouring cells of a token, 1 .. 16."""
+
+    burn_in: int = 0
+    """Steps before the first row, 0 .. 10,000."""
+
+    def __post_init__(self) -> None:
+        check_options(
+            "eca",
+            self,
+            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+            (self.rule is None or 0 <= self.rule <= 255, "rule", "must lie in 0 .. 255"),
+            (self.wolfram_class in (None, 1, 2, 3, 4), "wolfram_class", "must be 1, 2, 3 or 4"),
+            (self.rule is None or self.wolfram_class is None, "rule", "leaves nothing for wolfram_class to choose"),
+            (1 <= self.patch <= 16, "patch", "must lie in 1 .. 16"),
+            (3 <= self.width <= 4096, "width", "must lie in 3 .. 4,096"),
+            (self.width % self.patch == 0, "width", f"must be a multiple of patch={self.patch}"),
+            (0 <= self.burn_in <= 10_000, "burn_in", "must lie in 0 .. 10,000"),
+        )
+
+
+class ECASource(FormalSource):
+    """`eca://?wolfram_class=4&width=64&patch=8`: rows of an elementary automaton from a random first row.
+
+    A row is `<row>` (id 2^patch) and its cells, `patch` to a token, left to right, the leftmost the lowest bit. As in
+    the NCA stream the first row is never a target, and the rule is to be inferred from the rows before.
+
+    After Zhang et al. 2024, "Intelligence at the Edge of Chaos" (arXiv 2410.02536), who pre-train on one rule at a
+    time. What differs: they cut windows from a wider automaton, whose edges the window does not determine, and predict
+    whole rows of cells; here the ring is whole, so that the rule determines every row, and rows are ordinary tokens.
+    """
+
+    config: ECAConfig
+    scheme = "eca"
+    config_class = ECAConfig
+    purpose = rng.ELEMENTARY
+
+    @property
+    def vocab_size(self) -> int:
+        return (1 << self.config.patch) + 1
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row."""
+        return self.config.width // self.config.patch + 1
+
+    def check_seq_length(self, seq_length: int) -> None:
+        shortest = 2 * self.row_length - 1
+        if seq_length < shortest:
+            raise NCAPluginError(
+                f"sequence length {seq_length} is too short for two rows of {self.row_length} tokens, and the first is "
+                f"never a target: use at least {shortest}"
+            )
+
+    def rule_of(self, index: int) -> int:
+        """Return the number of the rule of sample `index`."""
+        if self.config.rule is not None:
+            return self.config.rule
+        rules = range(256) if self.config.wolfram_class is None else rules_of_class(self.config.wolfram_class)
+        return rules[int(self._uniforms(index, 1, stream=1)[0] * len(rules))]
+
+    def _tokens(self, index: int, length: int) -> NDArray[np.int32]:
+        config = self.config
+        first = (self._uniforms(index, config.width) < 0.5).astype(np.uint8)
+        num_rows = -(-length // self.row_length)
+        rows = evolve(first, self.rule_of(index), config.burn_in + num_rows - 1)[config.burn_in :]
+        tokens = np.full((num_rows, self.row_length), 1 << config.patch, np.int32)
+        weights = 1 << np.arange(config.patch, dtype=np.int32)
+        tokens[:, 1:] = (rows.reshape(num_rows, -1, config.patch) * weights).sum(axis=2)
+        return tokens.reshape(-1)[:length]
+
+    def _loss_mask(self, seq_length: int) -> NDArray[np.bool_]:
+        return np.arange(1, seq_length + 1) >= self.row_length
+
+
+def rules_of_class(wolfram_class: int) -> tuple[int, ...]:
+    """Return the numbers of all rules of a class, 1 .. 4, equivalent ones included."""
+    return tuple(rule for rule in range(256) if _class_of(rule) == wolfram_class)
+
+
+@functools.cache
+def _class_of(rule: int) -> int:
+    equivalent = {rule, _reflected(rule), _exchanged(rule), _exchanged(_reflected(rule))}
+    return next((number for number, rules in _CLASSES.items() if equivalent & set(rules)), 2)
+
+
+def _reflected(rule: int) -> int:
+    """The rule that does to the right what `rule` does to the left."""
+    mirrored = (0, 4, 2, 6, 1, 5, 3, 7)
+    return sum((rule >> mirrored[i] & 1) << i for i in range(8))
+
+
+def _exchanged(rule: int) -> int:
+    """The rule that does to 0 what `rule` does to 1."""
+    return sum((1 - (rule >> (7 - i) & 1)) << i for i in range(8))
+
+
+def evolve(first: NDArray[np.uint8], rule: int, steps: int) -> NDArray[np.uint8]:
+    """Return the rows of a ring: `first`, uint8 [width] of 0 and 1, and the `steps` that follow, [steps + 1, width]."""
+    rows = np.empty((steps + 1, first.size), np.uint8)
+    rows[0] = first
+    _evolve(rows, rule)
+    return rows
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _evolve(rows: np.ndarray, rule: int) -> None:
+    width = rows.shape[1]
+    for t in range(1, rows.shape[0]):
+        for x in range(width):
+            left, right = rows[t - 1, (x - 1) % width], rows[t - 1, (x + 1) % width]
+            rows[t, x] = rule >> (4 * left + 2 * rows[t - 1, x] + right) & 1

@@ -1,0 +1,70 @@
+"""Independent tokens: nothing to learn but their frequencies."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nca_plugin.automata import rng
+from nca_plugin.errors import check_options
+from nca_plugin.sources.formal import FormalConfig, FormalSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IIDConfig(FormalConfig):
+    """What independent tokens are drawn from. Raises `NCAPluginError` if a value is out of range."""
+
+    vocab_size: int = 10_002
+    """Ids, 1 .. 2^20 (default: as many as an NCA of 10 colours has)."""
+
+    exponent: float = 0.0
+    """Id r has a probability proportional to (r + 1)^-exponent, 0 .. 2.5: 0 is uniform, 1 is Zipf's law."""
+
+    def __post_init__(self) -> None:
+        check_options(
+            "iid",
+            self,
+            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+            (1 <= self.vocab_size <= 1 << 20, "vocab_size", "must lie in 1 .. 2^20"),
+            (0 <= self.exponent <= 2.5, "exponent", "must lie in 0 .. 2.5"),
+        )
+
+
+class IIDSource(FormalSource):
+    """`iid://?vocab_size=10002&exponent=0`: independent draws from a fixed distribution.
+
+    The control without any structure: what a warm-up on it changes comes from the optimizer's steps alone. Not from a
+    paper.
+    """
+
+    config: IIDConfig
+    scheme = "iid"
+    config_class = IIDConfig
+    purpose = rng.INDEPENDENT
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def _tokens(self, index: int, length: int) -> NDArray[np.int32]:
+        cumulative = _cumulative(self.config.vocab_size, self.config.exponent)
+        ids = np.searchsorted(cumulative, self._uniforms(index, length) * cumulative[-1], side="right")
+        return np.minimum(ids, self.config.vocab_size - 1).astype(np.int32)
+
+
+# A megabyte and more for large vocabularies: made once, not for every sample.
+@functools.lru_cache(maxsize=8)
+def _cumulative(vocab_size: int, exponent: float) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = _powers(vocab_size, exponent)
+    return np.cumsum(weights)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _powers(count: int, exponent: float) -> np.ndarray:
+    """Return r^-exponent for r = 1 .. count, the same bits on every machine."""
+    powers = np.empty(count, np.float64)
+    for i in range(count):
+        powers[i] = rng.exp(-exponent * rng.log(i + 1.0))
+    return powers
