@@ -1,4 +1,6 @@
+import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,12 @@ from hypothesis import settings
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# numba compiles a function anew when its own file changes, not when a file that it takes functions from does. A cache
+# for each state of the sources, which the processes that tests start share, is never stale.
+_SOURCES = sorted((Path(__file__).parents[1] / "nca_plugin").rglob("*.py"))
+_STATE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"nca-plugin-numba-{os.getuid()}-{_STATE}"))
 
 # An example may be the first to compile a kernel, or share its core with another run.
 settings.register_profile("default", deadline=None)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nca_plugin.automata import NCAConfig, Rule, generate, gzip_score, random_rule, score_bounds
+from nca_plugin.automata import NCAConfig, generate, gzip_score, random_rule, score_bounds
 from nca_plugin.automata.tokens import decode
 
 
@@ -47,7 +47,7 @@ def test_noise_flips_as_many_cells_as_published() -> None:
             is_flipped = rule.rollout(now, 1)[0] != after
             if is_flipped.any():
                 logits = np.sort(rule.logits(now), axis=-1)
-                assert (logits[..., -1] - logits[..., -2])[is_flipped].max() < 26.1e-4
+                assert (logits[..., -1] - logits[..., -2])[is_flipped].max() < 23e-4
             flipped += is_flipped.sum()
             cells += is_flipped.size
     assert flipped / cells == pytest.approx(5.9e-4, rel=0.35)
@@ -61,29 +61,6 @@ def test_every_sample_is_in_its_band(preset: str) -> None:
     for index in range(50):
         frames = decode(generate(config, index, 379)[0], num_colors=config.num_colors)
         assert low < gzip_score(frames, config.num_colors) < high
-
-
-def test_release_reuses_rules_and_scores_another_rollout() -> None:
-    config = NCAConfig.preset("release", num_rules=3)
-    samples = [generate(config, i, 1025)[0] for i in range(6)]
-    # The same rule from another first state: different tokens, the same transitions.
-    assert not np.array_equal(samples[0], samples[3])
-    rule = _rule_of(samples[0], config)
-    frames = decode(samples[3])
-    agreement = [np.mean(rule.rollout(a, 1)[0] == b) for a, b in itertools.pairwise(frames)]
-    assert min(agreement) > 0.95
-    scores = [gzip_score(decode(generate(config, i, 379)[0])) for i in range(200)]
-    assert 0.8 < np.mean(np.array(scores) > 0.5) <= 1.0
-
-
-def _rule_of(tokens: np.ndarray, config: NCAConfig) -> Rule:
-    """Find the accepted rule of a sample by trying its candidates."""
-    frames = decode(tokens[:380])
-    for attempt in range(100):
-        rule = random_rule(config.num_colors, config.seed, 0, attempt)
-        if all(np.mean(rule.rollout(a, 1)[0] == b) > 0.95 for a, b in itertools.pairwise(frames)):
-            return rule
-    raise AssertionError("no candidate made this sample")
 
 
 def test_ceilings_match_the_measured_ones() -> None:
