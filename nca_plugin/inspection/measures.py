@@ -1,0 +1,89 @@
+"""The figures of a set of samples: each statistic by name, with its standard error."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nca_plugin.inspection import statistics
+from nca_plugin.inspection.samples import Grid, Samples
+from nca_plugin.inspection.statistics import Estimate, estimate_mean, jackknife
+
+#: Ranks at which the share of the most frequent tokens is measured, and the transitions at which seen
+#: neighbourhoods are (the release's published ones).
+RANKS: Final = (1, 10, 100, 1000, 5000)
+TRANSITIONS: Final = (2, 13, 26)
+_QUANTILES: Final = (5, 50, 95)
+
+
+def measure(samples: Samples) -> dict[str, Estimate]:
+    """Return the statistics that make sense for the samples, by name.
+
+    Shares lie in 0 .. 1, entropies are plug-in estimates in bits. The names, and the release's values, are in
+    `nca_plugin.inspection.reference`; `titles` says them in words. With a grid:
+
+    * distinct_tokens, token_entropy, top_share_<rank>: patch tokens, pooled over sequences;
+    * distinct_per_sequence, color_entropy: mean over sequences;
+    * change_rate: mean over transitions and sequences; change_rate_q5, _q50, _q95: quantiles of the sequences' means;
+    * patch_repeat_1, _2: patch tokens that equal the same patch one, two frames back;
+    * right_neighbour: cells that equal their right neighbour;
+    * seen_<t>: cells whose 3x3 neighbourhood occurred before transition t; right_if_seen: of these, pooled over all
+      transitions, those that the first occurrence predicts;
+    * score: mean gzip score; in_band: share of sequences inside the configured band.
+
+    Without one: distinct_tokens, token_entropy, top_share_<rank>, distinct_per_sequence, and token_repeat_1, _2.
+    """
+    if samples.grid is None:
+        tokens = samples.tokens
+        repeats = {f"token_repeat_{lag}": _repeats(tokens, lag, axis=1) for lag in (1, 2) if lag < tokens.shape[1]}
+        return _token_measures(tokens, samples.source.vocab_size) | repeats
+    grid = samples.grid
+    patches = grid.patches.reshape(samples.count, -1)
+    return _token_measures(patches, grid.config.grid_start) | _frame_measures(grid)
+
+
+def _token_measures(tokens: NDArray[np.int32], vocab_size: int) -> dict[str, Estimate]:
+    ranks = [rank for rank in RANKS if rank < vocab_size]
+
+    def pooled(kept: NDArray[np.intp]) -> list[float]:
+        counts = statistics.token_counts(tokens[kept], vocab_size)
+        shares = statistics.top_shares(counts, ranks)
+        return [float(np.count_nonzero(counts)), float(statistics.entropy(counts)), *map(float, shares)]
+
+    names = ["distinct_tokens", "token_entropy", *(f"top_share_{rank}" for rank in ranks)]
+    measures = _named(names, *jackknife(pooled, tokens.shape[0]))
+    return measures | {"distinct_per_sequence": estimate_mean(statistics.distinct(tokens))}
+
+
+def _frame_measures(grid: Grid) -> dict[str, Estimate]:
+    frames, count = grid.frames, grid.frames.shape[0]
+    changes = statistics.change_rate(frames).mean(axis=1)
+    quantiles = jackknife(lambda kept: np.percentile(changes[kept], _QUANTILES), count)
+    seen, right = map(np.stack, zip(*map(statistics.seen_neighbourhoods, frames), strict=True))
+    scores = statistics.gzip_scores(frames, grid.config.num_colors, grid.config.patch_size)
+    transitions = [t for t in TRANSITIONS if t < frames.shape[1]]
+    measures = {
+        "change_rate": estimate_mean(changes),
+        **_named([f"change_rate_q{q}" for q in _QUANTILES], *quantiles),
+        **{f"patch_repeat_{lag}": _repeats(grid.patches, lag, 1) for lag in (1, 2) if lag < frames.shape[1]},
+        "right_neighbour": estimate_mean(statistics.right_neighbour_rate(frames)),
+        "color_entropy": estimate_mean(statistics.color_entropy(frames, grid.config.num_colors)),
+        **{f"seen_{t}": estimate_mean(seen[:, t - 1].mean(axis=1)) for t in transitions},
+    }
+    if seen.any():
+        ratio = jackknife(lambda kept: right[kept].sum() / max(seen[kept].sum(), 1), count)
+        measures |= _named(["right_if_seen"], *ratio)
+    measures["score"] = estimate_mean(scores)
+    if grid.config.band is not None:
+        low, high = grid.config.band
+        measures["in_band"] = estimate_mean((low < scores) & (scores < high))
+    return measures
+
+
+def _repeats(symbols: NDArray[np.int32], lag: int, axis: int) -> Estimate:
+    return estimate_mean(statistics.repeat_rate(symbols, lag, axis))
+
+
+def _named(names: list[str], values: NDArray[np.float64], errors: NDArray[np.float64]) -> dict[str, Estimate]:
+    pairs = zip(np.atleast_1d(values), np.atleast_1d(errors), strict=True)
+    return {name: Estimate(float(value), float(error)) for name, (value, error) in zip(names, pairs, strict=True)}

@@ -1,0 +1,98 @@
+"""Samples of a source, and the frames behind them where the source has a grid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nca_plugin.automata import NCAConfig, decode
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import Source
+from nca_plugin.sources.nca import NCASource
+
+#: Samples are held in memory: 2^28 tokens are 1 GiB.
+_MAX_TOKENS: Final = 1 << 28
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Grid:
+    """The frames of samples.
+
+    Attributes:
+        config: the automaton's configuration.
+        frames: uint8 [count, num_frames, grid, grid]; every frame whose patches are all in the sample.
+        patches: int32 [count, num_frames, patches_per_frame], the patch tokens of these frames.
+    """
+
+    config: NCAConfig
+    frames: NDArray[np.uint8]
+    patches: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Samples:
+    """The first samples of a source.
+
+    Attributes:
+        tokens: int32 [count, S + 1].
+        loss_mask: bool [count, S].
+        grid: the frames, None for a source of plain tokens.
+    """
+
+    source: Source
+    tokens: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    grid: Grid | None
+
+    @property
+    def count(self) -> int:
+        return self.tokens.shape[0]
+
+
+def draw_samples(
+    source: Source,
+    count: int,
+    seq_length: int,
+    first_index: int = 0,
+    on_progress: Callable[[int], None] = lambda num_samples: None,
+) -> Samples:
+    """Return samples first_index .. first_index + count - 1 with `seq_length` inputs each.
+
+    Args:
+        on_progress: called after every sample with 1.
+
+    Raises:
+        NCAPluginError: a count below 1, more tokens than fit in memory, or what the source refuses.
+    """
+    if count < 1:
+        raise NCAPluginError(f"count {count}: must be at least 1")
+    source.check_seq_length(seq_length)
+    if count * (seq_length + 1) > _MAX_TOKENS:
+        raise NCAPluginError(
+            f"{count} sequences of {seq_length} tokens are more than the {_MAX_TOKENS} tokens that fit in memory: "
+            f"take at most {_MAX_TOKENS // (seq_length + 1)} sequences"
+        )
+    tokens = np.empty((count, seq_length + 1), np.int32)
+    loss_mask = np.empty((count, seq_length), np.bool_)
+    for i in range(count):
+        sample = source.sample(first_index + i, seq_length)
+        tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask
+        on_progress(1)
+    return Samples(source, tokens, loss_mask, _grid(source, tokens))
+
+
+def _grid(source: Source, tokens: NDArray[np.int32]) -> Grid | None:
+    # A subclass, such as the shuffled control, gives the same tokens in an order that has no frames.
+    if type(source) is not NCASource:
+        return None
+    config, count = source.config, tokens.shape[0]
+    # A frame that lacks only its closing delimiter is whole: 1,025 tokens are 27 frames of 38 less one.
+    closed = np.concatenate([tokens, np.full((count, 1), config.grid_end, np.int32)], axis=1)
+    num_frames = closed.shape[1] // config.frame_length
+    closed = closed[:, : num_frames * config.frame_length]
+    size = config.grid_size
+    frames = decode(closed.ravel(), config.num_colors, config.patch_size, size)
+    patches = closed.reshape(count, num_frames, config.frame_length)[:, :, 1:-1]
+    return Grid(config, frames.reshape(count, num_frames, size, size), patches)
