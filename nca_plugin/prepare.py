@@ -1,7 +1,6 @@
 """Text to Megatron's `.bin/.idx`, with Megatron's own writer."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import complete_files
 
 #: The tokenizer of bytes: ids 0 .. 255, and 256 at the end of a document.
 BYTES: Final = "bytes"
@@ -75,20 +75,11 @@ def prepare(
             raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
     tokenize, vocab_size = _tokenizer(corpus.tokenizer)
     documents = _documents(corpus)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    partials = [target.with_name(f".{target.name}.{os.getpid()}.partial") for target in targets]
     result = PreparedCorpus(prefix, vocab_size)
-    try:
+    with complete_files(*targets) as partials:
         _write(documents, tokenize, result, partials, on_progress)
         if not result.tokens:
             raise NCAPluginError(f"corpus {', '.join(corpus.inputs)} holds no text (files: {corpus.pattern})")
-        for partial, target in zip(partials, targets, strict=True):
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.rename(target)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
     return result
 
 

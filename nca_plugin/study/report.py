@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from nca_plugin.files import complete_files
 from nca_plugin.study.config import StudyConfig
 from nca_plugin.study.study import StudyResult
 
@@ -140,11 +141,9 @@ def verdict(values: dict[str, Any]) -> str:
 def write_report(values: dict[str, Any], folder: Path) -> list[Path]:
     """Write `results.json` and `curves.png` to `folder`, and return their paths."""
     paths = [folder / "results.json", folder / "curves.png"]
-    partials = [path.with_name(f".partial.{path.name}") for path in paths]
-    partials[0].write_text(json.dumps(values, indent=1))
-    _draw(values, partials[1])
-    for partial, path in zip(partials, paths, strict=True):
-        partial.rename(path)
+    with complete_files(*paths) as partials:
+        partials[0].write_text(json.dumps(values, indent=1))
+        _draw(values, partials[1])
     return paths
 
 
