@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError, one_line_errors
@@ -172,12 +176,65 @@ def bench(
     cores = processes if processes is not None else len(os.sched_getaffinity(0))
     results = []
     # The file is opened before anything is measured: an error here must not cost a minute.
-    with complete_files(json) as (partial,), console.status("") as status:
+    with complete_files(json) as (unfinished,), console.status("") as status:
         for uri in uris or ["nca://web", "nca://code"]:
             results.append(run_benchmark(uri, seq_length, cores, seconds, status.update))
             console.print(table(results[-1]))
-        partial.write_text(to_json(results))
+        unfinished.write_text(to_json(results))
     console.print(f"Written: {json}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def inspect(
+    uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/inspect/<uri> if absent.")] = None,
+    count: Annotated[int, typer.Option(help="Sequences to draw.")] = 500,
+    seq_length: Annotated[int, typer.Option(help="Inputs of a sequence.")] = 1024,
+) -> None:
+    """Draw sequences of a source as a page of pictures and figures."""
+    from nca_plugin.inspection.report import default_folder
+    from nca_plugin.inspection.report import inspect as inspect_source
+    from nca_plugin.sources import parse
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def start_stage(name: str, size: int) -> Callable[[int], None]:
+            return partial(progress.advance, progress.add_task(name, total=size))
+
+        page, *_ = inspect_source(
+            parse(uri), out or default_folder(uri), count=count, seq_length=seq_length, start_stage=start_stage
+        )
+    print(f"Written: {page}, and its pictures beside it. Open it in a browser.")
+
+
+@app.command()
+def show(
+    uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
+    index: Annotated[int, typer.Option(help="Which sample, 0 or more.")] = 0,
+    split: Annotated[str | None, typer.Option(help="train, valid or test; the URI's own if absent.")] = None,
+    seq_length: Annotated[int, typer.Option(help="Inputs of the sample.")] = 1024,
+    fps: Annotated[float, typer.Option(help="Frames a second in a terminal.")] = 6.0,
+) -> None:
+    """Play a sample in the terminal: an automaton frame by frame, or a stream of tokens."""
+    from nca_plugin.inspection.show import show as show_sample
+    from nca_plugin.sources import parse
+
+    source = parse(uri)
+    show_sample(source if split is None else source.for_split(split), index, seq_length, fps, Console(highlight=False))
+
+
+class _RateColumn(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
 class _StudyProgress:

@@ -15,12 +15,39 @@ RANKS: Final = (1, 10, 100, 1000, 5000)
 TRANSITIONS: Final = (2, 13, 26)
 _QUANTILES: Final = (5, 50, 95)
 
+#: Measures whose value depends on how many sequences are pooled: a small sample holds fewer distinct tokens and
+#: flatters its most frequent ones.
+DEPENDS_ON_COUNT: Final = ("distinct_tokens", "token_entropy", "top_share_")
+
+#: Name of a measure to its description and unit.
+TITLES: Final[dict[str, tuple[str, str]]] = {
+    "score": ("Gzip score of the first ten frames", ""),
+    "in_band": ("Sequences whose own score is inside the band", "%"),
+    "distinct_tokens": ("Distinct tokens in all sequences", "tokens"),
+    "distinct_per_sequence": ("Distinct tokens in a sequence", "tokens"),
+    "token_entropy": ("Entropy of the token frequencies", "bits"),
+    "top_share_1": ("Share of the most frequent token", "%"),
+    **{f"top_share_{rank}": (f"Share of the {rank:,} most frequent tokens", "%") for rank in RANKS[1:]},
+    "token_repeat_1": ("Tokens equal to the one before", "%"),
+    "token_repeat_2": ("Tokens equal to the one two before", "%"),
+    "patch_repeat_1": ("Patch tokens equal to the same patch one frame back", "%"),
+    "patch_repeat_2": ("Patch tokens equal to the same patch two frames back", "%"),
+    "change_rate": ("Cells that change from frame to frame", "%"),
+    "change_rate_q5": ("The same, 5 % of the sequences below", "%"),
+    "change_rate_q50": ("The same, half of the sequences below", "%"),
+    "change_rate_q95": ("The same, 95 % of the sequences below", "%"),
+    "right_neighbour": ("Cells equal to their right neighbour", "%"),
+    "color_entropy": ("Entropy of the colours of a sequence", "bits"),
+    **{f"seen_{t}": (f"Cells seen before, from frame {t}", "%") for t in TRANSITIONS},
+    "right_if_seen": ("Of all cells seen before, those that go on as they did then", "%"),
+}
+
 
 def measure(samples: Samples) -> dict[str, Estimate]:
     """Return the statistics that make sense for the samples, by name.
 
     Shares lie in 0 .. 1, entropies are plug-in estimates in bits. The names, and the release's values, are in
-    `nca_plugin.inspection.reference`; `titles` says them in words. With a grid:
+    `nca_plugin.inspection.reference`; `TITLES` says them in words. With a grid:
 
     * distinct_tokens, token_entropy, top_share_<rank>: patch tokens, pooled over sequences;
     * distinct_per_sequence, color_entropy: mean over sequences;

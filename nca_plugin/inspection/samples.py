@@ -1,5 +1,6 @@
 """Samples of a source, and the frames behind them where the source has a grid."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -7,13 +8,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.automata import NCAConfig, decode
+from nca_plugin.automata import NCAConfig, decode, generate, gzip_score
+from nca_plugin.automata.complexity import SCORED_FRAMES
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import Source
 from nca_plugin.sources.nca import NCASource
 
-#: Samples are held in memory: 2^28 tokens are 1 GiB.
-_MAX_TOKENS: Final = 1 << 28
+#: Samples are held in memory, and what is measured on them takes about 50 bytes a token.
+_MAX_TOKENS: Final = 1 << 26
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -64,10 +66,12 @@ def draw_samples(
         on_progress: called after every sample with 1.
 
     Raises:
-        NCAPluginError: a count below 1, more tokens than fit in memory, or what the source refuses.
+        NCAPluginError: a count below 1, an index out of range, more tokens than fit in memory, or what the source refuses.
     """
     if count < 1:
         raise NCAPluginError(f"count {count}: must be at least 1")
+    if not 0 <= first_index <= (1 << 63) - count:
+        raise NCAPluginError(f"sample index {first_index}: must lie in 0 .. 2^63 - 1")
     source.check_seq_length(seq_length)
     if count * (seq_length + 1) > _MAX_TOKENS:
         raise NCAPluginError(
@@ -81,6 +85,20 @@ def draw_samples(
         tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask
         on_progress(1)
     return Samples(source, tokens, loss_mask, _grid(source, tokens))
+
+
+def random_scores(
+    config: NCAConfig, count: int, on_progress: Callable[[int], None] = lambda num_rules: None
+) -> NDArray[np.float64]:
+    """Return the gzip scores of `count` rules drawn without the band, float64 [count]."""
+    unfiltered = dataclasses.replace(config, band=None, num_rules=None)
+    seq_length = SCORED_FRAMES * config.frame_length - 1
+    scores = np.empty(count)
+    for i in range(count):
+        frames = decode(generate(unfiltered, i, seq_length)[0], config.num_colors, config.patch_size, config.grid_size)
+        scores[i] = gzip_score(frames, config.num_colors, config.patch_size)
+        on_progress(1)
+    return scores
 
 
 def _grid(source: Source, tokens: NDArray[np.int32]) -> Grid | None:

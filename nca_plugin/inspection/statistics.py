@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nca_plugin.automata import gzip_score
-from nca_plugin.automata.complexity import SCORED_FRAMES
+from nca_plugin.automata.complexity import SCORED_FRAMES, gzip_size
 
 _LN2 = float(np.log(2.0))
 
@@ -155,6 +155,12 @@ def gzip_scores(frames: ArrayLike, num_colors: int, patch_size: int) -> NDArray[
         float64 [count].
     """
     return np.array([gzip_score(sequence[:SCORED_FRAMES], num_colors, patch_size) for sequence in np.asarray(frames)])
+
+
+def compressed_shares(tokens: ArrayLike) -> NDArray[np.float64]:
+    """Return size after gzip / size as int32 of each sequence, int32 [count, length] -> float64 [count]."""
+    array = np.asarray(tokens, np.int32)
+    return np.array([gzip_size(sequence) / sequence.nbytes for sequence in array])
 
 
 def seen_neighbourhoods(frames: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -1,0 +1,196 @@
+"""The curves and histograms of the page. Each function draws on matplotlib axes; colours C0 .. C2 are the theme's."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nca_plugin.inspection import statistics
+from nca_plugin.inspection.information import Information
+from nca_plugin.inspection.measures import RANKS, TRANSITIONS
+from nca_plugin.inspection.samples import Samples
+
+_BINS: Final = 40
+_STRIP_LENGTH: Final = 64
+#: From the axes down to the legend, past tick labels and axis label, in units of the font size.
+_LEGEND_DROP: Final = 3.6
+_RELEASED: Final = "released code"
+
+Reference = Mapping[str, float] | None
+
+
+def draw_scores(
+    axes: Any,
+    scores: NDArray[np.float64],
+    random_scores: NDArray[np.float64] | None,
+    band: tuple[float, float] | None,
+    noise: float,
+) -> None:
+    """Draw the scores of the sequences, and of random rules where a band has chosen among them.
+
+    Args:
+        noise: the score of random frames.
+    """
+    everything = scores if random_scores is None else np.concatenate([scores, random_scores])
+    edges = _edges(max(noise, float(everything.max())), band)
+    if band is not None:
+        axes.axvspan(band[0], min(band[1], edges[-1]), color="C0", alpha=0.12, label="band", linewidth=0)
+    axes.hist(scores, edges, weights=_equal_shares(scores), color="C0", alpha=0.75, label="these sequences")
+    if random_scores is not None:
+        weights = _equal_shares(random_scores)
+        axes.hist(random_scores, edges, weights=weights, histtype="step", color="C1", linewidth=2, label="random rules")
+    axes.set(
+        xlabel=f"gzip score (near 0: frozen, {noise:.2f}: noise)",
+        ylabel="share of sequences",
+        xlim=(0, edges[-1]),
+    )
+    _finish(axes, percent=True)
+
+
+def _edges(highest: float, band: tuple[float, float] | None) -> NDArray[np.float64]:
+    """Return bins from 0 or below to above `highest`, such that the band begins and ends between two of them."""
+    width, start = highest / _BINS, 0.0
+    if band is not None:
+        start, end = band[0], min(band[1], highest)
+        width = (end - start) / max(1, round((end - start) / width))
+    return start + width * np.arange(-np.ceil(start / width), np.ceil((highest - start) / width) + 1)
+
+
+def draw_ranks(axes: Any, tokens: NDArray[np.int32], vocab_size: int, reference: Reference) -> None:
+    """Draw the share of all tokens that the r most frequent ids make up, against r."""
+    counts = statistics.token_counts(tokens, vocab_size)
+    ranks = np.unique(np.geomspace(1, vocab_size, 200).round().astype(int))
+    axes.plot(ranks, statistics.top_shares(counts, ranks.tolist()), color="C0", label="these sequences")
+    axes.plot(ranks, ranks / vocab_size, color="C2", linestyle=":", label="if all were equally frequent")
+    _draw_reference(axes, RANKS, [f"top_share_{rank}" for rank in RANKS], reference)
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="number of most frequent token ids", ylabel="share of all tokens")
+    _finish(axes, percent=True)
+
+
+def draw_frame_information(axes: Any, information: Information) -> None:
+    """Draw mutual information against distance in frames, with two standard errors, over its baseline."""
+    _draw_information(axes, information, marker="o", markersize=3)
+    axes.set(xlabel="distance (frames)", ylim=_from_zero(axes))
+    _finish(axes)
+
+
+def draw_token_information(axes: Any, information: Information, frame_length: int | None) -> None:
+    """Draw mutual information against distance in tokens; without frames on logarithmic axes."""
+    if frame_length is not None:
+        _draw_information(axes, information)
+        axes.set(xticks=np.arange(0, information.distances[-1] + 1, frame_length), ylim=_from_zero(axes))
+    else:
+        _draw_information(axes, information, marker="o", markersize=4, linestyle="none")
+        axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("distance (tokens)")
+    _finish(axes)
+
+
+def _draw_information(axes: Any, information: Information, **style: Any) -> None:
+    distances = np.array(information.distances)
+    for value, error, color, label in (
+        (information.value, information.error, "C0", "these sequences"),
+        (information.baseline, information.baseline_error, "C2", "same sequences, order shuffled"),
+    ):
+        axes.plot(distances, value, color=color, label=label, **style)
+        if "linestyle" not in style:
+            axes.fill_between(distances, value - 2 * error, value + 2 * error, color=color, alpha=0.25, linewidth=0)
+    axes.set_ylabel("mutual information (bits)")
+
+
+def _from_zero(axes: Any) -> tuple[float, float]:
+    """Return limits that leave room below 0, where a baseline may lie."""
+    top = axes.get_ylim()[1]
+    return -0.03 * top, top
+
+
+def draw_changes(axes: Any, frames: NDArray[np.uint8], reference: Reference) -> None:
+    """Draw the share of cells that change, transition by transition."""
+    rates = statistics.change_rate(frames)
+    steps = np.arange(1, rates.shape[1] + 1)
+    low, high = np.percentile(rates, (5, 95), axis=0)
+    axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="90 % of the sequences")
+    axes.plot(steps, rates.mean(axis=0), color="C0", marker="o", markersize=3, label="mean")
+    if reference is not None:
+        axes.axhline(reference["change_rate"], color="C1", linestyle="--", label=f"mean of the {_RELEASED}")
+    axes.set(ylim=(0, 1.02), xlabel="from this frame to the next", ylabel="cells that change")
+    _finish(axes, percent=True)
+
+
+def draw_seen(axes: Any, seen: NDArray[np.bool_], reference: Reference) -> None:
+    """Draw the share of cells whose neighbourhood occurred before, bool [count, transitions, cells]."""
+    shares = seen.mean(axis=2)
+    mean = shares.mean(axis=0)
+    steps = np.arange(1, mean.size + 1)
+    low, high = np.percentile(shares, (5, 95), axis=0)
+    axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="90 % of the sequences")
+    axes.plot(steps, mean, color="C0", marker="o", markersize=3, label="mean")
+    _draw_reference(axes, TRANSITIONS, [f"seen_{t}" for t in TRANSITIONS], reference)
+    axes.set(ylim=(0, 1.02), xlabel="from this frame to the next", ylabel="cells seen before")
+    _finish(axes, percent=True)
+
+
+def draw_mask(axes: Any, samples: Samples) -> None:
+    """Draw which next tokens count in the loss, a frame (or 64 tokens) a row."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    length = samples.grid.config.frame_length if samples.grid else _STRIP_LENGTH
+    # The first token of a sequence is never a next token.
+    states = np.concatenate([[2], samples.loss_mask[0].astype(np.int64)])
+    rows = -(-states.size // length)
+    strip = np.full(rows * length, np.nan)
+    strip[: states.size] = states
+    axes.imshow(
+        strip.reshape(rows, length),
+        cmap=ListedColormap(["C1", "C0", "C2"]),
+        vmin=0,
+        vmax=2,
+        interpolation="nearest",
+        aspect="auto",
+        extent=(0.5, length + 0.5, rows + 0.5, 0.5),
+    )
+    axes.hlines(np.arange(rows - 1) + 1.5, 0.5, length + 0.5, color=axes.get_facecolor(), linewidth=1.5)
+    axes.set(xlabel="position in the row", ylabel="frame" if samples.grid else f"row of {length} tokens")
+    axes.spines[:].set_visible(False)
+    handles = [Patch(color=c, label=name) for c, name in (("C0", "counts"), ("C1", "masked"), ("C2", "only an input"))]
+    axes.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=_LEGEND_DROP, ncols=3, frameon=False
+    )
+
+
+def _draw_reference(axes: Any, x: ArrayLike, names: list[str], reference: Reference) -> None:
+    if reference is not None:
+        values = [reference[name] for name in names]
+        axes.plot(x, values, color="C1", marker="D", markersize=7, linestyle="none", label=_RELEASED)
+
+
+def _equal_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.full(values.size, 1 / values.size)
+
+
+def _finish(axes: Any, percent: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    if axes.get_xscale() == "log":
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(axes)
+
+
+def _legend(axes: Any, **options: Any) -> None:
+    """Place the legend below the axis label."""
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=_LEGEND_DROP,
+        ncols=3,
+        columnspacing=1.2,
+        fontsize=10,
+        frameon=False,
+        **options,
+    )

@@ -1,0 +1,214 @@
+"""The pictures of a page: what each shows in words, and its rendering for light and dark pages."""
+
+import io
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nca_plugin.automata import score_bounds
+from nca_plugin.inspection import charts, sheet
+from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
+from nca_plugin.inspection.reference import reference_for
+from nca_plugin.inspection.samples import Grid, Samples
+from nca_plugin.inspection.statistics import compressed_shares, gzip_scores, seen_neighbourhoods
+
+Theme = Literal["light", "dark"]
+
+_DPI: Final = 160
+_CHART: Final = (6.0, 4.2)
+_SHEET: Final = (8.0, 8.6)
+_LETTERS_PER_INCH: Final = 8.6
+# Text, page, and the three colours of the charts: these sequences, what they are compared with, baselines. Blue or sky
+# blue and vermillion of Okabe and Ito (2008).
+_THEMES: Final = MappingProxyType(
+    {
+        "light": ("#1f2328", "#ffffff", ("#0072B2", "#D55E00", "#8c959f")),
+        "dark": ("#e6edf3", "#14171c", ("#56B4E9", "#E8793A", "#8c959f")),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture: `name` is its file's stem, `title` what one sees, `reading` how to read it, `size` in inches."""
+
+    name: str
+    title: str
+    reading: str
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = _CHART
+
+
+def pictures(samples: Samples, random_scores: NDArray[np.float64] | None) -> list[Picture]:
+    """Return the pictures that make sense for the samples, the contact sheet first.
+
+    Args:
+        random_scores: gzip scores of random rules without the band, float64 [rules]; None without a band.
+    """
+    if samples.grid is None:
+        return _token_pictures(samples)
+    return _grid_pictures(samples, samples.grid, random_scores)
+
+
+def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float64] | None) -> list[Picture]:
+    config, frames = grid.config, grid.frames
+    scores = gzip_scores(frames, config.num_colors, config.patch_size)
+    reference = reference_for(config, frames.shape[1])
+    seen = np.stack([seen_neighbourhoods(sequence)[0] for sequence in frames])
+    over_frames, over_tokens = frame_information(grid), token_information(samples)
+    if random_scores is None or config.band is None:
+        score_title = "Random rules run from frozen to noise"
+        outline = ""
+    else:
+        low, high = config.band
+        share = np.mean((low < random_scores) & (random_scores < high))
+        outline = ": bars are these sequences, the outline is rules drawn without the band, and each adds up to 100 %"
+        score_title = f"The band keeps {100 * share:.0f} % of random rules"
+    noise = score_bounds(config.num_colors, config.grid_size, config.patch_size)[1]
+    rank = min(100, config.grid_start // 2)
+    counted = int(samples.loss_mask[0].sum())
+    return [
+        Picture(
+            "sheet",
+            "Each row is one automaton over time, simplest on top",
+            "Every square is the whole grid at one moment and every colour one state of a cell; the number on the left "
+            "is the gzip score, and a wide gap leaves out frames.",
+            lambda axes: sheet.draw_frames(axes, grid, scores),
+            _SHEET,
+        ),
+        Picture(
+            "scores",
+            score_title,
+            f"The score is the size of ten frames after gzip as a share of that before{outline}.",
+            lambda axes: charts.draw_scores(axes, scores, random_scores, config.band, noise),
+        ),
+        Picture(
+            "frames_information",
+            _reach(over_frames),
+            "The higher the blue curve above the grey, the more bits a cell's colour tells about its later one within "
+            "a sequence; the grey is the same for shuffled sequences, where only estimation error is left.",
+            lambda axes: charts.draw_frame_information(axes, over_frames),
+        ),
+        Picture(
+            "tokens_information",
+            "Tokens tell about their neighbours, and about the same place in later frames",
+            "The same measure along the token stream, for the colour of each patch's first cell: peaks at multiples of "
+            f"{config.frame_length} tokens are the same patch one, two, three frames later.",
+            lambda axes: charts.draw_token_information(axes, over_tokens, config.frame_length),
+        ),
+        Picture(
+            "seen",
+            "The rule shows itself: more and more of it can be looked up in the context",
+            "A cell counts as seen if its 3x3 neighbourhood occurred earlier in the sequence, so that its next colour "
+            "could be copied; what is not seen must be inferred from the rule.",
+            lambda axes: charts.draw_seen(axes, seen, reference),
+        ),
+        Picture(
+            "changes",
+            "How much of the grid changes at each step",
+            "0 % is a frozen grid, 100 % a grid in which every cell takes another colour; the shade holds nine "
+            "sequences in ten.",
+            lambda axes: charts.draw_changes(axes, frames, reference),
+        ),
+        Picture(
+            "ranks",
+            "How many different tokens carry the stream",
+            f"Read up from {rank}: the share of all patch tokens that are one of the {rank} most frequent; the fewer "
+            "sequences are drawn, the higher the curve starts.",
+            lambda axes: charts.draw_ranks(axes, grid.patches, config.grid_start, reference),
+        ),
+        Picture(
+            "mask",
+            f"{counted:,} of {samples.loss_mask.shape[1]:,} next tokens count in the loss",
+            "Each row is a frame in the order of its tokens, delimiters at both ends; masked tokens are read by the "
+            "model but not predicted, because nothing before them tells the rule.",
+            lambda axes: charts.draw_mask(axes, samples),
+        ),
+    ]
+
+
+def _token_pictures(samples: Samples) -> list[Picture]:
+    information = token_information(samples)
+    scores = compressed_shares(samples.tokens)
+    counted = int(samples.loss_mask[0].sum())
+    vocab_size = samples.source.vocab_size
+    rank = min(10, vocab_size)
+    folded = f" Ids are taken modulo {NUM_SYMBOLS}, so that the points are lower bounds." if vocab_size > 16 else ""
+    return [
+        Picture(
+            "sheet",
+            "Each row is the start of a sequence, simplest on top",
+            "Every cell is a token and equal tokens have equal colours (closing brackets are a paler tone of their "
+            "opening ones, and ids of a large vocabulary share 16 colours); the number on the left is the size of the "
+            "whole sequence after gzip.",
+            lambda axes: sheet.draw_strips(axes, samples, scores),
+            _SHEET,
+        ),
+        Picture(
+            "tokens_information",
+            "What a token tells about a later one, by distance",
+            "The higher a blue point above the grey ones, the more bits the earlier token tells about the later one; "
+            f"the grey ones are the same for shuffled sequences.{folded}",
+            lambda axes: charts.draw_token_information(axes, information, None),
+        ),
+        Picture(
+            "ranks",
+            "How many different tokens carry the stream",
+            f"Read up from {rank}: the share of all tokens that are one of the {rank} most frequent ids.",
+            lambda axes: charts.draw_ranks(axes, samples.tokens, vocab_size, None),
+        ),
+        Picture(
+            "mask",
+            f"{counted:,} of {samples.loss_mask.shape[1]:,} next tokens count in the loss",
+            "The tokens of a sequence from left to right and top to bottom; masked ones are read but not predicted.",
+            lambda axes: charts.draw_mask(axes, samples),
+        ),
+    ]
+
+
+def render(layout: list[list[Picture]], theme: Theme, size: tuple[float, float]) -> bytes:
+    """Return a PNG of pictures with their titles.
+
+    Args:
+        layout: rows of pictures; one that stands in several places fills them all.
+        size: inches.
+    """
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    text, page, colors = _THEMES[theme]
+    style: Any = {
+        "font.size": 11,
+        "axes.titlesize": 11.5,
+        "axes.titleweight": "bold",
+        "axes.prop_cycle": cycler(color=colors),
+        "figure.facecolor": page,
+        "axes.facecolor": page,
+    }
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), text)
+    by_name = {picture.name: picture for row in layout for picture in row}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplot_mosaic([[picture.name for picture in row] for row in layout])
+        for name, axes in panels.items():
+            by_name[name].draw(axes)
+            width = size[0] / len(layout[0])
+            axes.set_title(textwrap.fill(by_name[name].title, int(_LETTERS_PER_INCH * width)), loc="left", pad=10)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
+
+
+def _reach(information: Information) -> str:
+    """Return as a title how far the information reaches, if it does."""
+    furthest = information.distances[-1]
+    error = np.hypot(information.error[-1], information.baseline_error[-1])
+    if information.value[-1] - information.baseline[-1] > 3 * error:
+        return f"A cell's colour still tells something about the same cell {furthest} frames later"
+    return "What a cell's colour tells about the same cell in later frames"

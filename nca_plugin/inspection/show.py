@@ -1,0 +1,149 @@
+"""`show`: one sample in the terminal, as frames that move or as tokens.
+
+Without colour (no terminal, or NO_COLOR) cells and tokens are characters; without a terminal frames stand side by side.
+"""
+
+import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.color import Color
+from rich.console import Console
+from rich.live import Live
+from rich.style import Style
+from rich.text import Text
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.inspection.palette import palette, token_colors
+from nca_plugin.inspection.samples import Grid, Samples, draw_samples
+from nca_plugin.inspection.statistics import change_rate, compressed_shares, gzip_scores
+from nca_plugin.sources import Source
+from nca_plugin.sources.dyck import DyckSource
+
+#: Upper half of a character cell: its colour is the upper pixel, the background the lower one. A pixel is then about
+#: as wide as high.
+_HALF_BLOCK: Final = "▀"
+_MAX_PIXELS_PER_CELL: Final = 4
+#: Lines that the title, a frame's caption and the cursor need beside the grid.
+_OTHER_LINES: Final = 5
+_BRACKETS: Final = ("()", "[]", "{}", "<>")
+#: Above this luminance (0 .. 255) text on a colour is black.
+_BRIGHT: Final = 140
+
+
+def show(source: Source, index: int, seq_length: int, fps: float, console: Console) -> None:
+    """Print sample `index` on `console`; frames are played, `fps` a second, where it is a terminal.
+
+    Raises:
+        NCAPluginError: a rate that is not above 0, or an index or a length that the source refuses.
+    """
+    if not 0 < fps <= 1000:
+        raise NCAPluginError(f"fps {fps:g}: must lie between 0 and 1000")
+    samples = draw_samples(source, 1, seq_length, first_index=index)
+    name = source.uri.partition("?")[0].removesuffix("://")
+    if samples.grid is None:
+        share = float(compressed_shares(samples.tokens)[0])
+        title = f"{name}, sample {index}: {samples.tokens.shape[1]:,} tokens, {share:.3f} of their size after gzip"
+        console.print(Text(title, style="bold"))
+        console.print(tokens_text(source, samples.tokens[0], has_color(console)))
+        return
+    score = float(gzip_scores(samples.grid.frames, samples.grid.config.num_colors, samples.grid.config.patch_size)[0])
+    console.print(Text(f"{name}, sample {index}: {_score_text(score, samples)}", style="bold"))
+    if console.is_terminal and not console.is_dumb_terminal:
+        _play(samples.grid, fps, console)
+    else:
+        _print_side_by_side(samples.grid, console)
+
+
+def has_color(console: Console) -> bool:
+    """Return whether `console` shows colours: a terminal that is able to, and no NO_COLOR."""
+    return console.color_system is not None and not console.no_color
+
+
+def blocks_text(frame: NDArray[np.uint8], num_colors: int, pixels_per_cell: int) -> Text:
+    """Return a frame, uint8 [height, width], as coloured half blocks."""
+    pixels = palette(num_colors)[frame].repeat(pixels_per_cell, axis=0).repeat(pixels_per_cell, axis=1)
+    text = Text()
+    for y in range(0, pixels.shape[0], 2):
+        if y:
+            text.append("\n")
+        for x in range(pixels.shape[1]):
+            lower = _color(pixels[y + 1, x]) if y + 1 < pixels.shape[0] else None
+            text.append(_HALF_BLOCK, Style(color=_color(pixels[y, x]), bgcolor=lower))
+    return text
+
+
+def characters(frame: NDArray[np.uint8], num_colors: int) -> list[str]:
+    """Return a frame as lines of characters: 0-9 and a-z for up to 36 colours, two characters a cell beyond."""
+    width = 1 if num_colors <= 36 else 2
+    return [" ".join(np.base_repr(cell, 36).lower().rjust(width, "0") for cell in row) for row in frame.tolist()]
+
+
+def tokens_text(source: Source, tokens: NDArray[np.int32], in_color: bool) -> Text:
+    """Return tokens, int32 [length], as brackets (with their kind where their shape does not tell it) or numbers."""
+    text = Text()
+    words = [_word(source, token) for token in tokens.tolist()]
+    separator = " " if max(map(len, words)) > 1 else ""
+    for word, color in zip(words, token_colors(source, tokens), strict=True):
+        if in_color:
+            luminance = float(color @ np.array([0.299, 0.587, 0.114]))
+            ink = "black" if luminance > _BRIGHT else "bright_white"
+            text.append(word, Style(color=ink, bgcolor=_color(color)))
+        else:
+            text.append(word)
+        text.append(separator)
+    return text
+
+
+def _word(source: Source, token: int) -> str:
+    if not isinstance(source, DyckSource):
+        return str(token)
+    is_closing, kind = divmod(token, source.config.k)
+    bracket = _BRACKETS[kind % len(_BRACKETS)][is_closing]
+    return bracket if source.config.k <= len(_BRACKETS) else f"{kind}{bracket}"
+
+
+def _play(grid: Grid, fps: float, console: Console) -> None:
+    frames, changes = grid.frames[0], change_rate(grid.frames[0])
+    size = grid.config.grid_size
+    pixels = max(1, min(_MAX_PIXELS_PER_CELL, console.width // size, 2 * (console.height - _OTHER_LINES) // size))
+    # Each frame is drawn once, when its time has come.
+    with Live(console=console, auto_refresh=False) as live:
+        for i, frame in enumerate(frames):
+            if has_color(console):
+                picture = blocks_text(frame, grid.config.num_colors, pixels)
+            else:
+                picture = Text("\n".join(characters(frame, grid.config.num_colors)))
+            picture.no_wrap, picture.overflow = True, "crop"
+            live.update(Text.assemble(picture, "\n", _caption(i, len(frames), changes)), refresh=True)
+            time.sleep(1 / fps)
+
+
+def _print_side_by_side(grid: Grid, console: Console) -> None:
+    frames, changes = grid.frames[0], change_rate(grid.frames[0])
+    blocks = []
+    for i, frame in enumerate(frames):
+        change = f", {100 * changes[i - 1]:.0f} % changed" if i else ""
+        blocks.append([f"frame {i + 1}{change}", *characters(frame, grid.config.num_colors)])
+    width = max(len(line) for block in blocks for line in block) + 3
+    per_row = max(1, (console.width + 3) // width)
+    for start in range(0, len(blocks), per_row):
+        row = blocks[start : start + per_row]
+        for lines in zip(*row, strict=True):
+            console.print(Text("".join(line.ljust(width) for line in lines).rstrip()), soft_wrap=True)
+        console.print()
+
+
+def _caption(i: int, num_frames: int, changes: NDArray[np.float64]) -> str:
+    change = f", {100 * changes[i - 1]:.0f} % changed" if i else ""
+    return f"frame {i + 1} of {num_frames}{change}"
+
+
+def _score_text(score: float, samples: Samples) -> str:
+    band = samples.grid.config.band if samples.grid is not None else None
+    return f"gzip score {score:.3f}" + (f" (band {band[0]:g} to {band[1]:g})" if band is not None else "")
+
+
+def _color(rgb: NDArray[np.uint8]) -> Color:
+    return Color.from_rgb(*rgb.tolist())
