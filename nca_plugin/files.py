@@ -8,6 +8,13 @@ from pathlib import Path
 from nca_plugin.errors import NCAPluginError
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist: before long work."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder to write to; choose another output")
+
+
 @contextmanager
 def complete_files(*targets: Path) -> Iterator[list[Path]]:
     """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.

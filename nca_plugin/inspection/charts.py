@@ -82,7 +82,7 @@ def draw_token_information(axes: Any, information: Information, frame_length: in
         axes.set(xticks=np.arange(0, information.distances[-1] + 1, frame_length), ylim=_from_zero(axes))
     else:
         _draw_information(axes, information, marker="o", markersize=4, linestyle="none")
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="log", yscale="log" if np.any(information.value > 0) else "linear")
     axes.set_xlabel("distance (tokens)")
     _finish(axes)
 

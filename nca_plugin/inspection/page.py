@@ -36,7 +36,7 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: 
 @media (max-width: 40rem) {
   table { font-size: .8rem; }
   th, td { padding: .35rem .25rem; }
-  th:first-child, td:first-child { min-width: 8rem; }
+  th:first-child, td:first-child { min-width: 6.5rem; }
 }
 """
 
@@ -98,29 +98,30 @@ def _figure(rendered: Rendered) -> str:
 def _table(measures: Mapping[str, Estimate], count: int, reference: Mapping[str, float] | None) -> str:
     heads = ["", "value ± standard error"]
     if reference is not None:
-        heads += ["released code", "difference, in standard errors"]
+        heads += ["released code", "errors apart"]
     lines = [_row("th", heads)]
     has_note = False
     for name, (title, unit) in TITLES.items():
         if name not in measures:
             continue
         estimate = measures[name]
-        cells = [title, f"{_number(estimate.value, unit)} ± {_number(estimate.standard_error, unit)} {unit}".rstrip()]
+        value, error = _number(estimate.value, unit), _number(estimate.standard_error, unit)
+        cells = [f"{title} ({unit})" if unit in ("%", "bits") else title, f"{value} ± {error}"]
         if reference is not None and name in reference:
             depends = name.startswith(DEPENDS_ON_COUNT)
             has_note |= depends
-            cells[0] += " *" if depends else ""
+            cells[0] += "\N{NO-BREAK SPACE}*" if depends else ""
             is_comparable = count == NUM_SEQUENCES or not depends
             difference = _difference(estimate, reference[name], count) if is_comparable else "*"
-            cells += [f"{_number(reference[name], unit)} {unit}".rstrip(), difference]
+            cells += [_number(reference[name], unit), difference]
         elif reference is not None:
             cells += ["", ""]
         lines.append(_row("td", cells))
     notes = "<p>Standard errors are over sequences.</p>"
     if reference is not None:
         notes += (
-            f"<p>Released code: measured on the authors' own generator, {NUM_SEQUENCES:,} sequences, whose error is "
-            "part of the difference. Values within 2 to 3 standard errors agree.</p>"
+            f"<p>Released code: measured on the authors' own generator, {NUM_SEQUENCES:,} sequences. Errors apart: the "
+            "difference in standard errors of both samples together; up to 2 or 3 is chance.</p>"
         )
     if has_note:
         notes += (

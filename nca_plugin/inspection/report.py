@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from nca_plugin.files import complete_files
+from nca_plugin.files import check_folder, complete_files
 from nca_plugin.inspection.measures import measure
 from nca_plugin.inspection.page import Rendered, page
 from nca_plugin.inspection.pictures import Picture, pictures, render
@@ -38,7 +38,7 @@ def inspect(
     Raises:
         NCAPluginError: a folder that cannot be written to, a count below 1, or what the source refuses.
     """
-    source.check_seq_length(seq_length)
+    check_folder(folder)
     samples = draw_samples(source, count, seq_length, on_progress=start_stage("sequences", count))
     grid = samples.grid
     unfiltered = None

@@ -66,7 +66,8 @@ def draw_samples(
         on_progress: called after every sample with 1.
 
     Raises:
-        NCAPluginError: a count below 1, an index out of range, more tokens than fit in memory, or what the source refuses.
+        NCAPluginError: a count below 1, an index out of range, more tokens than fit in memory, or what the source
+            refuses.
     """
     if count < 1:
         raise NCAPluginError(f"count {count}: must be at least 1")
