@@ -10,7 +10,8 @@ from nca_plugin.errors import NCAPluginError
 
 def check_folder(folder: Path) -> None:
     """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist: before long work."""
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    # Unlike Path.exists, this takes a path that may not be looked at for one that is not there.
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder to write to; choose another output")
 

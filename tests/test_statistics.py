@@ -11,8 +11,8 @@ from nca_plugin.automata import NCAConfig, gzip_score
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection import statistics as s
 from nca_plugin.inspection.measures import measure
-from nca_plugin.inspection.reference import NUM_SEQUENCES, REFERENCE, reference_for
-from nca_plugin.inspection.samples import draw_samples
+from nca_plugin.inspection.reference import ACCEPTANCE, NUM_SEQUENCES, REFERENCE, SCORE_QUANTILES, reference_for
+from nca_plugin.inspection.samples import draw_samples, random_scores
 from nca_plugin.sources import parse
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -160,9 +160,21 @@ def test_counts_out_of_range(count: int, reason: str) -> None:
         draw_samples(parse("nca"), count, 1024)
 
 
+def test_random_scores_are_those_of_the_released_code() -> None:
+    scores = random_scores(NCAConfig.preset("release"), 800)
+    for quantile, published in SCORE_QUANTILES.items():
+        # Constant rules share a score, so that a quantile lies between the shares below it and up to it.
+        error = 4 * np.sqrt(quantile * (1 - quantile) / scores.size)
+        assert np.mean(scores < published - 5e-4) - error < quantile < np.mean(scores < published + 5e-4) + error
+    for (low, high), accepted in ACCEPTANCE.items():
+        error = 4 * np.sqrt(accepted * (1 - accepted) / scores.size)
+        assert np.mean((low < scores) & (scores < high)) == pytest.approx(accepted, abs=error)
+
+
 def test_reference_applies_only_to_comparable_samples() -> None:
     assert reference_for(NCAConfig.preset("release"), 27) == REFERENCE[0.5, 1.0]
-    assert reference_for(NCAConfig.preset("code"), 27) == REFERENCE[0.3, 0.4]
+    code = reference_for(NCAConfig.preset("code"), 27)
+    assert code is not None and set(REFERENCE[0.3, 0.4]) - set(code) == {"in_band"}
     for config in (NCAConfig.preset("toy"), NCAConfig(band=None), NCAConfig(burn_in=0), NCAConfig(band=(0.5, 0.9))):
         assert reference_for(config, 27) is None
     assert reference_for(NCAConfig.preset("release"), 26) is None

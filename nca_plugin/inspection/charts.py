@@ -107,28 +107,28 @@ def _from_zero(axes: Any) -> tuple[float, float]:
 
 def draw_changes(axes: Any, frames: NDArray[np.uint8], reference: Reference) -> None:
     """Draw the share of cells that change, transition by transition."""
-    rates = statistics.change_rate(frames)
-    steps = np.arange(1, rates.shape[1] + 1)
-    low, high = np.percentile(rates, (5, 95), axis=0)
-    axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="90 % of the sequences")
-    axes.plot(steps, rates.mean(axis=0), color="C0", marker="o", markersize=3, label="mean")
+    _draw_transitions(axes, statistics.change_rate(frames))
     if reference is not None:
         axes.axhline(reference["change_rate"], color="C1", linestyle="--", label=f"mean of the {_RELEASED}")
-    axes.set(ylim=(0, 1.02), xlabel="from this frame to the next", ylabel="cells that change")
+    axes.set_ylabel("cells that change")
     _finish(axes, percent=True)
 
 
 def draw_seen(axes: Any, seen: NDArray[np.bool_], reference: Reference) -> None:
     """Draw the share of cells whose neighbourhood occurred before, bool [count, transitions, cells]."""
-    shares = seen.mean(axis=2)
-    mean = shares.mean(axis=0)
-    steps = np.arange(1, mean.size + 1)
+    _draw_transitions(axes, seen.mean(axis=2))
+    _draw_reference(axes, TRANSITIONS, [f"seen_{t}" for t in TRANSITIONS], reference)
+    axes.set_ylabel("cells seen before")
+    _finish(axes, percent=True)
+
+
+def _draw_transitions(axes: Any, shares: NDArray[np.float64]) -> None:
+    """Draw mean and spread over sequences of shares of cells, [count, transitions]."""
+    steps = np.arange(1, shares.shape[1] + 1)
     low, high = np.percentile(shares, (5, 95), axis=0)
     axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="90 % of the sequences")
-    axes.plot(steps, mean, color="C0", marker="o", markersize=3, label="mean")
-    _draw_reference(axes, TRANSITIONS, [f"seen_{t}" for t in TRANSITIONS], reference)
-    axes.set(ylim=(0, 1.02), xlabel="from this frame to the next", ylabel="cells seen before")
-    _finish(axes, percent=True)
+    axes.plot(steps, shares.mean(axis=0), color="C0", marker="o", markersize=3, label="mean")
+    axes.set(ylim=(0, 1.02), xlabel="from this frame to the next")
 
 
 def draw_mask(axes: Any, samples: Samples) -> None:
@@ -155,9 +155,7 @@ def draw_mask(axes: Any, samples: Samples) -> None:
     axes.set(xlabel="position in the row", ylabel="frame" if samples.grid else f"row of {length} tokens")
     axes.spines[:].set_visible(False)
     handles = [Patch(color=c, label=name) for c, name in (("C0", "counts"), ("C1", "masked"), ("C2", "only an input"))]
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=_LEGEND_DROP, ncols=3, frameon=False
-    )
+    _legend(axes, handles=handles)
 
 
 def _draw_reference(axes: Any, x: ArrayLike, names: list[str], reference: Reference) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nca_plugin.automata import score_bounds
 from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
-from nca_plugin.inspection.reference import reference_for
+from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
 from nca_plugin.inspection.samples import Grid, Samples
 from nca_plugin.inspection.statistics import compressed_shares, gzip_scores, seen_neighbourhoods
 
@@ -68,6 +68,8 @@ def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float
         low, high = config.band
         share = np.mean((low < random_scores) & (random_scores < high))
         outline = ": bars are these sequences, the outline is rules drawn without the band, and each adds up to 100 %"
+        if reference is not None:
+            outline += f" (the released code keeps {100 * ACCEPTANCE[config.band]:.1f} %)"
         score_title = f"The band keeps {100 * share:.0f} % of random rules"
     noise = score_bounds(config.num_colors, config.grid_size, config.patch_size)[1]
     rank = min(100, config.grid_start // 2)

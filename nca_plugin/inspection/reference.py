@@ -76,13 +76,16 @@ SCORE_QUANTILES: Final = MappingProxyType(
 ACCEPTANCE: Final = MappingProxyType({(0.5, 1.0): 0.4662, (0.3, 0.4): 0.0924})
 
 
-def reference_for(config: NCAConfig, num_frames: int) -> MappingProxyType[str, float] | None:
+def reference_for(config: NCAConfig, num_frames: int) -> dict[str, float] | None:
     """Return the release's statistics if they are comparable: its alphabet, grid, time scale, length and a known band.
 
-    `in_band` is comparable only where the scored rollout is not the one that is trained on.
+    `in_band` is among them only where the scored rollout is not the one that is trained on, as in the release.
     """
     release = NCAConfig.preset("release")
     names = ("num_colors", "grid_size", "patch_size", "identity_bias", "burn_in", "steps_per_frame")
     if num_frames != NUM_FRAMES or any(getattr(config, name) != getattr(release, name) for name in names):
         return None
-    return REFERENCE.get(config.band) if config.band is not None else None
+    if config.band is None or config.band not in REFERENCE:
+        return None
+    is_comparable = {"in_band": config.scored_rollout == release.scored_rollout}
+    return {name: value for name, value in REFERENCE[config.band].items() if is_comparable.get(name, True)}

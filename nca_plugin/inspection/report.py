@@ -1,7 +1,6 @@
 """`inspect`: samples of a source as a page of pictures and figures."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from nca_plugin.files import check_folder, complete_files
@@ -9,11 +8,8 @@ from nca_plugin.inspection.measures import measure
 from nca_plugin.inspection.page import Rendered, page
 from nca_plugin.inspection.pictures import Picture, pictures, render
 from nca_plugin.inspection.reference import reference_for
-from nca_plugin.inspection.samples import Samples, draw_samples, random_scores
+from nca_plugin.inspection.samples import Samples, StartStage, draw_samples, random_scores, silent_stage
 from nca_plugin.sources import Source
-
-#: From a stage's name and size to a function that is called with each step done.
-StartStage = Callable[[str, int], Callable[[int], None]]
 
 _OVERVIEW_SIZE = (13.0, 7.2)
 
@@ -29,7 +25,7 @@ def inspect(
     *,
     count: int,
     seq_length: int,
-    start_stage: StartStage = lambda name, size: lambda done: None,
+    start_stage: StartStage = silent_stage,
 ) -> list[Path]:
     """Write `index.html`, a PNG of each picture, and `overview.png` to `folder`; return their paths, the page first.
 
@@ -39,11 +35,11 @@ def inspect(
         NCAPluginError: a folder that cannot be written to, a count below 1, or what the source refuses.
     """
     check_folder(folder)
-    samples = draw_samples(source, count, seq_length, on_progress=start_stage("sequences", count))
+    samples = draw_samples(source, count, seq_length, start_stage=start_stage)
     grid = samples.grid
     unfiltered = None
     if grid is not None and grid.config.band is not None:
-        unfiltered = random_scores(grid.config, count, start_stage("rules without the band", count))
+        unfiltered = random_scores(grid.config, count, start_stage)
     shown = pictures(samples, unfiltered)
     advance = start_stage("pictures", len(shown))
     rendered = []

@@ -18,6 +18,15 @@ from nca_plugin.sources.nca import NCASource
 _MAX_TOKENS: Final = 1 << 26
 
 
+#: From a stage's name and size to a function that is called with the steps done since the last call.
+StartStage = Callable[[str, int], Callable[[int], None]]
+
+
+def silent_stage(name: str, size: int) -> Callable[[int], None]:
+    """Start a stage whose progress nobody watches."""
+    return lambda steps: None
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Grid:
     """The frames of samples.
@@ -35,7 +44,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Samples:
-    """The first samples of a source.
+    """Consecutive samples of a source.
 
     Attributes:
         tokens: int32 [count, S + 1].
@@ -58,12 +67,9 @@ def draw_samples(
     count: int,
     seq_length: int,
     first_index: int = 0,
-    on_progress: Callable[[int], None] = lambda num_samples: None,
+    start_stage: StartStage = silent_stage,
 ) -> Samples:
     """Return samples first_index .. first_index + count - 1 with `seq_length` inputs each.
-
-    Args:
-        on_progress: called after every sample with 1.
 
     Raises:
         NCAPluginError: a count below 1, an index out of range, more tokens than fit in memory, or what the source
@@ -81,24 +87,24 @@ def draw_samples(
         )
     tokens = np.empty((count, seq_length + 1), np.int32)
     loss_mask = np.empty((count, seq_length), np.bool_)
+    advance = start_stage("sequences", count)
     for i in range(count):
         sample = source.sample(first_index + i, seq_length)
         tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask
-        on_progress(1)
+        advance(1)
     return Samples(source, tokens, loss_mask, _grid(source, tokens))
 
 
-def random_scores(
-    config: NCAConfig, count: int, on_progress: Callable[[int], None] = lambda num_rules: None
-) -> NDArray[np.float64]:
+def random_scores(config: NCAConfig, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
     """Return the gzip scores of `count` rules drawn without the band, float64 [count]."""
     unfiltered = dataclasses.replace(config, band=None, num_rules=None)
     seq_length = SCORED_FRAMES * config.frame_length - 1
     scores = np.empty(count)
+    advance = start_stage("rules without the band", count)
     for i in range(count):
         frames = decode(generate(unfiltered, i, seq_length)[0], config.num_colors, config.patch_size, config.grid_size)
         scores[i] = gzip_score(frames, config.num_colors, config.patch_size)
-        on_progress(1)
+        advance(1)
     return scores
 
 
