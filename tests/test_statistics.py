@@ -1,6 +1,7 @@
 """Statistics of samples: small cases with known answers, and the release's published values."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -182,14 +183,21 @@ def test_reference_applies_only_to_comparable_samples() -> None:
 
 @pytest.mark.parametrize("band", REFERENCE)
 def test_the_release_preset_measures_what_the_released_code_does(band: tuple[float, float]) -> None:
-    """250 sequences: within 4.5 standard errors of both samples together, plus the rounding of what is published."""
-    samples = draw_samples(parse(f"nca://release?band={band[0]}:{band[1]}"), 250, 1024)
-    measures = measure(samples)
-    error_of_both = np.sqrt(1 + samples.count / NUM_SEQUENCES)
+    """As many sequences as are published: every statistic within four standard errors of the difference of both
+    samples, plus what its publication rounds."""
+    measures = measure(draw_samples(parse(f"nca://release?band={band[0]}:{band[1]}"), NUM_SEQUENCES, 1024))
     for name, published in REFERENCE[band].items():
-        # Fewer sequences hold fewer distinct tokens and flatter their most frequent ones.
-        if name in ("distinct_tokens", "token_entropy") or name.startswith("top_share"):
-            continue
-        rounding = 0.01 * published
-        tolerance = 4.5 * measures[name].standard_error * error_of_both + rounding
+        rounding = 0.5 * 10.0 ** (math.floor(math.log10(published)) - 2)  # of the third digit
+        tolerance = 4 * math.sqrt(2) * measures[name].standard_error + rounding
         assert measures[name].value == pytest.approx(published, abs=tolerance), name
+
+
+@pytest.mark.parametrize("preset", ["web", "code"])
+def test_our_defaults_are_always_in_the_band(preset: str) -> None:
+    assert measure(draw_samples(parse(f"nca://{preset}"), 500, 1024))["in_band"].value == 1.0
+
+
+def test_a_mixture_has_the_grid_that_its_presets_share() -> None:
+    samples = draw_samples(parse("nca://web:0.5,code:0.5"), 3, 200)
+    assert samples.grid is not None and samples.grid.config.band is None
+    assert draw_samples(parse("nca://web:0.5,code:0.5?code.grid_size=24"), 3, 600).grid is None

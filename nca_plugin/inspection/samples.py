@@ -12,6 +12,7 @@ from nca_plugin.automata import NCAConfig, decode, generate, gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import Source
+from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.nca import NCASource
 
 #: Samples are held in memory, and what is measured on them takes about 50 bytes a token.
@@ -97,7 +98,7 @@ def draw_samples(
 
 def random_scores(config: NCAConfig, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
     """Return the gzip scores of `count` rules drawn without the band, float64 [count]."""
-    unfiltered = dataclasses.replace(config, band=None, num_rules=None)
+    unfiltered = dataclasses.replace(config, band=None, num_rules=None, sequences_per_rule=1)
     seq_length = SCORED_FRAMES * config.frame_length - 1
     scores = np.empty(count)
     advance = start_stage("rules without the band", count)
@@ -108,11 +109,20 @@ def random_scores(config: NCAConfig, count: int, start_stage: StartStage = silen
     return scores
 
 
+def _grid_config(source: Source) -> NCAConfig | None:
+    """Return the automaton behind the samples; of a mixture what its presets share, without a band."""
+    if isinstance(source, NCASource):
+        return source.config
+    if isinstance(source, MixtureSource) and len({part.config.grid_size for part in source.presets}) == 1:
+        return dataclasses.replace(source.presets[0].config, band=None, curriculum=None)
+    return None
+
+
 def _grid(source: Source, tokens: NDArray[np.int32]) -> Grid | None:
-    # A subclass, such as the shuffled control, gives the same tokens in an order that has no frames.
-    if type(source) is not NCASource:
+    config = _grid_config(source)
+    if config is None:
         return None
-    config, count = source.config, tokens.shape[0]
+    count = tokens.shape[0]
     # A frame that lacks only its closing delimiter is whole: 1,025 tokens are 27 frames of 38 less one.
     closed = np.concatenate([tokens, np.full((count, 1), config.grid_end, np.int32)], axis=1)
     num_frames = closed.shape[1] // config.frame_length
