@@ -92,6 +92,6 @@ def score_bounds(num_colors: int, grid_size: int, patch_size: int) -> tuple[floa
     floor = gzip_score(np.zeros(shape, np.uint8), num_colors, patch_size)
     num_draws = min(_CEILING_DRAWS, max(4, _CEILING_DRAWS * 144 // grid_size**2))
     key = rng.stream_key(0, "train", rng.CEILING)
-    noise = (rng.uniforms(key, np.uint64(i), np.uint64(0), np.prod(shape)) for i in range(num_draws))
+    noise = (rng.uniforms(key, i, 0, np.prod(shape)) for i in range(num_draws))
     ceiling = max(gzip_score((u * num_colors).astype(np.uint8).reshape(shape), num_colors, patch_size) for u in noise)
     return floor, ceiling

@@ -13,7 +13,7 @@ HIDDEN: Final = 16
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def draw_kernels(key: np.uint64, index: np.uint64, attempt: np.uint64, num_colors: int):  # type: ignore[no-untyped-def]
+def draw_kernels(key: np.uint64, index: int, attempt: int, num_colors: int):  # type: ignore[no-untyped-def]
     """Return a random rule: conv [3, 3, n+2, 4], hidden [1, 1, 4, 16], output [1, 1, 16, n], float32, HWIO."""
     conv = np.empty((3, 3, num_colors + 2, CONV_CHANNELS), np.float32)
     hidden = np.empty((1, 1, CONV_CHANNELS, HIDDEN), np.float32)
@@ -31,7 +31,7 @@ def draw_kernels(key: np.uint64, index: np.uint64, attempt: np.uint64, num_color
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def draw_first_state(
-    key: np.uint64, index: np.uint64, attempt: np.uint64, num_colors: int, is_uniform: bool, state: np.ndarray
+    key: np.uint64, index: int, attempt: int, num_colors: int, is_uniform: bool, state: np.ndarray
 ) -> None:
     """Fill `state`, uint8 [height, width], with independent cells, their colours uniform or drawn from the softmax of
     one N(0, 1) logit per colour."""

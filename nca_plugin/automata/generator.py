@@ -127,16 +127,16 @@ class Rollout:
         noise_purpose: int = rng.NOISE,
     ) -> None:
         self._config = config
-        self._noise = (rng.stream_key(config.seed, split, noise_purpose), np.uint64(index), np.uint64(attempt))
+        self._noise = (rng.stream_key(config.seed, split, noise_purpose), index, attempt)
         self._state = np.empty((config.grid_size, config.grid_size), np.uint8)
         self._rule = _draw(
             rng.stream_key(config.seed, split, rng.RULE),
-            np.uint64(rule_index),
-            np.uint64(rule_attempt),
+            rule_index,
+            rule_attempt,
             config.num_colors,
             rng.stream_key(config.seed, split, state_purpose),
-            np.uint64(index),
-            np.uint64(attempt),
+            index,
+            attempt,
             config.first_state == "uniform",
             self._state,
         )

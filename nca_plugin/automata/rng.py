@@ -141,7 +141,7 @@ def stream_key(seed: int, split: str, purpose: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def philox(key: np.uint64, index: np.uint64, attempt: np.uint64, first_block: int, out: np.ndarray) -> None:
+def philox(key: np.uint64, index: int, attempt: int, first_block: int, out: np.ndarray) -> None:
     """Write the 32-bit numbers of 16 blocks, from `first_block` on, of stream (index, attempt) to `out`, uint32 [64].
 
     A block is four numbers; number j of block `first_block + i` is out[16 j + i].
@@ -149,7 +149,7 @@ def philox(key: np.uint64, index: np.uint64, attempt: np.uint64, first_block: in
     for i in range(LANES):
         out[i] = first_block + i
     c0, c1 = load(out, 0), broadcast(np.uint32(attempt))
-    c2, c3 = broadcast(np.uint32(index)), broadcast(np.uint32(index >> _U32))
+    c2, c3 = broadcast(np.uint32(index)), broadcast(np.uint32(np.uint64(index) >> _U32))
     k0, k1 = broadcast(np.uint32(key)), broadcast(np.uint32(key >> _U32))
     for _ in range(10):
         high0, low0 = multiply_wide(broadcast(_M0), c0)
@@ -169,7 +169,7 @@ def unit(word: np.uint32) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def uniforms(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -> np.ndarray:
+def uniforms(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
     """Return the first `count` numbers of a stream: float64 in (0, 1), odd multiples of 2^-33."""
     words = np.empty(4 * LANES, np.uint32)
     out = np.empty((count + words.size - 1) // words.size * words.size, np.float64)
@@ -234,7 +234,7 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def normals(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -> np.ndarray:
+def normals(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
     """Return `count` standard normal variables of a stream, float64, within +-6.4."""
     values = uniforms(key, index, attempt, count)
     for i in range(count):
@@ -243,7 +243,7 @@ def normals(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) ->
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def truncated_normals(key: np.uint64, index: np.uint64, attempt: np.uint64, count: int) -> np.ndarray:
+def truncated_normals(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
     """Return `count` normal variables of a stream, cut at two sigma and rescaled to variance 1, float64."""
     values = uniforms(key, index, attempt, count)
     for i in range(count):

@@ -59,8 +59,7 @@ class Rule:
         """Return the states after 1 .. steps argmax steps from `state`, uint8 [steps, height, width]."""
         cells = self._checked(state)
         frames = np.empty((steps, *cells.shape), np.uint8)
-        zero = np.uint64(0)
-        kernels.rollout(*self.fused, self.num_colors, cells, 0, 1, 1, 0.0, 0.0, zero, zero, zero, frames)
+        kernels.rollout(*self.fused, self.num_colors, cells, 0, 1, 1, 0.0, 0.0, np.uint64(0), 0, 0, frames)
         return frames
 
     def _checked(self, state: ArrayLike) -> NDArray[np.uint8]:
@@ -76,4 +75,4 @@ def random_rule(num_colors: int, seed: int, index: int, attempt: int = 0, split:
     """Return candidate `attempt` of rule `index`: weights truncated-normal with variance 1 / fan-in (Flax's
     `lecun_normal`, as released)."""
     key = rng.stream_key(seed, split, rng.RULE)
-    return Rule(*drawing.draw_kernels(key, np.uint64(index), np.uint64(attempt), num_colors))
+    return Rule(*drawing.draw_kernels(key, index, attempt, num_colors))

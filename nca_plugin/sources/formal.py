@@ -78,5 +78,5 @@ class FormalSource(ABC):
     def _uniforms(self, index: int, count: int, stream: int = 0) -> NDArray[np.float64]:
         """Return `count` numbers in (0, 1); a sequence may draw from several streams."""
         key = rng.stream_key(self.config.seed, self.split, self.purpose)
-        uniforms: NDArray[np.float64] = rng.uniforms(key, np.uint64(index), np.uint64(stream), count)
+        uniforms: NDArray[np.float64] = rng.uniforms(key, index, stream, count)
         return uniforms

@@ -5,8 +5,6 @@ import itertools
 from dataclasses import dataclass
 from typing import Final, Self
 
-import numpy as np
-
 from nca_plugin.automata import rng
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Sample
@@ -102,7 +100,7 @@ class MixtureSource:
     def source_of(self, index: int) -> NCASource:
         """Return the preset that sample `index` is of."""
         key = rng.stream_key(self.seed, self.split, rng.MIXTURE)
-        u = rng.uniforms(key, np.uint64(index), np.uint64(0), 1)[0]
+        u = rng.uniforms(key, index, 0, 1)[0]
         for source, cumulative in zip(self.presets, itertools.accumulate(self.weights), strict=True):
             if u < cumulative:
                 return source

@@ -44,5 +44,5 @@ class ShuffledSource:
     def sample(self, index: int, seq_length: int) -> Sample:
         sample = self.source.sample(index, seq_length)
         key = rng.stream_key(self.source.seed, self.source.split, rng.PERMUTATION)
-        order = np.argsort(rng.uniforms(key, np.uint64(index), np.uint64(0), seq_length + 1), kind="stable")
+        order = np.argsort(rng.uniforms(key, index, 0, seq_length + 1), kind="stable")
         return Sample(sample.tokens[order], sample.loss_mask)
