@@ -10,8 +10,12 @@ class NCAPluginError(Exception):
     """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
 
 
-def check_options(kind: str, config: object, *checks: tuple[bool, str, str]) -> None:
-    """Raise `NCAPluginError` for the first check that fails: (whether it holds, the option's name, what it must be)."""
+#: Whether an option's value is right, the option's name, what the value must be.
+Check = tuple[bool, str, str]
+
+
+def check_options(kind: str, config: object, *checks: Check) -> None:
+    """Raise `NCAPluginError` for the first check of the options of `config` that fails."""
     for is_right, name, rule in checks:
         if not is_right:
             raise NCAPluginError(f"{kind} option {name}={getattr(config, name)}: {rule}")

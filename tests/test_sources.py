@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.automata import PRESETS, NCAConfig
@@ -73,6 +73,7 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
         ("nca://web?=1", "unknown option ''"),
         ("nca://web?temperature=1e", "must be a number"),
         ("://", "unknown source"),
+        ("dyck://?kind=x", "unknown option 'kind'"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
@@ -105,6 +106,26 @@ def test_any_text_is_a_source_or_an_error_of_one_line(text: str) -> None:
         source = parse(text)
     except NCAPluginError as error:
         assert "\n" not in str(error) or "\n" in text
+    else:
+        assert parse(source.uri) == source
+
+
+@settings(max_examples=150)
+@given(
+    scheme=st.sampled_from(["nca", "dyck", "shuffle_dyck", "copy", "iid", "eca"]),
+    values=st.lists(st.integers(-2, 20) | st.integers() | st.floats() | st.just("none"), max_size=4),
+    data=st.data(),
+)
+def test_any_value_of_any_option_is_a_source_or_an_error_of_one_line(
+    scheme: str, values: list[object], data: st.DataObject
+) -> None:
+    options = [pair.partition("=")[0] for pair in parse(scheme).uri.partition("?")[2].split("&")]
+    names = data.draw(st.permutations(options))
+    uri = f"{scheme}://?" + "&".join(f"{name}={value}" for name, value in zip(names, values, strict=False))
+    try:
+        source = parse(uri)
+    except NCAPluginError as error:
+        assert "\n" not in str(error)
     else:
         assert parse(source.uri) == source
 

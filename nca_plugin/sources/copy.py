@@ -7,13 +7,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import check_options
+from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CopyConfig(FormalConfig):
-    """What a sequence of copies is drawn from. Raises `NCAPluginError` if a value is out of range."""
+    """What a sequence of copies is drawn from."""
+
+    kind = "copy"
 
     vocab_size: int = 64
     """Symbols, 1 .. 2^20 (Hu et al.: 64)."""
@@ -24,11 +26,8 @@ class CopyConfig(FormalConfig):
     max_length: int = 510
     """Most symbols of w, `min_length` .. 2^20 (Hu et al.: 510)."""
 
-    def __post_init__(self) -> None:
-        check_options(
-            "copy",
-            self,
-            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+    def _checks(self) -> tuple[Check, ...]:
+        return (
             (1 <= self.vocab_size <= 1 << 20, "vocab_size", "must lie in 1 .. 2^20"),
             (self.min_length >= 1, "min_length", "must be at least 1"),
             (self.min_length <= self.max_length <= 1 << 20, "max_length", "must lie in min_length .. 2^20"),

@@ -13,13 +13,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import check_options
+from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DyckConfig(FormalConfig):
-    """What a bracket sequence is drawn from. Raises `NCAPluginError` if a value is out of range."""
+    """What a bracket sequence is drawn from."""
+
+    kind = "dyck"
 
     k: int = 64
     """Kinds of brackets, 1 .. 2^20 (Hu et al.: 64)."""
@@ -30,11 +32,8 @@ class DyckConfig(FormalConfig):
     max_depth: int = 16
     """Most brackets open at once, 1 .. 65,536 (Hu et al.: 16)."""
 
-    def __post_init__(self) -> None:
-        check_options(
-            "dyck",
-            self,
-            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+    def _checks(self) -> tuple[Check, ...]:
+        return (
             (1 <= self.k <= 1 << 20, "k", "must lie in 1 .. 2^20"),
             (0 < self.p < 1, "p", "must lie between 0 and 1"),
             (1 <= self.max_depth <= 1 << 16, "max_depth", "must lie in 1 .. 65,536"),

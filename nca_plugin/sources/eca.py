@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import NCAPluginError, check_options
+from nca_plugin.errors import Check, NCAPluginError
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 # Wolfram's classes of the 88 rules that differ by more than reflection and exchange of the colours (Wolfram, "A New
@@ -24,7 +24,9 @@ _CLASSES: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ECAConfig(FormalConfig):
-    """What an elementary automaton is drawn from. Raises `NCAPluginError` if a value is out of range."""
+    """What an elementary automaton is drawn from."""
+
+    kind = "eca"
 
     rule: int | None = None
     """Wolfram's number of the rule, 0 .. 255: bit 4 left + 2 self + right is the next state. None draws one for every
@@ -42,17 +44,14 @@ class ECAConfig(FormalConfig):
     burn_in: int = 0
     """Steps before the first row, 0 .. 10,000."""
 
-    def __post_init__(self) -> None:
-        check_options(
-            "eca",
-            self,
-            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+    def _checks(self) -> tuple[Check, ...]:
+        return (
             (self.rule is None or 0 <= self.rule <= 255, "rule", "must lie in 0 .. 255"),
             (self.wolfram_class in (None, 1, 2, 3, 4), "wolfram_class", "must be 1, 2, 3 or 4"),
             (self.rule is None or self.wolfram_class is None, "rule", "leaves nothing for wolfram_class to choose"),
             (1 <= self.patch <= 16, "patch", "must lie in 1 .. 16"),
             (3 <= self.width <= 4096, "width", "must lie in 3 .. 4,096"),
-            (self.width % self.patch == 0, "width", f"must be a multiple of patch={self.patch}"),
+            (self.width % max(self.patch, 1) == 0, "width", f"must be a multiple of patch={self.patch}"),
             (0 <= self.burn_in <= 10_000, "burn_in", "must lie in 0 .. 10,000"),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import Check, NCAPluginError, check_options
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.split import checked_split, split_option
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
@@ -17,10 +17,19 @@ from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormalConfig:
-    """Options that every such source has."""
+    """Options that every such source has. Raises `NCAPluginError` if a value is out of range."""
 
     seed: int = 1234
     """Seed of every random number, 0 .. 2^63 - 1."""
+
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_options(self.kind, self, (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"), *self._checks())
+
+    def _checks(self) -> tuple[Check, ...]:
+        """Return the checks of a subclass's own options."""
+        return ()
 
 
 @dataclass(frozen=True)

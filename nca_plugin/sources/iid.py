@@ -8,13 +8,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import check_options
+from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IIDConfig(FormalConfig):
-    """What independent tokens are drawn from. Raises `NCAPluginError` if a value is out of range."""
+    """What independent tokens are drawn from."""
+
+    kind = "iid"
 
     vocab_size: int = 10_002
     """Ids, 1 .. 2^20 (default: as many as an NCA of 10 colours has)."""
@@ -22,11 +24,8 @@ class IIDConfig(FormalConfig):
     exponent: float = 0.0
     """Id r has a probability proportional to (r + 1)^-exponent, 0 .. 2.5: 0 is uniform, 1 is Zipf's law."""
 
-    def __post_init__(self) -> None:
-        check_options(
-            "iid",
-            self,
-            (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"),
+    def _checks(self) -> tuple[Check, ...]:
+        return (
             (1 <= self.vocab_size <= 1 << 20, "vocab_size", "must lie in 1 .. 2^20"),
             (0 <= self.exponent <= 2.5, "exponent", "must lie in 0 .. 2.5"),
         )

@@ -49,7 +49,8 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
     Raises:
         NCAPluginError: an unknown option (with the nearest known one), or a value of the wrong type.
     """
-    field_types = typing.get_type_hints(config)
+    hints = typing.get_type_hints(config)
+    field_types = {field.name: hints[field.name] for field in dataclasses.fields(config)}
     values = {}
     for name, text in options.items():
         if name not in field_types:
