@@ -170,16 +170,17 @@ def bench(
 ) -> None:
     """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
     from nca_plugin.benchmark.report import run_benchmark, table, to_json
-    from nca_plugin.files import complete_files
+    from nca_plugin.files import check_folder, complete_files
 
+    check_folder(json.parent)
     console = Console()
     cores = processes if processes is not None else len(os.sched_getaffinity(0))
     results = []
-    # The file is opened before anything is measured: an error here must not cost a minute.
-    with complete_files(json) as (unfinished,), console.status("") as status:
+    with console.status("") as status:
         for uri in uris or ["nca://web", "nca://code"]:
             results.append(run_benchmark(uri, seq_length, cores, seconds, status.update))
             console.print(table(results[-1]))
+    with complete_files(json) as (unfinished,):
         unfinished.write_text(to_json(results))
     console.print(f"Written: {json}", soft_wrap=True, highlight=False)
 

@@ -43,7 +43,7 @@ COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
         ((*COMMAND, "bench", "ncaa"), "unknown source 'ncaa'"),
         ((*COMMAND, "bench", "--processes", "0"), "must be above 0"),
         ((*COMMAND, "bench", "nca://web", "--seq-length", "9"), "too short for two frames"),
-        ((*COMMAND, "bench", "--json", "existing.txt/bench.json"), "cannot write existing.txt"),
+        ((*COMMAND, "bench", "--json", "existing.txt/bench.json"), "cannot write to existing.txt"),
         ((*COMMAND, "inspect", "ncaa://web"), "unknown source 'ncaa': did you mean 'nca'?"),
         ((*COMMAND, "inspect", "nca://web", "--count", "0"), "count 0: must be at least 1"),
         ((*COMMAND, "inspect", "nca://web", "--count", "1000000000"), "fit in memory"),
