@@ -165,3 +165,13 @@ def test_brackets_are_printed_as_brackets(uri: str, pattern: str) -> None:
     console = Console(file=StringIO(), width=200)
     show(parse(uri), 0, 30, 1000, console)
     assert re.fullmatch(pattern, _output(console).split("\n")[1])
+
+
+def test_show_draws_the_rows_of_an_elementary_automaton() -> None:
+    console = Console(file=StringIO(), width=80)
+    show(parse("eca://?rule=90&width=12&patch=4"), 3, 39, 6, console)
+    title, rule, *rows = _output(console).splitlines()
+    assert title.startswith("eca, sample 3") and rule.startswith("rule 90,")
+    now = np.array([[cell == "#" for cell in row] for row in rows]).astype(int)
+    assert now.shape == (10, 12)
+    np.testing.assert_array_equal(now[1:], np.roll(now, 1, axis=1)[:-1] ^ np.roll(now, -1, axis=1)[:-1])

@@ -20,6 +20,7 @@ from nca_plugin.inspection.samples import Grid, Samples, draw_samples
 from nca_plugin.inspection.statistics import change_rate, compressed_shares, gzip_scores
 from nca_plugin.sources import Source
 from nca_plugin.sources.dyck import DyckSource
+from nca_plugin.sources.eca import ECASource
 
 #: Upper half of a character cell: its colour is the upper pixel, the background the lower one. A pixel is then about
 #: as wide as high.
@@ -46,7 +47,11 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         share = float(compressed_shares(samples.tokens)[0])
         title = f"{name}, sample {index}: {samples.tokens.shape[1]:,} tokens, {share:.3f} of their size after gzip"
         console.print(Text(title, style="bold"))
-        console.print(tokens_text(source, samples.tokens[0], has_color(console)))
+        if isinstance(source, ECASource):
+            console.print(f"rule {source.rule_of(index)}, one row a line, time downwards")
+            console.print(rows_text(source.rows(samples.tokens[0]), has_color(console)), overflow="crop", no_wrap=True)
+        else:
+            console.print(tokens_text(source, samples.tokens[0], has_color(console)))
         return
     score = float(gzip_scores(samples.grid.frames, samples.grid.config.num_colors, samples.grid.config.patch_size)[0])
     console.print(Text(f"{name}, sample {index}: {_score_text(score, samples)}", style="bold"))
@@ -78,6 +83,13 @@ def characters(frame: NDArray[np.uint8], num_colors: int) -> list[str]:
     """Return a frame as lines of characters: 0-9 and a-z for up to 36 colours, two characters a cell beyond."""
     width = 1 if num_colors <= 36 else 2
     return [" ".join(np.base_repr(cell, 36).lower().rjust(width, "0") for cell in row) for row in frame.tolist()]
+
+
+def rows_text(rows: NDArray[np.uint8], in_color: bool) -> Text:
+    """Return rows of two colours, uint8 [num_rows, width], as half blocks or, without colour, as characters."""
+    if in_color:
+        return blocks_text(rows, 2, 1)
+    return Text("\n".join("".join("#" if cell else "." for cell in row) for row in rows.tolist()))
 
 
 def tokens_text(source: Source, tokens: NDArray[np.int32], in_color: bool) -> Text:

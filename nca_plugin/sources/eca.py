@@ -106,6 +106,12 @@ class ECASource(FormalSource):
         tokens[:, 1:] = (rows.reshape(num_rows, -1, config.patch) * weights).sum(axis=2)
         return tokens.reshape(-1)[:length]
 
+    def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Return the whole rows in a sample's tokens as cells, uint8 [num_rows, width]."""
+        whole = tokens[: tokens.size // self.row_length * self.row_length].reshape(-1, self.row_length)[:, 1:]
+        cells = whole[..., None] >> np.arange(self.config.patch) & 1
+        return cells.reshape(-1, self.config.width).astype(np.uint8)
+
     def _loss_mask(self, seq_length: int) -> NDArray[np.bool_]:
         return np.arange(1, seq_length + 1) >= self.row_length
 
