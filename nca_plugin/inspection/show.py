@@ -48,7 +48,7 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         title = f"{name}, sample {index}: {samples.tokens.shape[1]:,} tokens, {share:.3f} of their size after gzip"
         console.print(Text(title, style="bold"))
         if isinstance(source, ECASource):
-            console.print(f"rule {source.rule_of(index)}, one row a line, time downwards")
+            console.print(f"rule {source.rule_of(index)}, time runs downwards")
             console.print(rows_text(source.rows(samples.tokens[0]), has_color(console)), overflow="crop", no_wrap=True)
         else:
             console.print(tokens_text(source, samples.tokens[0], has_color(console)))
