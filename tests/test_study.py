@@ -8,7 +8,7 @@ import pytest
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.study.config import load_study
-from nca_plugin.study.report import results, tables, verdict, write_report
+from nca_plugin.study.report import results, t95, tables, verdict, write_report
 from nca_plugin.study.runs import megatron_arguments
 from nca_plugin.study.study import StudyResult, run_study
 
@@ -101,6 +101,14 @@ def test_a_difference_inside_its_interval_is_reported_as_none() -> None:
     assert paired({1: 0.05, 2: 0.051})["summary"]["warm"]["difference_95"] == pytest.approx(0.00635, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("freedom", "t"), [(1, 12.706), (10, 2.228), (11, 2.201), (15, 2.131), (30, 2.042), (120, 1.98)]
+)
+def test_students_t(freedom: int, t: float) -> None:
+    """Published table values."""
+    assert t95(freedom) == pytest.approx(t, abs=0.003)
+
+
 def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     with pytest.raises(NCAPluginError, match="is not the folder of a study"):
@@ -117,6 +125,7 @@ def test_the_demo_comes_with_the_package() -> None:
     [
         ("outptu=x", "outptu"),
         ("seeds=[]", "seeds must be"),
+        ("~arguments.seq-length", "arguments.seq-length is missing"),
         ("+arms.nca.keep=[atention]", "unknown selector 'atention'"),
         ("arms.nca.warm_up=none", "not a warm-up"),
         ("baseline=nobody", "not an arm"),

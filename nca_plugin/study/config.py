@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError
@@ -111,7 +112,7 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
         with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
             values = compose(path.stem, overrides=overrides)
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise NCAPluginError(f"study file {path}: {' '.join(str(error).split())}") from error
     assert isinstance(study, StudyConfig)
     _check(study, path)
@@ -133,6 +134,9 @@ def _check(study: StudyConfig, path: Path) -> None:
 
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         refuse("seeds must be one or more different numbers")
+    for name in ("global-batch-size", "seq-length"):
+        if name not in study.arguments:
+            refuse(f"arguments.{name} is missing: the report counts tokens by it")
     if study.parallel_runs < 1:
         refuse("parallel_runs must be at least 1")
     if len(study.arms) < 2:

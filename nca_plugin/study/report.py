@@ -13,8 +13,17 @@ from nca_plugin.files import complete_files
 from nca_plugin.study.config import StudyConfig
 from nca_plugin.study.study import StudyResult
 
-#: Two-sided 95 % quantile of Student's t for 1, 2, ... degrees of freedom; the normal's beyond.
+#: Two-sided 95 % quantile of Student's t for 1, 2, ... degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def t95(freedom: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to 0.003."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    # Abramowitz and Stegun 26.7.5, from the normal quantile.
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def results(study: StudyConfig, result: StudyResult) -> dict[str, Any]:
@@ -71,8 +80,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     half_width = None
     if len(rows) > 1:
         freedom = len(rows) - 1
-        t = _T95[freedom - 1] if freedom <= len(_T95) else 1.96
-        half_width = float(t * differences.std(ddof=1) / math.sqrt(len(rows)))
+        half_width = float(t95(freedom) * differences.std(ddof=1) / math.sqrt(len(rows)))
     mean_loss = float(np.mean([row["validation_loss"] for row in rows]))
     return {
         "label": rows[0]["label"],
