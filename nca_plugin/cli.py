@@ -170,15 +170,18 @@ def bench(
 ) -> None:
     """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
     from nca_plugin.benchmark.report import run_benchmark, table, to_json
-    from nca_plugin.files import check_folder, complete_files
+    from nca_plugin.files import check_target, complete_files
 
-    check_folder(json.parent)
+    check_target(json)
     console = Console()
-    cores = processes if processes is not None else len(os.sched_getaffinity(0))
+    # Not every system tells which cores the process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     results = []
     with console.status("") as status:
         for uri in uris or ["nca://web", "nca://code"]:
-            results.append(run_benchmark(uri, seq_length, cores, seconds, status.update))
+            results.append(
+                run_benchmark(uri, seq_length, cores if processes is None else processes, seconds, status.update)
+            )
             console.print(table(results[-1]))
     with complete_files(json) as (unfinished,):
         unfinished.write_text(to_json(results))

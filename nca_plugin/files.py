@@ -8,6 +8,13 @@ from pathlib import Path
 from nca_plugin.errors import NCAPluginError
 
 
+def check_target(target: Path) -> None:
+    """Raise `NCAPluginError` if the file `target` cannot be written: before long work."""
+    check_folder(target.parent)
+    if target.is_dir():
+        raise NCAPluginError(f"cannot write {target}: it is a folder; name a file")
+
+
 def check_folder(folder: Path) -> None:
     """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist: before long work."""
     # Unlike Path.exists, this takes a path that may not be looked at for one that is not there.

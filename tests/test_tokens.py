@@ -37,6 +37,14 @@ def test_bad_frames_and_tokens_are_refused() -> None:
             decode(bad)
 
 
+def test_what_ids_cannot_hold_is_refused() -> None:
+    for bad in (([[[299]]], 300, 1), ([[[1.7]]], 10, 1), ([[[63] * 4] * 4], 64, 4), ([[[1]]], 10, 0), ([[[]]], 10, 1)):
+        with pytest.raises(NCAPluginError):
+            encode(*bad)
+    with pytest.raises(NCAPluginError, match="multiple of the patch size"):
+        decode([10_000, 2001, 10_001], grid_size=3)
+
+
 def test_rule_refuses_wrong_shapes_and_colours() -> None:
     rule = random_rule(5, seed=1, index=2)
     with pytest.raises(NCAPluginError, match="'hidden'"):

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import ParsedURI, Sample, join_uri, parse_options
+from nca_plugin.sources import ParsedURI, Sample, checked_split, join_uri, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,12 @@ class ProgressionConfig:
     """Seed of every random number, >= 0."""
 
     modulus: int = 97
-    """Tokens are 0 .. modulus - 1, >= 2."""
+    """Tokens are 0 .. modulus - 1, 2 .. 2^20."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.modulus < 2:
+        if self.seed < 0 or not 2 <= self.modulus <= 1 << 20:
             raise NCAPluginError(
-                f"progression seed={self.seed}, modulus={self.modulus}: seed must be at least 0, modulus at least 2"
+                f"progression seed={self.seed}, modulus={self.modulus}: seed must be at least 0, modulus in 2 .. 2^20"
             )
 
 
@@ -40,7 +40,7 @@ class ProgressionSource:
     @classmethod
     def from_uri(cls, parsed: ParsedURI) -> Self:
         options = dict(parsed.options)
-        split = options.pop("split", "train")
+        split = checked_split(options.pop("split", "train"))
         return cls(ProgressionConfig(**parse_options(ProgressionConfig, options, "source progression://")), split)
 
     @property
@@ -52,7 +52,7 @@ class ProgressionSource:
         return join_uri("progression", "", dataclasses.asdict(self.config) | {"split": self.split})
 
     def for_split(self, split: str) -> Self:
-        return dataclasses.replace(self, split=split)
+        return dataclasses.replace(self, split=checked_split(split))
 
     def check_seq_length(self, seq_length: int) -> None:
         if seq_length < 2:

@@ -92,7 +92,7 @@ class NCAConfig:
 
     sequences_per_rule: int = 1
     """Consecutive samples under the same rule, each from a first state of its own, >= 1 (release: 1). Above 1 needs
-    `scored_rollout` = separate."""
+    `scored_rollout` = separate. Where a curriculum's stage begins, the rule changes with the band."""
 
     scored_rollout: Literal["trained", "separate"] = "trained"
     """Whether the gzip score is that of the rollout that is trained on, or of another first state under the same rule

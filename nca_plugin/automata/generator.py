@@ -15,8 +15,11 @@ from nca_plugin.automata.drawing import draw_first_state, draw_kernels
 from nca_plugin.automata.tokens import encode_into
 from nca_plugin.errors import NCAPluginError
 
-#: Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11.
-MAX_ATTEMPTS: Final = 100_000
+# Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11. Of large grids and
+# long rollouts fewer, so that the error comes within minutes.
+_MAX_ATTEMPTS: Final = 100_000
+_MIN_ATTEMPTS: Final = 1_000
+_RELEASED_WORK: Final = 144 * 19
 
 
 def generate(
@@ -95,13 +98,15 @@ def _search(
     """Return the first candidate of stream `index` whose rollout is in the band, and that rollout. Its first frames'
     tokens are written to `scored`, int32 [SCORED_FRAMES, frame_length]."""
     low, high = band
-    for attempt in range(MAX_ATTEMPTS):
+    work = config.grid_size**2 * (config.burn_in + (SCORED_FRAMES - 1) * config.steps_per_frame)
+    max_attempts = min(_MAX_ATTEMPTS, max(_MIN_ATTEMPTS, _MAX_ATTEMPTS * _RELEASED_WORK // work))
+    for attempt in range(max_attempts):
         rollout = Rollout(config, split, index, attempt, index, attempt, state_purpose, noise_purpose)
         rollout.write_tokens(scored)
         if low < tokens_score(scored) < high:
             return attempt, rollout
     raise NCAPluginError(
-        f"no rule in the band {low:g}:{high:g} among {MAX_ATTEMPTS} candidates of sample {index}: widen the band"
+        f"no rule in the band {low:g}:{high:g} among {max_attempts:,} candidates of sample {index}: widen the band"
     )
 
 
@@ -113,7 +118,11 @@ def _separately_scored_attempt(config: NCAConfig, band: Band, split: str, rule_i
 
 
 class Rollout:
-    """A rollout of candidate `rule_attempt` of rule `rule_index`, computed as far as frames are asked for."""
+    """A rollout of candidate `rule_attempt` of rule `rule_index`, computed as far as frames are asked for.
+
+    Attributes:
+        steps_computed: fewer than taken where the trajectory stands still.
+    """
 
     def __init__(
         self,
@@ -141,13 +150,14 @@ class Rollout:
             self._state,
         )
         self._num_frames = 0
+        self.steps_computed = 0
 
     def frames(self, count: int) -> NDArray[np.uint8]:
         """Return the next `count` frames, uint8 [count, grid, grid]."""
         config = self._config
         frames = np.empty((count, config.grid_size, config.grid_size), np.uint8)
         is_first = self._num_frames == 0
-        kernels.rollout(
+        self.steps_computed += kernels.rollout(
             *self._rule,
             config.num_colors,
             self._state,

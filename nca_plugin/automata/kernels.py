@@ -251,6 +251,9 @@ def rollout(  # type: ignore[no-untyped-def]
         table, weights: see `fuse`.
         state: uint8 [height, width].
         step: number of steps already taken.
+
+    Returns:
+        how many steps were computed: fewer than taken where the trajectory stands still.
     """
     height, width = state.shape
     scratch = _new_scratch(height, width, num_colors)
@@ -260,6 +263,7 @@ def rollout(  # type: ignore[no-untyped-def]
         now[i] = cells[i]
     bias = np.float32(identity_bias)
     is_settled = False
+    num_computed = 0
     for f in range(frames.shape[0]):
         for _ in range(first_steps if f == 0 else steps_per_frame):
             if not is_settled:
@@ -280,9 +284,11 @@ def rollout(  # type: ignore[no-untyped-def]
                     scratch,
                 )
                 now, after = after, now
+                num_computed += 1
             step += 1
         frame = frames[f].reshape(-1)
         for i in range(cells.size):
             frame[i] = now[i]
     for i in range(cells.size):
         cells[i] = now[i]
+    return num_computed

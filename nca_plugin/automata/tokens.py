@@ -15,19 +15,22 @@ def encode(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> NDAr
 
     Args:
         frames: integers [num_frames, height, width] in 0 .. num_colors-1; height and width multiples of the patch.
-        num_colors: n, the number of states of a cell.
-        patch_size: p, cells along a patch's edge.
+        num_colors: n, the number of states of a cell, 2 .. 256.
+        patch_size: p, cells along a patch's edge, >= 1; n^(p*p) + 2 ids must fit in int32.
 
     Returns:
         int32 [num_frames * (patches + 2)].
 
     Raises:
-        NCAPluginError: wrong shape, or a colour out of range.
+        NCAPluginError: wrong shape, alphabet or type, or a colour out of range.
 
     >>> encode([[[1, 0], [0, 2]]], num_colors=10)
     array([10000,  2001, 10001], dtype=int32)
     """
+    _check_alphabet(num_colors, patch_size)
     array = np.asarray(frames)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise NCAPluginError(f"frames of {array.dtype}: must be integers")
     if array.ndim != 3 or not array.size or array.shape[1] % patch_size or array.shape[2] % patch_size:
         raise NCAPluginError(
             f"frames of shape {array.shape}: must be [num_frames, height, width], not empty, with height and "
@@ -56,6 +59,9 @@ def decode(tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_si
     array([[[1, 0],
             [0, 2]]], dtype=uint8)
     """
+    _check_alphabet(num_colors, patch_size)
+    if grid_size < 1 or grid_size % patch_size:
+        raise NCAPluginError(f"grid size {grid_size}: must be a multiple of the patch size {patch_size}")
     array = np.asarray(tokens, np.int64)
     edge = grid_size // patch_size
     frame_length = edge * edge + 2
@@ -71,6 +77,18 @@ def decode(tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_si
     digits = np.stack([patches // num_colors**k % num_colors for k in range(patch_size**2)], axis=-1)
     cells = digits.reshape(-1, edge, edge, patch_size, patch_size).transpose(0, 1, 3, 2, 4)
     return cells.reshape(-1, grid_size, grid_size).astype(np.uint8)
+
+
+def _check_alphabet(num_colors: int, patch_size: int) -> None:
+    if not 2 <= num_colors <= 256 or patch_size < 1:
+        raise NCAPluginError(
+            f"{num_colors} colours in patches of {patch_size}: must be 2 .. 256 colours in patches of at least 1"
+        )
+    if patch_size > 5 or num_colors ** (patch_size * patch_size) > (1 << 31) - 3:
+        raise NCAPluginError(
+            f"{num_colors} colours in {patch_size}x{patch_size} patches make more ids than int32 holds: take fewer "
+            "colours or a smaller patch"
+        )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

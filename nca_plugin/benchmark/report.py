@@ -48,10 +48,11 @@ def run_benchmark(
     Raises:
         NCAPluginError: a source or a length that cannot be, or no process or time to measure.
     """
-    if processes < 1 or seconds <= 0:
-        raise NCAPluginError(f"bench with {processes} processes for {seconds:g} s: both must be above 0")
+    if processes < 1 or not 0 < seconds <= 3600:
+        raise NCAPluginError(f"bench with {processes} processes for {seconds:g} s: at least one, for up to 3600 s")
     source = parse(uri)
-    source.check_seq_length(seq_length)
+    # What no sample can be made of is an error here, not in a process of its own.
+    source.sample(0, seq_length)
     say(f"{uri}: compiling everything once (about ten seconds)")
     start = measure_start(uri, seq_length)
     throughput = []
@@ -63,7 +64,7 @@ def run_benchmark(
         say(f"{uri}: steps of a sample")
         measure_shares(source.config, seq_length, 1)
         shares = measure_shares(source.config, seq_length, _SAMPLES_IN_STEPS)
-        roofline = measure_roofline(source.config, seq_length, shares)
+        roofline = measure_roofline(source.config, shares)
     return Benchmark(source.uri, seq_length, _machine(), start, tuple(throughput), shares, roofline)
 
 

@@ -32,6 +32,7 @@ class Shares:
 
     Attributes:
         attempts: candidates tried per sample, the inverse of the acceptance rate.
+        steps: steps of an automaton computed per sample; none for a trajectory that stands still.
         random_numbers: drawing weights and first states, and making the rule's table of them.
         rollout: steps of the automaton.
         gzip: scoring, nearly all of it in zlib.
@@ -39,6 +40,7 @@ class Shares:
     """
 
     attempts: float
+    steps: float
     random_numbers: float
     rollout: float
     gzip: float
@@ -75,7 +77,7 @@ def measure_shares(config: NCAConfig, seq_length: int, samples: int) -> Shares:
     """
     num_frames = -(-(seq_length + 1) // config.frame_length)
     clock = _Clock()
-    attempts = 0
+    attempts = steps = 0
     is_searched = _is_searched(config)
     for index in range(samples):
         tried = count_attempts(config, index)
@@ -86,29 +88,28 @@ def measure_shares(config: NCAConfig, seq_length: int, samples: int) -> Shares:
             clock.lap("random_numbers")
             frames = rollout.frames(SCORED_FRAMES if is_searched else num_frames)
             clock.lap("rollout")
+            steps += rollout.steps_computed
             tokens = _encode(config, frames)
             clock.lap("encoding")
             if is_searched:
                 tokens_score(tokens)
                 clock.lap("gzip")
         if is_searched:
+            scored_steps = rollout.steps_computed
             frames = rollout.frames(max(0, num_frames - SCORED_FRAMES))
             clock.lap("rollout")
+            steps += rollout.steps_computed - scored_steps
             _encode(config, frames)
             clock.lap("encoding")
     mean = {name: seconds / samples * 1e6 for name, seconds in clock.seconds.items()}
-    return Shares(attempts=attempts / samples, **mean)
+    return Shares(attempts=attempts / samples, steps=steps / samples, **mean)
 
 
-def measure_roofline(config: NCAConfig, seq_length: int, shares: Shares) -> Roofline:
+def measure_roofline(config: NCAConfig, shares: Shares) -> Roofline:
     """Compare the rollouts of `shares` with this machine's measured peaks."""
     n = config.num_colors
     columns = (n + 1) // 2 * 2
-    num_frames = -(-(seq_length + 1) // config.frame_length)
-    steps_scored = config.burn_in + (SCORED_FRAMES - 1) * config.steps_per_frame
-    steps_trained = config.burn_in + (num_frames - 1) * config.steps_per_frame
-    steps = (shares.attempts - 1) * steps_scored + steps_trained if _is_searched(config) else steps_trained
-    cells = steps * config.grid_size**2
+    cells = shares.steps * config.grid_size**2
     # A cell: four additions and a maximum of rows, a multiplication and an addition per unit and colour, and five
     # comparisons and choices per colour.
     operations = cells * (5 * HIDDEN + 2 * HIDDEN * columns + 5 * n)

@@ -15,16 +15,19 @@ from typing import Final
 import numpy as np
 import psutil
 
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 
 #: Samples of one process; the next one's begin after it.
 _SAMPLES_PER_PROCESS: Final = 1 << 40
+_START_TIMEOUT: Final = 120.0
 
 _START: Final = """
 import sys, time
 start = time.perf_counter()
 import nca_plugin.automata
 imported = time.perf_counter()
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 source = parse(sys.argv[1])
 called = time.perf_counter()
@@ -75,10 +78,14 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
         context.Process(target=_work, args=(uri, seq_length, seconds, i * _SAMPLES_PER_PROCESS, barrier, sender))
         for i, (_, sender) in enumerate(pipes)
     ]
-    for worker in workers:
+    for worker, (_, sender) in zip(workers, pipes, strict=True):
         worker.start()
+        # The worker has its own: once that is closed, nothing is left to wait for.
+        sender.close()
     try:
         results = [receiver.recv() for receiver, _ in pipes]
+    except EOFError:
+        raise NCAPluginError(f"a process that made samples of {uri} ended early: look above for its error") from None
     finally:
         for worker in workers:
             worker.terminate()
@@ -96,11 +103,12 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
 def _work(uri: str, seq_length: int, seconds: float, first: int, barrier: Barrier, result: Connection) -> None:
     source = parse(uri)
     source.sample(first, seq_length)
-    barrier.wait()
+    # Processes that start last may have to be waited for, one that failed must not be.
+    barrier.wait(timeout=_START_TIMEOUT)
     latencies: list[float] = []
     cpu_start, end = time.process_time(), time.perf_counter() + seconds
     before = time.perf_counter()
-    while before < end:
+    while before < end or not latencies:
         source.sample(first + len(latencies), seq_length)
         after = time.perf_counter()
         latencies.append(after - before)

@@ -36,12 +36,12 @@ _Curve = Callable[[NDArray[np.int32]], tuple[NDArray[np.float64], NDArray[np.flo
 def frame_information(grid: Grid) -> Information:
     """Return what a cell's colour tells about the colour of the same cell d frames later, within a sequence.
 
-    d goes up to half the frames: beyond, a sequence has too few pairs.
+    d goes up to half the frames, in equal ratios beyond 32: further on, a sequence has too few pairs.
     """
     colors = statistics.fold(grid.frames[:_MAX_SEQUENCES], NUM_SYMBOLS)
     shuffled = statistics.permuted(colors.reshape(colors.shape[0], -1)).reshape(colors.shape)
     ordered, baseline = (np.moveaxis(array, 1, -1) for array in (colors, shuffled))
-    return _information(ordered, baseline, range(1, colors.shape[1] // 2 + 1), _within_sequences)
+    return _information(ordered, baseline, _distances(colors.shape[1] // 2), _within_sequences)
 
 
 def token_information(samples: Samples) -> Information:
@@ -53,16 +53,19 @@ def token_information(samples: Samples) -> Information:
     """
     if samples.grid is None:
         tokens = statistics.fold(samples.tokens[:_MAX_SEQUENCES], NUM_SYMBOLS)
-        furthest = max(tokens.shape[1] // 2, 1)
-        spaced = np.geomspace(32, max(furthest, 32), 40).round().astype(int).tolist()
-        distances = sorted({d for d in (*range(1, 33), *spaced) if d <= furthest})
-        return _information(tokens, statistics.permuted(tokens), distances, _pooled)
+        return _information(tokens, statistics.permuted(tokens), _distances(tokens.shape[1] // 2), _pooled)
     config, patches = samples.grid.config, samples.grid.patches[:_MAX_SEQUENCES]
     colors = statistics.fold(patches % config.num_colors, NUM_SYMBOLS)
     shuffled = statistics.permuted(colors.reshape(colors.shape[0], -1)).reshape(colors.shape)
     furthest = min(3, patches.shape[1] - 1) * config.frame_length
     ordered, baseline = map(_with_delimiters, (colors, shuffled))
     return _information(ordered, baseline, range(1, furthest + 1), _within_sequences)
+
+
+def _distances(furthest: int) -> list[int]:
+    """Return 1 .. 32 and forty more in equal ratios up to `furthest`."""
+    spaced = np.geomspace(32, max(furthest, 32), 40).round().astype(int).tolist()
+    return sorted({d for d in (*range(1, 33), *spaced) if d <= max(furthest, 1)})
 
 
 def _with_delimiters(patches: NDArray[np.int64]) -> NDArray[np.int64]:

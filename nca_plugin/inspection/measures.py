@@ -87,7 +87,6 @@ def _frame_measures(grid: Grid) -> dict[str, Estimate]:
     changes = statistics.change_rate(frames).mean(axis=1)
     quantiles = jackknife(lambda kept: np.percentile(changes[kept], _QUANTILES), count)
     seen, right = map(np.stack, zip(*map(statistics.seen_neighbourhoods, frames), strict=True))
-    scores = statistics.gzip_scores(frames, grid.config.num_colors, grid.config.patch_size)
     transitions = [t for t in TRANSITIONS if t < frames.shape[1]]
     measures = {
         "change_rate": estimate_mean(changes),
@@ -100,10 +99,10 @@ def _frame_measures(grid: Grid) -> dict[str, Estimate]:
     if seen.any():
         ratio = jackknife(lambda kept: right[kept].sum() / max(seen[kept].sum(), 1), count)
         measures |= _named(["right_if_seen"], *ratio)
-    measures["score"] = estimate_mean(scores)
+    measures["score"] = estimate_mean(grid.scores)
     if grid.config.band is not None:
         low, high = grid.config.band
-        measures["in_band"] = estimate_mean((low < scores) & (scores < high))
+        measures["in_band"] = estimate_mean((low < grid.scores) & (grid.scores < high))
     return measures
 
 

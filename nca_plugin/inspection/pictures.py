@@ -15,7 +15,7 @@ from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
 from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
 from nca_plugin.inspection.samples import Grid, Samples
-from nca_plugin.inspection.statistics import compressed_shares, gzip_scores, seen_neighbourhoods
+from nca_plugin.inspection.statistics import compressed_shares, seen_neighbourhoods
 
 Theme = Literal["light", "dark"]
 
@@ -56,8 +56,7 @@ def pictures(samples: Samples, random_scores: NDArray[np.float64] | None) -> lis
 
 
 def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float64] | None) -> list[Picture]:
-    config, frames = grid.config, grid.frames
-    scores = gzip_scores(frames, config.num_colors, config.patch_size)
+    config, frames, scores = grid.config, grid.frames, grid.scores
     reference = reference_for(config, frames.shape[1])
     seen = np.stack([seen_neighbourhoods(sequence)[0] for sequence in frames])
     over_frames, over_tokens = frame_information(grid), token_information(samples)

@@ -1,5 +1,6 @@
 """`inspect`: samples of a source as a page of pictures and figures."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from nca_plugin.inspection.reference import reference_for
 from nca_plugin.inspection.samples import Samples, StartStage, draw_samples, random_scores, silent_stage
 from nca_plugin.sources import Source
 
+_LONGEST_NAME = 100
 _OVERVIEW_SIZE = (13.0, 7.2)
 
 
 def default_folder(uri: str) -> Path:
-    """Return runs/inspect/<the URI as a file name>."""
-    return Path("runs/inspect") / re.sub(r"[^\w.=-]+", "-", uri).strip("-")
+    """Return runs/inspect/<the URI as a file name>; a long one is cut, and told apart by its hash."""
+    name = re.sub(r"[^\w.=-]+", "-", uri).strip("-")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+    return Path("runs/inspect") / name
 
 
 def inspect(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nca_plugin.automata import NCAConfig, decode, generate, gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.inspection.statistics import gzip_scores
 from nca_plugin.sources import Source
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.nca import NCASource
@@ -36,11 +37,13 @@ class Grid:
         config: the automaton's configuration.
         frames: uint8 [count, num_frames, grid, grid]; every frame whose patches are all in the sample.
         patches: int32 [count, num_frames, patches_per_frame], the patch tokens of these frames.
+        scores: float64 [count], gzip score of each rollout's first ten frames, whether or not the sample holds them.
     """
 
     config: NCAConfig
     frames: NDArray[np.uint8]
     patches: NDArray[np.int32]
+    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,17 +86,21 @@ def draw_samples(
     source.check_seq_length(seq_length)
     if count * (seq_length + 1) > _MAX_TOKENS:
         raise NCAPluginError(
-            f"{count} sequences of {seq_length} tokens are more than the {_MAX_TOKENS} tokens that fit in memory: "
-            f"take at most {_MAX_TOKENS // (seq_length + 1)} sequences"
+            f"{count} sequences of {seq_length} tokens are more than the {_MAX_TOKENS} tokens that fit in memory: take "
+            "fewer or shorter ones"
         )
-    tokens = np.empty((count, seq_length + 1), np.int32)
+    config = _grid_config(source)
+    # A longer sample begins with the shorter one: what is scored is drawn, though the sample may end before.
+    length = seq_length if config is None else max(seq_length, SCORED_FRAMES * config.frame_length - 1)
+    tokens = np.empty((count, length + 1), np.int32)
     loss_mask = np.empty((count, seq_length), np.bool_)
     advance = start_stage("sequences", count)
     for i in range(count):
-        sample = source.sample(first_index + i, seq_length)
-        tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask
+        sample = source.sample(first_index + i, length)
+        tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask[:seq_length]
         advance(1)
-    return Samples(source, tokens, loss_mask, _grid(source, tokens))
+    grid = None if config is None else _grid(config, tokens, seq_length)
+    return Samples(source, tokens[:, : seq_length + 1], loss_mask, grid)
 
 
 def random_scores(config: NCAConfig, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
@@ -118,16 +125,14 @@ def _grid_config(source: Source) -> NCAConfig | None:
     return None
 
 
-def _grid(source: Source, tokens: NDArray[np.int32]) -> Grid | None:
-    config = _grid_config(source)
-    if config is None:
-        return None
-    count = tokens.shape[0]
+def _grid(config: NCAConfig, tokens: NDArray[np.int32], seq_length: int) -> Grid:
+    """Return the frames of the first `seq_length` + 1 of `tokens`, which hold the scored frames too."""
+    count, size = tokens.shape[0], config.grid_size
     # A frame that lacks only its closing delimiter is whole: 1,025 tokens are 27 frames of 38 less one.
     closed = np.concatenate([tokens, np.full((count, 1), config.grid_end, np.int32)], axis=1)
-    num_frames = closed.shape[1] // config.frame_length
-    closed = closed[:, : num_frames * config.frame_length]
-    size = config.grid_size
-    frames = decode(closed.ravel(), config.num_colors, config.patch_size, size)
-    patches = closed.reshape(count, num_frames, config.frame_length)[:, :, 1:-1]
-    return Grid(config, frames.reshape(count, num_frames, size, size), patches)
+    drawn = closed[:, : closed.shape[1] // config.frame_length * config.frame_length]
+    frames = decode(drawn.ravel(), config.num_colors, config.patch_size, size).reshape(count, -1, size, size)
+    patches = drawn.reshape(count, -1, config.frame_length)[:, :, 1:-1]
+    num_frames = (seq_length + 2) // config.frame_length
+    scores = gzip_scores(frames, config.num_colors, config.patch_size)
+    return Grid(config, frames[:, :num_frames], patches[:, :num_frames], scores)

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.palette import palette, token_colors
-from nca_plugin.inspection.samples import Grid, Samples, draw_samples
-from nca_plugin.inspection.statistics import change_rate, compressed_shares, gzip_scores
+from nca_plugin.inspection.samples import Grid, draw_samples
+from nca_plugin.inspection.statistics import change_rate, compressed_shares
 from nca_plugin.sources import Source
 from nca_plugin.sources.dyck import DyckSource
 from nca_plugin.sources.eca import ECASource
@@ -39,8 +39,8 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
     Raises:
         NCAPluginError: a rate that is not above 0, or an index or a length that the source refuses.
     """
-    if not 0 < fps <= 1000:
-        raise NCAPluginError(f"fps {fps:g}: must lie between 0 and 1000")
+    if not 0.1 <= fps <= 1000:
+        raise NCAPluginError(f"fps {fps:g}: must lie in 0.1 .. 1000")
     samples = draw_samples(source, 1, seq_length, first_index=index)
     name = source.uri.partition("?")[0].removesuffix("://")
     if samples.grid is None:
@@ -53,8 +53,7 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         else:
             console.print(tokens_text(source, samples.tokens[0], has_color(console)))
         return
-    score = float(gzip_scores(samples.grid.frames, samples.grid.config.num_colors, samples.grid.config.patch_size)[0])
-    console.print(Text(f"{name}, sample {index}: {_score_text(score, samples)}", style="bold"))
+    console.print(Text(f"{name}, sample {index}: {_score_text(samples.grid)}", style="bold"))
     if console.is_terminal and not console.is_dumb_terminal:
         _play(samples.grid, fps, console)
     else:
@@ -152,9 +151,9 @@ def _caption(i: int, num_frames: int, changes: NDArray[np.float64]) -> str:
     return f"frame {i + 1} of {num_frames}{change}"
 
 
-def _score_text(score: float, samples: Samples) -> str:
-    band = samples.grid.config.band if samples.grid is not None else None
-    return f"gzip score {score:.3f}" + (f" (band {band[0]:g} to {band[1]:g})" if band is not None else "")
+def _score_text(grid: Grid) -> str:
+    band = grid.config.band
+    return f"gzip score {grid.scores[0]:.3f}" + (f" (band {band[0]:g} to {band[1]:g})" if band is not None else "")
 
 
 def _color(rgb: NDArray[np.uint8]) -> Color:

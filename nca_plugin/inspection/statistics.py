@@ -77,7 +77,7 @@ def top_shares(counts: ArrayLike, ranks: Sequence[int]) -> NDArray[np.float64]:
         float64 [len(ranks)], in (0, 1].
     """
     cumulative = np.cumsum(np.sort(np.asarray(counts))[::-1])
-    return cumulative[np.minimum(ranks, cumulative.size) - 1] / cumulative[-1]
+    return cumulative[np.minimum(np.asarray(ranks, int), cumulative.size) - 1] / cumulative[-1]
 
 
 def entropy(counts: ArrayLike) -> NDArray[np.float64]:
@@ -178,7 +178,7 @@ def seen_neighbourhoods(frames: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[n
     array = np.asarray(frames).astype(np.int64)
     now, after = array[:-1], array[1:].reshape(array.shape[0] - 1, -1)
     rows = _dense(_triples(now, axis=-1, base=256))
-    ids = _triples(rows, axis=-2, base=rows.size)
+    ids = _triples(rows, axis=-2, base=int(rows.max()) + 1)
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     first_place = first[inverse.reshape(after.shape)]
     seen = first_place // after.shape[1] < np.arange(after.shape[0])[:, None]
@@ -191,7 +191,7 @@ def _triples(array: NDArray[np.int64], axis: int, base: int) -> NDArray[np.int64
 
 
 def _dense(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the ranks of the values, so that three of them fit in 64 bits."""
+    """Return the ranks of the values, so that three of them fit in 64 bits: fewer than 2^21 different ones."""
     return np.unique(array, return_inverse=True)[1].reshape(array.shape).astype(np.int64)
 
 

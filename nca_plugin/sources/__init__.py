@@ -10,6 +10,18 @@ True
 
 from nca_plugin.sources.base import Sample, Source
 from nca_plugin.sources.registry import is_source, parse, register, schemes
+from nca_plugin.sources.split import checked_split
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
-__all__ = ["ParsedURI", "Sample", "Source", "is_source", "join_uri", "parse", "parse_options", "register", "schemes"]
+__all__ = [
+    "ParsedURI",
+    "Sample",
+    "Source",
+    "checked_split",
+    "is_source",
+    "join_uri",
+    "parse",
+    "parse_options",
+    "register",
+    "schemes",
+]

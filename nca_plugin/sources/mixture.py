@@ -34,6 +34,8 @@ class MixtureSource:
             raise NCAPluginError(f"{context}: the weights sum to {sum(self.weights):g}, they must sum to 1")
         if len({source.preset for source in self.presets}) < len(self.presets):
             raise NCAPluginError(f"{context}: a preset is named twice")
+        if len({source.split for source in self.presets}) > 1:
+            raise NCAPluginError(f"{context}: the presets must be of one split")
         if len({(source.config.num_colors, source.config.patch_size) for source in self.presets}) > 1:
             raise NCAPluginError(f"{context}: the presets must share num_colors and patch_size, which give ids meaning")
 
@@ -57,10 +59,10 @@ class MixtureSource:
             name, dot, field = option.partition(".")
             if not dot:
                 of_all[option] = value
-            elif name in of_one:
+            elif name in of_one and field != "split":
                 of_one[name][field] = value
             else:
-                raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' names no preset of it")
+                raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' is of no preset of it")
         presets = (NCASource.from_uri(ParsedURI(parsed.scheme, name, of_all | of_one[name])) for name in names)
         return cls(tuple(presets), tuple(weights))
 

@@ -32,7 +32,8 @@ _FACTORIES: dict[str, SourceFactory] = {
 
 
 def register(scheme: str, factory: SourceFactory) -> None:
-    """Add a source to this process. Raises `NCAPluginError` if the scheme is taken."""
+    """Add a source to this process. Raises `NCAPluginError` if the scheme is taken; capitals do not count."""
+    scheme = scheme.lower()
     if scheme in _known():
         raise NCAPluginError(f"source scheme '{scheme}' is already registered")
     _FACTORIES[scheme] = factory
@@ -65,7 +66,7 @@ def parse(uri: str) -> Source:
 
 
 def _known() -> dict[str, SourceFactory]:
-    installed = {entry.name: _Deferred(entry.load) for entry in entry_points(group="nca_plugin.sources")}
+    installed = {entry.name.lower(): _Deferred(entry.load) for entry in entry_points(group="nca_plugin.sources")}
     return {**installed, **_FACTORIES}
 
 

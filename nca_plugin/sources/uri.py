@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from typing import Any, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from nca_plugin.errors import NCAPluginError
 
@@ -21,6 +21,8 @@ class ParsedURI:
 
 def split_uri(uri: str) -> ParsedURI:
     """Take a URI apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
+    if not unquote(uri).isprintable():
+        raise NCAPluginError(f"source {uri!r}: holds a control character")
     scheme, _, rest = uri.partition("://")
     preset, _, query = rest.partition("?")
     preset = preset.removesuffix("/")
@@ -69,9 +71,10 @@ def format_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return (":" if isinstance(value[0], float) else ",").join(map(format_value, value))
+        return (":" if isinstance(value[0], int | float) else ",").join(map(format_value, value))
     if isinstance(value, float):
-        return repr(value).removesuffix(".0")
+        # float(): NumPy's is one too, and shows itself otherwise.
+        return repr(float(value)).removesuffix(".0")
     return str(value)
 
 
