@@ -10,6 +10,7 @@ from nca_plugin.automata.generator import count_attempts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 from nca_plugin.sources.mixture import MixtureSource
+from nca_plugin.sources.nca import NCASource
 
 
 def frames_of(config: NCAConfig, index: int, num_frames: int = 10, split: str = "train") -> np.ndarray:
@@ -168,3 +169,16 @@ def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
 def test_an_empty_curriculum_is_refused() -> None:
     with pytest.raises(NCAPluginError, match="curriculum is empty"):
         NCAConfig(band=None, curriculum=())
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": "3"}, {"burn_in": 1.5}, {"num_rules": 2.5}, {"temperature": "1"}, {"seed": None}]
+)
+def test_values_of_the_wrong_type_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(NCAPluginError, match="must be a"):
+        NCAConfig.preset("release", **options)
+
+
+def test_values_of_numpy_and_whole_bands_have_a_uri() -> None:
+    config = NCAConfig(temperature=np.float64(1e-3), burn_in=np.int64(3), band=(0, 1))
+    assert parse(NCASource(config).uri).config == config

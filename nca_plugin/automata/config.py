@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import itertools
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -112,6 +113,13 @@ class NCAConfig:
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_absent = value is None and field.type not in (int, float)
+            if field.type in (int, int | None) and not isinstance(value, numbers.Integral) and not is_absent:
+                raise NCAPluginError(f"NCA option {field.name}={value!r}: must be a whole number")
+            if field.type is float and not isinstance(value, numbers.Real):
+                raise NCAPluginError(f"NCA option {field.name}={value!r}: must be a number")
         check_options(
             "NCA",
             self,
