@@ -83,8 +83,8 @@ def measure_shares(config: NCAConfig, seq_length: int, samples: int) -> Shares:
         tried = count_attempts(config, index)
         attempts += tried
         clock.start()
-        for attempt in range(tried if is_searched else 1):
-            rollout = Rollout(config, "train", index, attempt, index, attempt)
+        for attempt in range(tried) if is_searched else (tried - 1,):
+            rollout = Rollout(config, "train", config.rule_of(index), attempt, index, attempt if is_searched else 0)
             clock.lap("random_numbers")
             frames = rollout.frames(SCORED_FRAMES if is_searched else num_frames)
             clock.lap("rollout")
