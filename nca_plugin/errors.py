@@ -21,6 +21,12 @@ def check_options(kind: str, config: object, *checks: Check) -> None:
             raise NCAPluginError(f"{kind} option {name}={getattr(config, name)}: {rule}")
 
 
+def check_index(index: int) -> None:
+    """Raise `NCAPluginError` if no sample has this index."""
+    if not 0 <= index < 1 << 63:
+        raise NCAPluginError(f"sample index {index}: must lie in 0 .. 2^63 - 1")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an `NCAPluginError` into one line on stderr, from rank 0 only, and exit code 2."""

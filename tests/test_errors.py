@@ -41,7 +41,7 @@ COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
         ((*COMMAND, "study", "missing.yaml"), "missing.yaml does not exist"),
         ((*COMMAND, "study", "broken.yaml"), "broken.yaml"),
         ((*COMMAND, "bench", "ncaa"), "unknown source 'ncaa'"),
-        ((*COMMAND, "bench", "--processes", "0"), "must be above 0"),
+        ((*COMMAND, "bench", "--processes", "0"), "bench with 0 processes"),
         ((*COMMAND, "bench", "nca://web", "--seq-length", "9"), "too short for two frames"),
         ((*COMMAND, "bench", "--json", "existing.txt/bench.json"), "cannot write to existing.txt"),
         ((*COMMAND, "inspect", "ncaa://web"), "unknown source 'ncaa': did you mean 'nca'?"),

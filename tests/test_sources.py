@@ -85,9 +85,10 @@ def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
 
 
 def test_an_index_out_of_range_is_refused() -> None:
-    for index in (-1, 2**63):
-        with pytest.raises(NCAPluginError, match="sample index"):
-            parse("nca://toy").sample(index, 128)
+    for uri in ("nca://toy", "shuffled://toy", "nca://web:0.5,code:0.5", "shuffled://web:0.5,code:0.5"):
+        for index in (-1, 2**63):
+            with pytest.raises(NCAPluginError, match="sample index"):
+                parse(uri).sample(index, 128)
 
 
 def test_shuffled_has_the_same_tokens_in_another_order() -> None:

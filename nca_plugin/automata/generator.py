@@ -13,7 +13,7 @@ from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
 from nca_plugin.automata.tokens import encode_into
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, check_index
 
 # Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11. Of large grids and
 # long rollouts fewer, so that the error comes within minutes.
@@ -40,8 +40,7 @@ def generate(
         NCAPluginError: an index or a length out of range, or a band that no rule reaches.
     """
     check_seq_length(config, seq_length)
-    if not 0 <= index < 1 << 63:
-        raise NCAPluginError(f"sample index {index}: must lie in 0 .. 2^63 - 1")
+    check_index(index)
     loss_mask = np.ones(seq_length, np.bool_)
     loss_mask[: config.frame_length - 1] = False
     num_frames = math.ceil((seq_length + 1) / config.frame_length)

@@ -27,10 +27,12 @@ class DyckConfig(FormalConfig):
     """Kinds of brackets, 1 .. 2^20 (Hu et al.: 64)."""
 
     p: float = 0.5
-    """Probability of opening a bracket where both are possible, 0 < p < 1 (Hu et al.: 0.5)."""
+    """Probability of opening a bracket where both are possible, 0 < p < 1 (Hu et al.: 0.5; versions of their code
+    differ for k-Shuffle Dyck, 0.5 or 0.51)."""
 
     max_depth: int = 16
-    """Most brackets open at once, 1 .. 65,536 (Hu et al.: 16)."""
+    """Most brackets open at once, of all kinds together, 1 .. 65,536 (Hu et al.: 16; versions of their code differ for
+    k-Shuffle Dyck, 16 or 8)."""
 
     def _checks(self) -> tuple[Check, ...]:
         return (

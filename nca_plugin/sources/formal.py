@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import Check, NCAPluginError, check_options
+from nca_plugin.errors import Check, NCAPluginError, check_index, check_options
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.split import checked_split, split_option
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
@@ -73,8 +73,7 @@ class FormalSource(ABC):
 
     def sample(self, index: int, seq_length: int) -> Sample:
         self.check_seq_length(seq_length)
-        if not 0 <= index < 1 << 63:
-            raise NCAPluginError(f"sample index {index}: must lie in 0 .. 2^63 - 1")
+        check_index(index)
         return Sample(self._tokens(index, seq_length + 1), self._loss_mask(seq_length))
 
     @abstractmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nca_plugin.automata import rng
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, check_index
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.nca import NCASource
 from nca_plugin.sources.split import split_option
@@ -101,6 +101,7 @@ class MixtureSource:
 
     def source_of(self, index: int) -> NCASource:
         """Return the preset that sample `index` is of."""
+        check_index(index)
         key = rng.stream_key(self.seed, self.split, rng.MIXTURE)
         u = rng.uniforms(key, index, 0, 1)[0]
         for source, cumulative in zip(self.presets, itertools.accumulate(self.weights), strict=True):

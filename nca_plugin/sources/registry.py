@@ -81,6 +81,7 @@ class _Deferred:
             factory = self._load()
         except Exception as error:
             raise NCAPluginError(
-                f"source '{parsed.scheme}' comes from an installed package that cannot be imported: {error!r}"
+                f"source '{parsed.scheme}' comes from an installed package that cannot be imported ({error!r}): repair "
+                "or uninstall it"
             ) from error
         return factory(parsed)

@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from nca_plugin.errors import NCAPluginError
 
@@ -41,7 +41,7 @@ def split_uri(uri: str) -> ParsedURI:
 
 def join_uri(scheme: str, preset: str, options: dict[str, object]) -> str:
     """Return the URI whose options are `options`, as text that `parse_options` reads back."""
-    query = "&".join(f"{name}={format_value(value)}" for name, value in options.items())
+    query = "&".join(f"{name}={quote(format_value(value), safe=':,@+')}" for name, value in options.items())
     return f"{scheme}://{preset}?{query}"
 
 
