@@ -15,6 +15,8 @@ from nca_plugin.inspection.palette import palette, token_colors
 from nca_plugin.inspection.report import default_folder, inspect
 from nca_plugin.inspection.show import blocks_text, show
 from nca_plugin.sources import parse
+from nca_plugin.sources.mixture import MixtureSource
+from nca_plugin.sources.uri import split_uri
 
 PNG = b"\x89PNG\r\n\x1a\n"
 GRID_PICTURES = {"changes", "frames_information", "mask", "overview", "ranks", "scores", "seen", "sheet"}
@@ -147,6 +149,16 @@ def test_no_color_is_respected() -> None:
     console = _terminal(no_color=True)
     show(parse("nca://toy"), 0, 379, 1000, console)
     assert "▀" not in _output(console) and not re.search(r"\x1b\[[0-9;]*[34]8;", _output(console))
+
+
+def test_show_says_which_preset_of_a_mixture_a_sample_is_of() -> None:
+    source = MixtureSource.from_uri(split_uri("nca://web:0.5,code:0.5"))
+    for index in range(6):
+        console = Console(file=StringIO(), width=100)
+        show(source, index, 80, 1000, console)
+        band = {"web": "0.5 to 1", "code": "0.3 to 0.4"}
+        preset = source.source_of(index).preset
+        assert re.search(rf"sample {index} \(of {preset}\): .* \(band {band[preset]}\)", _output(console))
 
 
 @pytest.mark.parametrize("width", [1, 5, 12, 300])

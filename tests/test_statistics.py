@@ -62,6 +62,23 @@ def test_scores_are_those_of_the_first_ten_frames() -> None:
     np.testing.assert_allclose(s.gzip_scores(frames, 10, 2), [gzip_score(f[:10]) for f in frames])
 
 
+@pytest.mark.parametrize("uri", ["nca://web", "nca://release", "nca://web:0.5,code:0.5"])
+def test_samples_are_scored_alike_however_few_frames_they_show(uri: str) -> None:
+    whole, short = (draw_samples(parse(uri), 4, seq_length).grid for seq_length in (1024, 100))
+    assert whole is not None and short is not None and short.frames.shape[1] == 2
+    np.testing.assert_array_equal(short.scores, whole.scores)
+
+
+def test_every_sample_has_the_band_that_chose_it() -> None:
+    mixture = draw_samples(parse("nca://web:0.5,code:0.5"), 20, 80)
+    curriculum = draw_samples(parse("nca://web?curriculum=0@0.3:0.4,7@0.5:1"), 9, 80)
+    for samples in (mixture, curriculum):
+        assert samples.grid is not None and samples.grid.distinct_bands == [(0.3, 0.4), (0.5, 1.0)]
+        assert measure(samples)["in_band"].value == 1.0
+    assert curriculum.grid is not None and curriculum.grid.bands.index((0.5, 1.0)) == 7
+    assert "in_band" not in measure(draw_samples(parse("nca://web?band=none"), 3, 80))
+
+
 @given(SEEDS, st.integers(2, 3), st.integers(2, 5), st.integers(3, 6))
 def test_seen_neighbourhoods_against_a_dictionary(seed: int, num_colors: int, num_frames: int, size: int) -> None:
     # Few colours in blocks, so that neighbourhoods recur.
@@ -162,7 +179,7 @@ def test_counts_out_of_range(count: int, reason: str) -> None:
 
 
 def test_random_scores_are_those_of_the_released_code() -> None:
-    scores = random_scores(NCAConfig.preset("release"), 800)
+    scores = random_scores(parse("nca://release"), 800)
     for quantile, published in SCORE_QUANTILES.items():
         # Constant rules share a score, so that a quantile lies between the shares below it and up to it.
         error = 4 * np.sqrt(quantile * (1 - quantile) / scores.size)

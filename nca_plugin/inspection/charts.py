@@ -1,11 +1,12 @@
 """The curves and histograms of the page. Each function draws on matplotlib axes; colours C0 .. C2 are the theme's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nca_plugin.automata.config import Band
 from nca_plugin.inspection import statistics
 from nca_plugin.inspection.information import Information
 from nca_plugin.inspection.measures import RANKS, TRANSITIONS
@@ -24,18 +25,21 @@ def draw_scores(
     axes: Any,
     scores: NDArray[np.float64],
     random_scores: NDArray[np.float64] | None,
-    band: tuple[float, float] | None,
+    bands: Sequence[Band],
     noise: float,
 ) -> None:
     """Draw the scores of the sequences, and of random rules where a band has chosen among them.
 
     Args:
+        bands: the bands that chose the sequences, lowest first.
         noise: the score of random frames.
     """
     everything = scores if random_scores is None else np.concatenate([scores, random_scores])
-    edges = _edges(max(noise, float(everything.max())), band)
-    if band is not None:
-        axes.axvspan(band[0], min(band[1], edges[-1]), color="C0", alpha=0.12, label="band", linewidth=0)
+    edges = _edges(max(noise, float(everything.max())), bands)
+    for i, (low, high) in enumerate(bands):
+        # A label that begins with an underscore stays out of the legend.
+        label = "_" if i else "band" if len(bands) == 1 else "bands"
+        axes.axvspan(low, min(high, edges[-1]), color="C0", alpha=0.12, label=label, linewidth=0)
     axes.hist(scores, edges, weights=_equal_shares(scores), color="C0", alpha=0.75, label="these sequences")
     if random_scores is not None:
         weights = _equal_shares(random_scores)
@@ -48,11 +52,11 @@ def draw_scores(
     _finish(axes, percent=True)
 
 
-def _edges(highest: float, band: tuple[float, float] | None) -> NDArray[np.float64]:
-    """Return bins from 0 or below to above `highest`, such that the band begins and ends between two of them."""
+def _edges(highest: float, bands: Sequence[Band]) -> NDArray[np.float64]:
+    """Return bins from 0 or below to above `highest`, such that the lowest band begins and ends between two of them."""
     width, start = highest / _BINS, 0.0
-    if band is not None:
-        start, end = band[0], min(band[1], highest)
+    if bands:
+        start, end = bands[0][0], min(bands[0][1], highest)
         width = (end - start) / max(1, round((end - start) / width))
     return start + width * np.arange(-np.ceil(start / width), np.ceil((highest - start) / width) + 1)
 

@@ -22,7 +22,7 @@ DEPENDS_ON_COUNT: Final = ("distinct_tokens", "token_entropy", "top_share_")
 #: Name of a measure to its description and unit.
 TITLES: Final[dict[str, tuple[str, str]]] = {
     "score": ("Gzip score of the first ten frames", ""),
-    "in_band": ("Sequences whose own score is inside the band", "%"),
+    "in_band": ("Sequences whose own score is inside their band", "%"),
     "distinct_tokens": ("Distinct tokens in all sequences", "tokens"),
     "distinct_per_sequence": ("Distinct tokens in a sequence", "tokens"),
     "token_entropy": ("Entropy of the token frequencies", "bits"),
@@ -56,7 +56,7 @@ def measure(samples: Samples) -> dict[str, Estimate]:
     * right_neighbour: cells that equal their right neighbour;
     * seen_<t>: cells whose 3x3 neighbourhood occurred before transition t; right_if_seen: of these, pooled over all
       transitions, those that the first occurrence predicts;
-    * score: mean gzip score; in_band: share of sequences inside the configured band.
+    * score: mean gzip score; in_band: share of sequences inside the band that chose them, if each has one.
 
     Without one: distinct_tokens, token_entropy, top_share_<rank>, distinct_per_sequence, and token_repeat_1, _2.
     """
@@ -100,8 +100,8 @@ def _frame_measures(grid: Grid) -> dict[str, Estimate]:
         ratio = jackknife(lambda kept: right[kept].sum() / max(seen[kept].sum(), 1), count)
         measures |= _named(["right_if_seen"], *ratio)
     measures["score"] = estimate_mean(grid.scores)
-    if grid.config.band is not None:
-        low, high = grid.config.band
+    if None not in grid.bands:
+        low, high = np.array(grid.bands).T
         measures["in_band"] = estimate_mean((low < grid.scores) & (grid.scores < high))
     return measures
 

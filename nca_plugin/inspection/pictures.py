@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import score_bounds
+from nca_plugin.automata.config import Band
 from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
 from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
@@ -56,20 +57,15 @@ def pictures(samples: Samples, random_scores: NDArray[np.float64] | None) -> lis
 
 
 def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float64] | None) -> list[Picture]:
-    config, frames, scores = grid.config, grid.frames, grid.scores
+    config, frames = grid.config, grid.frames
     reference = reference_for(config, frames.shape[1])
     seen = np.stack([seen_neighbourhoods(sequence)[0] for sequence in frames])
     over_frames, over_tokens = frame_information(grid), token_information(samples)
-    if random_scores is None or config.band is None:
-        score_title = "Random rules run from frozen to noise"
-        outline = ""
-    else:
-        low, high = config.band
-        share = np.mean((low < random_scores) & (random_scores < high))
-        outline = ": bars are these sequences, the outline is rules drawn without the band, and each adds up to 100 %"
-        if reference is not None:
-            outline += f" (the released code keeps {100 * ACCEPTANCE[config.band]:.1f} %)"
-        score_title = f"The band keeps {100 * share:.0f} % of random rules"
+    outline = ""
+    if random_scores is not None:
+        outline = ": bars are these sequences, the outline is rules drawn without a band, and each adds up to 100 %"
+    if reference is not None and config.band is not None:
+        outline += f" (the released code keeps {100 * ACCEPTANCE[config.band]:.1f} %)"
     noise = score_bounds(config.num_colors, config.grid_size, config.patch_size)[1]
     rank = min(100, config.grid_start // 2)
     counted = int(samples.loss_mask[0].sum())
@@ -79,14 +75,14 @@ def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float
             "Each row is one automaton over time, simplest on top",
             "Every square is the whole grid at one moment and every colour one state of a cell; the number on the left "
             "is the gzip score, and a wide gap leaves out frames.",
-            lambda axes: sheet.draw_frames(axes, grid, scores),
+            lambda axes: sheet.draw_frames(axes, grid),
             _SHEET,
         ),
         Picture(
             "scores",
-            score_title,
+            _score_title(grid.distinct_bands, random_scores),
             f"The score is the size of ten frames after gzip as a share of that before{outline}.",
-            lambda axes: charts.draw_scores(axes, scores, random_scores, config.band, noise),
+            lambda axes: charts.draw_scores(axes, grid.scores, random_scores, grid.distinct_bands, noise),
         ),
         Picture(
             "frames_information",
@@ -204,6 +200,15 @@ def render(layout: list[list[Picture]], theme: Theme, size: tuple[float, float])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
+
+
+def _score_title(bands: Sequence[Band], random_scores: NDArray[np.float64] | None) -> str:
+    """Return as a title how many of the random rules each band keeps."""
+    if random_scores is None:
+        return "Random rules run from frozen to noise"
+    shares = (100 * np.mean((low < random_scores) & (random_scores < high)) for low, high in bands)
+    kept = " and ".join(f"{share:.0f} %" for share in shares)
+    return f"The band keeps {kept} of random rules" if len(bands) == 1 else f"The bands keep {kept} of random rules"
 
 
 def _reach(information: Information) -> str:

@@ -43,8 +43,8 @@ def inspect(
     samples = draw_samples(source, count, seq_length, start_stage=start_stage)
     grid = samples.grid
     unfiltered = None
-    if grid is not None and grid.config.band is not None:
-        unfiltered = random_scores(grid.config, count, start_stage)
+    if grid is not None and grid.distinct_bands:
+        unfiltered = random_scores(source, count, start_stage)
     shown = pictures(samples, unfiltered)
     advance = start_stage("pictures", len(shown))
     rendered = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.automata import NCAConfig, decode, generate, gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES
+from nca_plugin.automata.config import Band
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.statistics import gzip_scores
 from nca_plugin.sources import Source
@@ -34,16 +35,23 @@ class Grid:
     """The frames of samples.
 
     Attributes:
-        config: the automaton's configuration.
+        config: the automaton's configuration; of a mixture what its presets share, without a band.
         frames: uint8 [count, num_frames, grid, grid]; every frame whose patches are all in the sample.
         patches: int32 [count, num_frames, patches_per_frame], the patch tokens of these frames.
         scores: float64 [count], gzip score of each rollout's first ten frames, whether or not the sample holds them.
+        bands: the band that chose each sample, None where every rule was accepted.
     """
 
     config: NCAConfig
     frames: NDArray[np.uint8]
     patches: NDArray[np.int32]
     scores: NDArray[np.float64]
+    bands: tuple[Band | None, ...]
+
+    @property
+    def distinct_bands(self) -> list[Band]:
+        """The bands that occur, lowest first: several for a mixture or along a curriculum."""
+        return sorted({band for band in self.bands if band is not None})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,21 +107,36 @@ def draw_samples(
         sample = source.sample(first_index + i, length)
         tokens[i], loss_mask[i] = sample.tokens, sample.loss_mask[:seq_length]
         advance(1)
-    grid = None if config is None else _grid(config, tokens, seq_length)
-    return Samples(source, tokens[:, : seq_length + 1], loss_mask, grid)
+    if config is None:
+        return Samples(source, tokens, loss_mask, None)
+    presets = ((index, _preset_of(source, index)) for index in range(first_index, first_index + count))
+    bands = tuple(preset.config.band_of(index, preset.split) for index, preset in presets)
+    return Samples(source, tokens[:, : seq_length + 1], loss_mask, _grid(config, tokens, seq_length, bands))
 
 
-def random_scores(config: NCAConfig, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
-    """Return the gzip scores of `count` rules drawn without the band, float64 [count]."""
-    unfiltered = dataclasses.replace(config, band=None, num_rules=None, sequences_per_rule=1)
-    seq_length = SCORED_FRAMES * config.frame_length - 1
+def random_scores(source: Source, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
+    """Return the gzip scores of `count` rules drawn without a band, float64 [count]; `source` has a grid.
+
+    Of a mixture, rule i is drawn as the preset of sample i draws its rules.
+    """
     scores = np.empty(count)
     advance = start_stage("rules without the band", count)
     for i in range(count):
-        frames = decode(generate(unfiltered, i, seq_length)[0], config.num_colors, config.patch_size, config.grid_size)
+        config = _preset_of(source, i).config
+        config = dataclasses.replace(config, band=None, curriculum=None, num_rules=None, sequences_per_rule=1)
+        tokens, _ = generate(config, i, SCORED_FRAMES * config.frame_length - 1)
+        frames = decode(tokens, config.num_colors, config.patch_size, config.grid_size)
         scores[i] = gzip_score(frames, config.num_colors, config.patch_size)
         advance(1)
     return scores
+
+
+def _preset_of(source: Source, index: int) -> NCASource:
+    """Return the preset that sample `index` is of; `source` has a grid."""
+    if isinstance(source, MixtureSource):
+        return source.source_of(index)
+    assert isinstance(source, NCASource)
+    return source
 
 
 def _grid_config(source: Source) -> NCAConfig | None:
@@ -125,7 +148,7 @@ def _grid_config(source: Source) -> NCAConfig | None:
     return None
 
 
-def _grid(config: NCAConfig, tokens: NDArray[np.int32], seq_length: int) -> Grid:
+def _grid(config: NCAConfig, tokens: NDArray[np.int32], seq_length: int, bands: tuple[Band | None, ...]) -> Grid:
     """Return the frames of the first `seq_length` + 1 of `tokens`, which hold the scored frames too."""
     count, size = tokens.shape[0], config.grid_size
     # A frame that lacks only its closing delimiter is whole: 1,025 tokens are 27 frames of 38 less one.
@@ -135,4 +158,4 @@ def _grid(config: NCAConfig, tokens: NDArray[np.int32], seq_length: int) -> Grid
     patches = drawn.reshape(count, -1, config.frame_length)[:, :, 1:-1]
     num_frames = (seq_length + 2) // config.frame_length
     scores = gzip_scores(frames, config.num_colors, config.patch_size)
-    return Grid(config, frames[:, :num_frames], patches[:, :num_frames], scores)
+    return Grid(config, frames[:, :num_frames], patches[:, :num_frames], scores, bands)

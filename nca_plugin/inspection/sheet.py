@@ -17,9 +17,9 @@ _STRIP_LENGTH: Final = 96
 _SCALE: Final = 4
 
 
-def draw_frames(axes: Any, grid: Grid, scores: NDArray[np.float64]) -> None:
+def draw_frames(axes: Any, grid: Grid) -> None:
     """Draw one row a sequence, its frames from left to right."""
-    num_frames = grid.frames.shape[1]
+    scores, num_frames = grid.scores, grid.frames.shape[1]
     columns = _shown_frames(num_frames)
     rows = _shown_sequences(scores)
     colors = palette(grid.config.num_colors)[grid.frames[rows][:, columns]]

@@ -21,6 +21,7 @@ from nca_plugin.inspection.statistics import change_rate, compressed_shares
 from nca_plugin.sources import Source
 from nca_plugin.sources.dyck import DyckSource
 from nca_plugin.sources.eca import ECASource
+from nca_plugin.sources.mixture import MixtureSource
 
 #: Upper half of a character cell: its colour is the upper pixel, the background the lower one. A pixel is then about
 #: as wide as high.
@@ -53,7 +54,8 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         else:
             console.print(tokens_text(source, samples.tokens[0], has_color(console)))
         return
-    console.print(Text(f"{name}, sample {index}: {_score_text(samples.grid)}", style="bold"))
+    preset = f" (of {source.source_of(index).preset})" if isinstance(source, MixtureSource) else ""
+    console.print(Text(f"{name}, sample {index}{preset}: {_score_text(samples.grid)}", style="bold"))
     if console.is_terminal and not console.is_dumb_terminal:
         _play(samples.grid, fps, console)
     else:
@@ -152,8 +154,8 @@ def _caption(i: int, num_frames: int, changes: NDArray[np.float64]) -> str:
 
 
 def _score_text(grid: Grid) -> str:
-    band = grid.config.band
-    return f"gzip score {grid.scores[0]:.3f}" + (f" (band {band[0]:g} to {band[1]:g})" if band is not None else "")
+    (score,), (band,) = grid.scores, grid.bands
+    return f"gzip score {score:.3f}" + (f" (band {band[0]:g} to {band[1]:g})" if band is not None else "")
 
 
 def _color(rgb: NDArray[np.uint8]) -> Color:
