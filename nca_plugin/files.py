@@ -1,5 +1,6 @@
 """Files that appear under their final names only when they are complete."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ def check_target(target: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist: before long work."""
+    try:
+        folder.stat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise NCAPluginError(f"cannot write to {folder}: the name is too long; choose another output") from error
     # Unlike Path.exists, this takes a path that may not be looked at for one that is not there.
     nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -32,16 +38,18 @@ def complete_files(*targets: Path) -> Iterator[list[Path]]:
     Raises:
         NCAPluginError: a folder that cannot be made or written to.
     """
-    partials = [target.with_name(f".partial.{os.getpid()}.{target.name}") for target in targets]
+    partials: list[Path] = []
     try:
-        try:
-            for partial in partials:
+        for target in targets:
+            partial = target.with_name(f".partial.{os.getpid()}.{target.name}")
+            try:
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 partial.touch()
-        except OSError as error:
-            raise NCAPluginError(
-                f"cannot write {partial.parent}: {error.strerror or error}; choose another output"
-            ) from error
+            except OSError as error:
+                raise NCAPluginError(
+                    f"cannot write {partial.parent}: {error.strerror or error}; choose another output"
+                ) from error
+            partials.append(partial)
         yield partials
         for partial in partials:
             with partial.open("rb+") as file:
@@ -50,6 +58,4 @@ def complete_files(*targets: Path) -> Iterator[list[Path]]:
             partial.rename(target)
     finally:
         for partial in partials:
-            # A parent that is no folder holds no partial file either.
-            if partial.parent.is_dir():
-                partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

@@ -51,6 +51,7 @@ COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
         ((*COMMAND, "inspect", "dyck", "--seq-length", "0"), "must be at least 1"),
         ((*COMMAND, "inspect", "nca://toy", "--out", "existing.txt"), "cannot write to existing.txt"),
         ((*COMMAND, "inspect", "nca://toy", "--out", "existing.txt/page"), "existing.txt is no folder"),
+        ((*COMMAND, "inspect", "nca://toy", "--out", 300 * "x"), "the name is too long"),
         ((*COMMAND, "show", "nca://web?band=0.7:0.9"), "above the ceiling 0.674"),
         ((*COMMAND, "show", "dyck", "--index", "-1"), "sample index -1: must lie in 0"),
         ((*COMMAND, "show", "nca", "--index", str(1 << 63)), "must lie in 0 .. 2^63 - 1"),
