@@ -150,9 +150,20 @@ def test_jackknife_of_a_mean_is_the_textbook_error() -> None:
     assert float(s.jackknife(lambda kept: values[kept].mean(), 400)[1]) == pytest.approx(float(error), rel=0.6)
 
 
+@pytest.mark.parametrize("q", [0.05, 0.5, 0.95])
+def test_the_error_of_a_quantile_is_its_spread_over_samples(q: float) -> None:
+    samples = np.random.default_rng(0).normal(size=(1000, 300))
+    estimates = [s.estimate_quantile(values, q) for values in samples]
+    spread = np.std([estimate.value for estimate in estimates])
+    errors = np.array([estimate.standard_error for estimate in estimates])
+    assert errors.mean() == pytest.approx(spread, rel=0.15)
+    assert errors.std() < 0.35 * spread
+
+
 def test_one_sequence_has_no_standard_error() -> None:
     measures = measure(draw_samples(parse("nca://toy"), 1, 200))
-    assert measures["change_rate"].value >= 0 and np.isnan(measures["change_rate"].standard_error)
+    assert measures["change_rate"].value >= 0
+    assert np.isnan([measures[name].standard_error for name in ("change_rate", "change_rate_q5")]).all()
     assert np.isnan(measures["token_entropy"].standard_error)
 
 

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from nca_plugin.inspection import statistics
 from nca_plugin.inspection.samples import Grid, Samples
-from nca_plugin.inspection.statistics import Estimate, estimate_mean, jackknife
+from nca_plugin.inspection.statistics import Estimate, estimate_mean, estimate_quantile, jackknife
 
 #: Ranks at which the share of the most frequent tokens is measured, and the transitions at which seen
 #: neighbourhoods are (the release's published ones).
 RANKS: Final = (1, 10, 100, 1000, 5000)
 TRANSITIONS: Final = (2, 13, 26)
-_QUANTILES: Final = (5, 50, 95)
+_PERCENTILES: Final = (5, 50, 95)
 
 #: Measures whose value depends on how many sequences are pooled: a small sample holds fewer distinct tokens and
 #: flatters its most frequent ones.
@@ -33,9 +33,9 @@ TITLES: Final[dict[str, tuple[str, str]]] = {
     "patch_repeat_1": ("Patch tokens equal to the same patch one frame back", "%"),
     "patch_repeat_2": ("Patch tokens equal to the same patch two frames back", "%"),
     "change_rate": ("Cells that change from frame to frame", "%"),
-    "change_rate_q5": ("The same, 5 % of the sequences below", "%"),
-    "change_rate_q50": ("The same, half of the sequences below", "%"),
-    "change_rate_q95": ("The same, 95 % of the sequences below", "%"),
+    "change_rate_q5": ("The same: 5 % of the sequences change less", "%"),
+    "change_rate_q50": ("The same: half of the sequences change less", "%"),
+    "change_rate_q95": ("The same: 95 % of the sequences change less", "%"),
     "right_neighbour": ("Cells equal to their right neighbour", "%"),
     "color_entropy": ("Entropy of the colours of a sequence", "bits"),
     **{f"seen_{t}": (f"Cells seen before, from frame {t}", "%") for t in TRANSITIONS},
@@ -85,12 +85,11 @@ def _token_measures(tokens: NDArray[np.int32], vocab_size: int) -> dict[str, Est
 def _frame_measures(grid: Grid) -> dict[str, Estimate]:
     frames, count = grid.frames, grid.frames.shape[0]
     changes = statistics.change_rate(frames).mean(axis=1)
-    quantiles = jackknife(lambda kept: np.percentile(changes[kept], _QUANTILES), count)
     seen, right = map(np.stack, zip(*map(statistics.seen_neighbourhoods, frames), strict=True))
     transitions = [t for t in TRANSITIONS if t < frames.shape[1]]
     measures = {
         "change_rate": estimate_mean(changes),
-        **_named([f"change_rate_q{q}" for q in _QUANTILES], *quantiles),
+        **{f"change_rate_q{p}": estimate_quantile(changes, p / 100) for p in _PERCENTILES},
         **{f"patch_repeat_{lag}": _repeats(grid.patches, lag, 1) for lag in (1, 2) if lag < frames.shape[1]},
         "right_neighbour": estimate_mean(statistics.right_neighbour_rate(frames)),
         "color_entropy": estimate_mean(statistics.color_entropy(frames, grid.config.num_colors)),

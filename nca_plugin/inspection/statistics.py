@@ -34,6 +34,22 @@ def estimate_mean(values: ArrayLike) -> Estimate:
     return Estimate(float(array.mean()), error)
 
 
+def estimate_quantile(values: ArrayLike, q: float) -> Estimate:
+    """Return the quantile `q`, 0 .. 1, of one value per sequence, [count].
+
+    The error is a quarter of the 95 % interval, whose ends are the quantiles two standard errors of a share below and
+    above `q` (Woodruff, "Confidence intervals for medians and other position measures", J. American Statistical
+    Association 47, 1952). It is accurate to about 25 % for 300 sequences, a jackknife of 20 groups to 60 %.
+    """
+    array = np.asarray(values, np.float64)
+    value = float(np.quantile(array, q))
+    if array.size < 2:
+        return Estimate(value, float("nan"))
+    two_errors = 2 * np.sqrt(q * (1 - q) / array.size)
+    low, high = np.quantile(array, np.clip([q - two_errors, q + two_errors], 0, 1))
+    return Estimate(value, float(high - low) / 4)
+
+
 def jackknife(
     statistic: Callable[[NDArray[np.intp]], ArrayLike], count: int, groups: int = 20
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
