@@ -14,6 +14,8 @@ from nca_plugin.inspection.samples import Samples
 
 _BINS: Final = 40
 _STRIP_LENGTH: Final = 64
+#: Ratio of mutual informations from which on their axis is logarithmic.
+_LOGARITHMIC_RANGE: Final = 30
 #: From the axes down to the legend, past tick labels and axis label, in units of the font size.
 _LEGEND_DROP: Final = 3.6
 _RELEASED: Final = "released code"
@@ -80,13 +82,19 @@ def draw_frame_information(axes: Any, information: Information) -> None:
 
 
 def draw_token_information(axes: Any, information: Information, frame_length: int | None) -> None:
-    """Draw mutual information against distance in tokens; without frames on logarithmic axes."""
+    """Draw mutual information against distance in tokens; without frames against its logarithm."""
     if frame_length is not None:
         _draw_information(axes, information)
         axes.set(xticks=np.arange(0, information.distances[-1] + 1, frame_length), ylim=_from_zero(axes))
     else:
         _draw_information(axes, information, marker="o", markersize=4, linestyle="none")
-        axes.set(xscale="log", yscale="log" if np.any(information.value > 0) else "linear")
+        axes.set_xscale("log")
+        # A logarithmic axis over a small range would show noise as if it were structure.
+        positive = information.value[information.value > 0]
+        if positive.size and positive.max() > _LOGARITHMIC_RANGE * positive.min():
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(min(0.0, axes.get_ylim()[0]), axes.get_ylim()[1])
     axes.set_xlabel("distance (tokens)")
     _finish(axes)
 

@@ -1,6 +1,7 @@
 """Colours for the states of an automaton and the ids of a token, chosen for colour-blind readers too."""
 
 import functools
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from nca_plugin.sources.dyck import DyckSource
 
 # Okabe and Ito, "Color Universal Design" (2008), with black lightened to show on a dark page; ordered so that the first
 # few differ most in lightness.
-_FIRST: Final = ("0072B2", "F0E442", "D55E00", "56B4E9", "009E73", "CC79A7", "E69F00", "2B2B2B")
+_FIRST: Final = ("0072B2", "F0E442", "D55E00", "56B4E9", "009E73", "CC79A7", "E69F00", "4A4A4A")
 
 # sRGB to LMS-like cone responses and on to OKLab (Ottosson, "A perceptual color space for image processing", 2020).
 _TO_CONES: Final = np.array(
@@ -38,6 +39,8 @@ _DICHROMACIES: Final = np.array(
         [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     ]
 )
+#: Theme to the colour of a page, which no colour of a palette may be lost on.
+PAGES: Final = MappingProxyType({"light": "FFFFFF", "dark": "14171C"})
 #: Levels of each channel that further colours are chosen from.
 _LEVELS: Final = 12
 
@@ -49,15 +52,16 @@ MAX_TOKEN_COLORS: Final = 16
 def palette(num_colors: int) -> NDArray[np.uint8]:
     """Return `num_colors` distinct colours, uint8 [num_colors, 3], 1 .. 1000; a longer palette begins with a shorter.
 
-    The first eight are Okabe and Ito's. Each further one is the colour that is farthest from all before it in OKLab,
-    seen with normal vision or as one of the three dichromats, whichever is nearest.
+    The first eight are Okabe and Ito's. Each further one is the colour that is farthest from all before it, and from
+    `PAGES`, in OKLab, seen with normal vision or as one of the three dichromats, whichever is nearest.
     """
     first = np.array([list(bytes.fromhex(code)) for code in _FIRST])
     levels = np.linspace(25, 245, _LEVELS).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     seen = _appearances(candidates)
     chosen = list(first[:num_colors])
-    nearest = np.min([_distances(seen, color) for color in first], axis=0)
+    pages = np.array([list(bytes.fromhex(code)) for code in PAGES.values()])
+    nearest = np.min([_distances(seen, color) for color in (*first, *pages)], axis=0)
     while len(chosen) < num_colors:
         best = int(np.argmax(nearest))
         chosen.append(candidates[best])

@@ -14,22 +14,25 @@ from nca_plugin.automata import score_bounds
 from nca_plugin.automata.config import Band
 from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
+from nca_plugin.inspection.palette import MAX_TOKEN_COLORS, PAGES
 from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
 from nca_plugin.inspection.samples import Grid, Samples
 from nca_plugin.inspection.statistics import compressed_shares, seen_neighbourhoods
+from nca_plugin.sources import Source
+from nca_plugin.sources.dyck import DyckSource
 
 Theme = Literal["light", "dark"]
 
 _DPI: Final = 160
 _CHART: Final = (6.0, 4.2)
-_SHEET: Final = (8.0, 8.6)
+_SHEET: Final = (6.4, 6.9)
 _LETTERS_PER_INCH: Final = 8.6
-# Text, page, and the three colours of the charts: these sequences, what they are compared with, baselines. Blue or sky
+# Text, and the three colours of the charts: these sequences, what they are compared with, baselines. Blue or sky
 # blue and vermillion of Okabe and Ito (2008).
 _THEMES: Final = MappingProxyType(
     {
-        "light": ("#1f2328", "#ffffff", ("#0072B2", "#D55E00", "#8c959f")),
-        "dark": ("#e6edf3", "#14171c", ("#56B4E9", "#E8793A", "#8c959f")),
+        "light": ("#1f2328", ("#0072B2", "#D55E00", "#8c959f")),
+        "dark": ("#e6edf3", ("#56B4E9", "#E8793A", "#8c959f")),
     }
 )
 
@@ -140,9 +143,8 @@ def _token_pictures(samples: Samples) -> list[Picture]:
         Picture(
             "sheet",
             "Each row is the start of a sequence, simplest on top",
-            "Every cell is a token and equal tokens have equal colours (closing brackets are a paler tone of their "
-            "opening ones, and ids of a large vocabulary share 16 colours); the number on the left is the size of the "
-            "whole sequence after gzip.",
+            f"Every cell is a token{_token_colors_text(samples.source)}; the number on the left is the size of the "
+            "whole sequence after gzip, as a share of that before.",
             lambda axes: sheet.draw_strips(axes, samples, scores),
             _SHEET,
         ),
@@ -150,7 +152,7 @@ def _token_pictures(samples: Samples) -> list[Picture]:
             "tokens_information",
             "What a token tells about a later one, by distance",
             "The higher a blue point above the grey ones, the more bits the earlier token tells about the later one; "
-            f"the grey ones are the same for shuffled sequences.{folded}",
+            f"the grey ones are the same for shuffled sequences, and tell only one sequence from another.{folded}",
             lambda axes: charts.draw_token_information(axes, information, None),
         ),
         Picture(
@@ -168,6 +170,14 @@ def _token_pictures(samples: Samples) -> list[Picture]:
     ]
 
 
+def _token_colors_text(source: Source) -> str:
+    if isinstance(source, DyckSource):
+        return ", closing brackets a paler tone of their opening ones"
+    if source.vocab_size > MAX_TOKEN_COLORS:
+        return f"; ids that are equal modulo {MAX_TOKEN_COLORS} share a colour"
+    return ", equal ones in equal colours"
+
+
 def render(layout: list[list[Picture]], theme: Theme, size: tuple[float, float]) -> bytes:
     """Return a PNG of pictures with their titles.
 
@@ -179,7 +189,8 @@ def render(layout: list[list[Picture]], theme: Theme, size: tuple[float, float])
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    text, page, colors = _THEMES[theme]
+    text, colors = _THEMES[theme]
+    page = f"#{PAGES[theme]}"
     style: Any = {
         "font.size": 11,
         "axes.titlesize": 11.5,
