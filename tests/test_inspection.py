@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from nca_plugin.automata import NCAConfig, decode, generate
-from nca_plugin.inspection.palette import palette, token_colors
+from nca_plugin.inspection.palette import PAGES, palette, token_colors
 from nca_plugin.inspection.report import default_folder, inspect
-from nca_plugin.inspection.show import blocks_text, show
+from nca_plugin.inspection.show import blocks_text, has_colors, show
 from nca_plugin.sources import parse
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.uri import split_uri
@@ -99,6 +99,12 @@ def test_palette_colors_are_distinct(num_colors: int) -> None:
     np.testing.assert_array_equal(palette(256)[:num_colors], colors)
 
 
+@pytest.mark.parametrize("page", PAGES.values())
+def test_no_palette_color_is_lost_on_a_page(page: str) -> None:
+    distance = np.linalg.norm(palette(15) - np.array(list(bytes.fromhex(page))).astype(float), axis=1)
+    assert distance.min() > 40
+
+
 def test_brackets_have_the_color_of_their_kind() -> None:
     colors = token_colors(parse("dyck://?k=3"), [0, 3, 1, 2])
     np.testing.assert_array_equal(colors[[0, 2, 3]], palette(3))
@@ -133,6 +139,16 @@ def test_show_plays_every_frame() -> None:
     show(parse("nca://web"), 5, 379, 1000, console)
     for number in range(1, 11):
         assert f"frame {number} of 10" in _output(console)
+    assert "too small" not in _output(console)
+
+
+@pytest.mark.parametrize(("width", "height"), [(11, 24), (80, 10)])
+def test_show_says_when_the_grid_does_not_fit(width: int, height: int) -> None:
+    console = Console(
+        file=StringIO(), force_terminal=True, color_system="truecolor", width=width, height=height, _environ={}
+    )
+    show(parse("nca://web"), 5, 80, 1000, console)
+    assert "too small" in _output(console).replace("\n", " ")
 
 
 def test_without_a_terminal_frames_stand_side_by_side_without_control_codes() -> None:
@@ -149,6 +165,14 @@ def test_no_color_is_respected() -> None:
     console = _terminal(no_color=True)
     show(parse("nca://toy"), 0, 379, 1000, console)
     assert "▀" not in _output(console) and not re.search(r"\x1b\[[0-9;]*[34]8;", _output(console))
+
+
+def test_a_terminal_of_few_colors_shows_no_two_states_alike() -> None:
+    sixteen = Console(file=StringIO(), force_terminal=True, color_system="standard", width=80, height=24)
+    assert has_colors(sixteen, 2) and not has_colors(sixteen, 10)
+    assert has_colors(_terminal(), 64) and not has_colors(_terminal(no_color=True), 2)
+    show(parse("nca://web"), 0, 80, 1000, sixteen)
+    assert "▀" not in _output(sixteen)
 
 
 def test_show_says_which_preset_of_a_mixture_a_sample_is_of() -> None:

@@ -1,6 +1,7 @@
 """`show`: one sample in the terminal, as frames that move or as tokens.
 
-Without colour (no terminal, or NO_COLOR) cells and tokens are characters; without a terminal frames stand side by side.
+Without colour (no terminal, too few colours, or NO_COLOR) cells and tokens are characters; without a terminal frames
+stand side by side.
 """
 
 import time
@@ -9,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from rich.color import Color
-from rich.console import Console
+from rich.console import COLOR_SYSTEMS, Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
@@ -48,11 +49,7 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         share = float(compressed_shares(samples.tokens)[0])
         title = f"{name}, sample {index}: {samples.tokens.shape[1]:,} tokens, {share:.3f} of their size after gzip"
         console.print(Text(title, style="bold"))
-        if isinstance(source, ECASource):
-            console.print(f"rule {source.rule_of(index)}, time runs downwards")
-            console.print(rows_text(source.rows(samples.tokens[0]), has_color(console)), overflow="crop", no_wrap=True)
-        else:
-            console.print(tokens_text(source, samples.tokens[0], has_color(console)))
+        _print_tokens(source, index, samples.tokens[0], console)
         return
     preset = f" (of {source.source_of(index).preset})" if isinstance(source, MixtureSource) else ""
     console.print(Text(f"{name}, sample {index}{preset}: {_score_text(samples.grid)}", style="bold"))
@@ -62,9 +59,12 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         _print_side_by_side(samples.grid, console)
 
 
-def has_color(console: Console) -> bool:
-    """Return whether `console` shows colours: a terminal that is able to, and no NO_COLOR."""
-    return console.color_system is not None and not console.no_color
+def has_colors(console: Console, num_colors: int) -> bool:
+    """Return whether `console` shows a palette, no two colours alike: a terminal that is able to, and no NO_COLOR."""
+    if console.color_system is None or console.no_color:
+        return False
+    shown = (_color(rgb).downgrade(COLOR_SYSTEMS[console.color_system]) for rgb in palette(num_colors))
+    return len({(color.number, color.triplet) for color in shown}) == num_colors
 
 
 def blocks_text(frame: NDArray[np.uint8], num_colors: int, pixels_per_cell: int) -> Text:
@@ -117,17 +117,30 @@ def _word(source: Source, token: int) -> str:
     return bracket if source.config.k <= len(_BRACKETS) else f"{kind}{bracket}"
 
 
+def _print_tokens(source: Source, index: int, tokens: NDArray[np.int32], console: Console) -> None:
+    if isinstance(source, ECASource):
+        console.print(f"rule {source.rule_of(index)}, time runs downwards")
+        console.print(rows_text(source.rows(tokens), has_colors(console, 2)), overflow="crop", no_wrap=True)
+    else:
+        console.print(tokens_text(source, tokens, has_colors(console, 1)))
+
+
 def _play(grid: Grid, fps: float, console: Console) -> None:
     frames, changes = grid.frames[0], change_rate(grid.frames[0])
-    size = grid.config.grid_size
+    size, num_colors = grid.config.grid_size, grid.config.num_colors
+    in_color = has_colors(console, num_colors)
     pixels = max(1, min(_MAX_PIXELS_PER_CELL, console.width // size, 2 * (console.height - _OTHER_LINES) // size))
+    width = size * pixels if in_color else len(characters(frames[0], num_colors)[0])
+    height = -(-size * pixels // 2) if in_color else size
+    if width > console.width or height + _OTHER_LINES > console.height:
+        console.print("(this terminal is too small for the whole grid)")
     # Each frame is drawn once, when its time has come.
     with Live(console=console, auto_refresh=False) as live:
         for i, frame in enumerate(frames):
-            if has_color(console):
-                picture = blocks_text(frame, grid.config.num_colors, pixels)
+            if in_color:
+                picture = blocks_text(frame, num_colors, pixels)
             else:
-                picture = Text("\n".join(characters(frame, grid.config.num_colors)))
+                picture = Text("\n".join(characters(frame, num_colors)))
             picture.no_wrap, picture.overflow = True, "crop"
             live.update(Text.assemble(picture, "\n", _caption(i, len(frames), changes)), refresh=True)
             time.sleep(1 / fps)
