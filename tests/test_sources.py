@@ -171,7 +171,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("site")
     packages = tmp_path_factory.mktemp("packages")
     shutil.copytree(EXAMPLE, packages / "example")
-    for name, entry in (("broken", "broken = 'no_such_module:from_uri'"), ("usurper", "dyck = 'os:getcwd'")):
+    for name, entry in (
+        ("broken", "broken = 'no_such_module:from_uri'"),
+        ("usurper", "dyck = 'os:getcwd'\ntwice = 'os:getcwd'"),
+        ("twin", "twice = 'os:getcwd'"),
+    ):
         (packages / name).mkdir()
         (packages / name / "pyproject.toml").write_text(
             f"[project]\nname = '{name}'\nversion = '1'\n[project.entry-points.'nca_plugin.sources']\n{entry}\n"
@@ -212,8 +216,14 @@ def test_a_broken_package_is_an_error_of_one_line_when_it_is_used(site: Path) ->
     code = "from nca_plugin.sources import parse; print(parse('nca').vocab_size); parse('broken')"
     done = run_with(site, f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(): exec({code!r})")
     assert done.stdout.split() == ["10002"]
-    assert done.returncode == 2 and "source 'broken' comes from an installed package" in done.stderr
+    assert done.returncode == 2 and "source 'broken' comes from the package broken, which" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_scheme_of_two_packages_is_an_error_that_names_both(site: Path) -> None:
+    code = "from nca_plugin.sources import parse; parse('twice')"
+    done = run_with(site, f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(): exec({code!r})")
+    assert done.returncode == 2 and "comes from twin and usurper: uninstall all but one" in done.stderr
 
 
 def test_our_own_schemes_win(site: Path) -> None:

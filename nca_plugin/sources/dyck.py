@@ -24,7 +24,7 @@ class DyckConfig(FormalConfig):
     kind = "dyck"
 
     k: int = 64
-    """Kinds of brackets, 1 .. 2^20 (Hu et al.: 64)."""
+    """Kinds of brackets, 1 .. 2^20 (Hu et al.: 64; the default of their code for k-Dyck is 30)."""
 
     p: float = 0.5
     """Probability of opening a bracket where both are possible, 0 < p < 1 (Hu et al.: 0.5; versions of their code

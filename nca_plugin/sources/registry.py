@@ -5,8 +5,9 @@ function from `ParsedURI` to `Source`.
 """
 
 import difflib
+import functools
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Source
@@ -66,22 +67,34 @@ def parse(uri: str) -> Source:
 
 
 def _known() -> dict[str, SourceFactory]:
-    installed = {entry.name.lower(): _Deferred(entry.load) for entry in entry_points(group="nca_plugin.sources")}
-    return {**installed, **_FACTORIES}
+    return {**_installed(), **_FACTORIES}
+
+
+# Reading the metadata of all installed packages takes milliseconds.
+@functools.cache
+def _installed() -> dict[str, SourceFactory]:
+    schemes: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group="nca_plugin.sources"):
+        schemes.setdefault(entry.name.lower(), []).append(entry)
+    return {scheme: _Deferred(entries) for scheme, entries in schemes.items()}
 
 
 class _Deferred:
     """An installed source that is imported when it is first used."""
 
-    def __init__(self, load: Callable[[], SourceFactory]) -> None:
-        self._load = load
+    def __init__(self, entries: list[EntryPoint]) -> None:
+        self._entries = entries
 
     def __call__(self, parsed: ParsedURI) -> Source:
+        packages = " and ".join(sorted(entry.dist.name if entry.dist else entry.value for entry in self._entries))
+        if len(self._entries) > 1:
+            raise NCAPluginError(f"source '{parsed.scheme}' comes from {packages}: uninstall all but one")
         try:
-            factory = self._load()
+            factory = self._entries[0].load()
         except Exception as error:
             raise NCAPluginError(
-                f"source '{parsed.scheme}' comes from an installed package that cannot be imported ({error!r}): repair "
-                "or uninstall it"
+                f"source '{parsed.scheme}' comes from the package {packages}, which cannot be imported ({error!r}): "
+                "repair or uninstall it"
             ) from error
-        return factory(parsed)
+        source: Source = factory(parsed)
+        return source
