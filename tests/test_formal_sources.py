@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import assert_refused_in_one_line
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
@@ -245,9 +246,7 @@ def test_rules_are_drawn_from_the_class() -> None:
     ],
 )
 def test_bad_options_are_refused_in_one_line(uri: str, reason: str) -> None:
-    with pytest.raises(NCAPluginError, match=reason) as error:
-        parse(uri)
-    assert "\n" not in str(error.value)
+    assert_refused_in_one_line(uri, reason)
 
 
 def test_a_sequence_too_short_for_two_rows_is_refused() -> None:

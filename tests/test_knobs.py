@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from refusals import assert_refused_in_one_line
 
 from nca_plugin.automata import NCAConfig, Stage, decode, generate, gzip_score, random_rule
 from nca_plugin.automata.generator import count_attempts
@@ -161,9 +162,7 @@ def test_options_of_one_preset_in_a_mixture() -> None:
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
-    with pytest.raises(NCAPluginError, match=reason) as error:
-        parse(uri)
-    assert "\n" not in str(error.value)
+    assert_refused_in_one_line(uri, reason)
 
 
 def test_an_empty_curriculum_is_refused() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import assert_refused_in_one_line
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
@@ -79,9 +80,7 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(uri: str, reason: str) -> None:
-    with pytest.raises(NCAPluginError, match=reason) as error:
-        parse(uri)
-    assert "\n" not in str(error.value)
+    assert_refused_in_one_line(uri, reason)
 
 
 def test_an_index_out_of_range_is_refused() -> None:
