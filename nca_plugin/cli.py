@@ -1,31 +1,18 @@
 """The `nca-plugin` command: one thin command per capability."""
 
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, stages
 
 _SELECTORS = ", ".join(SELECTORS)
 
@@ -46,7 +33,7 @@ def main() -> None:
     # process.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with one_line_errors():
+    with one_line_errors(of_every_rank=True):
         try:
             code = app(standalone_mode=False)
         except Exception as error:
@@ -89,6 +76,74 @@ def prepare(
         f"{result.documents:,} documents, {result.tokens:,} tokens: {out}.bin, {out}.idx. "
         f"Train with --data-path {out} and a vocabulary of {result.vocab_size}."
     )
+
+
+@app.command()
+def generate(
+    uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
+    tokens: Annotated[str, typer.Option(help="How many tokens, such as 164M or 2.5B; rounded up to whole documents.")],
+    out: Annotated[str, typer.Option(help="Prefix of the files to write: a path, or a URL that fsspec knows.")],
+    seq_length: Annotated[int, typer.Option(help="Tokens of a document: Megatron's --seq-length.")] = 1024,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    shard: Annotated[str | None, typer.Option(help="Write part i of N, as i/N; `merge` joins them.")] = None,
+) -> None:
+    """Write a source as Megatron's .bin and .idx. Interrupted, the same command continues."""
+    from nca_plugin.indexed.generate import generate as generate_corpus
+    from nca_plugin.indexed.merge import part_name
+    from nca_plugin.indexed.storage import prefix_of
+
+    whole = prefix_of(out)
+    number, count = (1, 1) if shard is None else parse_shard(shard)
+    prefix = whole if shard is None else part_name(whole, number, count)
+    with stages("tokens") as start_stage:
+        manifest = generate_corpus(
+            uri,
+            prefix,
+            num_tokens=parse_count(tokens),
+            seq_length=seq_length,
+            num_workers=num_cores() if workers is None else workers,
+            shard=(number, count),
+            start_stage=start_stage,
+        )
+    print(f"{prefix}: {manifest.summary}")
+    if shard is not None:
+        print(f"When all {count} parts are there: nca-plugin merge --out {whole}")
+
+
+@app.command()
+def merge(
+    out: Annotated[str, typer.Option(help="Prefix of the corpus to write.")],
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Prefixes of the parts, or a file of each; OUT-*-of-* if none is named.")
+    ] = None,
+) -> None:
+    """Join the parts that `generate --shard` wrote. Interrupted, the same command continues."""
+    from nca_plugin.indexed.merge import find_parts
+    from nca_plugin.indexed.merge import merge as merge_parts
+    from nca_plugin.indexed.storage import prefix_of
+
+    prefix = prefix_of(out)
+    with stages("tokens") as start_stage:
+        manifest = merge_parts(list(map(prefix_of, parts or [])) or find_parts(prefix), prefix, start_stage)
+    print(f"{prefix}: {manifest.summary}\nThe parts are not needed any more.")
+
+
+@app.command()
+def verify(
+    prefix: Annotated[str, typer.Argument(help="Prefix of a corpus that `generate` wrote, or one of its files.")],
+    documents: Annotated[int, typer.Option(help="Documents to generate anew and compare.")] = 16,
+) -> None:
+    """Check every byte of a corpus against its manifest, and some documents against their source."""
+    from nca_plugin.indexed.storage import prefix_of
+    from nca_plugin.indexed.verify import verify as verify_corpus
+
+    with stages("tokens") as start_stage:
+        faults = verify_corpus(prefix_of(prefix), documents, start_stage)
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise NCAPluginError(f"{prefix} is not as it was written: {len(faults)} faults, listed above")
+    print(f"{prefix} is right: every byte as it was written, {documents} documents generated anew and equal")
 
 
 @app.command()
@@ -148,7 +203,7 @@ def study(
     from nca_plugin.study.study import run_study
 
     console = Console()
-    with _StudyProgress(console) as progress:
+    with StudyProgress(console) as progress:
         result = run_study(settings, progress)
     values = results(settings, result)
     for table in tables(values):
@@ -174,13 +229,11 @@ def bench(
 
     check_target(json)
     console = Console()
-    # Not every system tells which cores the process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     results = []
     with console.status("") as status:
         for uri in uris or ["nca://web", "nca://code"]:
             results.append(
-                run_benchmark(uri, seq_length, cores if processes is None else processes, seconds, status.update)
+                run_benchmark(uri, seq_length, num_cores() if processes is None else processes, seconds, status.update)
             )
             console.print(table(results[-1]))
     with complete_files(json) as (unfinished,):
@@ -200,18 +253,7 @@ def inspect(
     from nca_plugin.inspection.report import inspect as inspect_source
     from nca_plugin.sources import parse
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def start_stage(name: str, size: int) -> Callable[[int], None]:
-            return partial(progress.advance, progress.add_task(name, total=size))
-
+    with stages() as start_stage:
         page, *_ = inspect_source(
             parse(uri), out or default_folder(uri), count=count, seq_length=seq_length, start_stage=start_stage
         )
@@ -232,44 +274,3 @@ def show(
 
     source = parse(uri)
     show_sample(source if split is None else source.for_split(split), index, seq_length, fps, Console(highlight=False))
-
-
-class _RateColumn(ProgressColumn):
-    """Steps a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
-
-
-class _StudyProgress:
-    """A bar for each running task, and a line for each that has ended."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, int] = {}
-
-    def __enter__(self) -> "_StudyProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, name: str, total: int) -> Callable[[int], None]:
-        task = self._tasks[name] = self._progress.add_task(name, total=total or None)
-        if not self._console.is_terminal:
-            self._console.print(f"{name}: started", highlight=False)
-        return lambda done: self._progress.update(task, completed=done)  # type: ignore[arg-type]
-
-    def finish(self, name: str, message: str) -> None:
-        self._progress.remove_task(self._tasks.pop(name))  # type: ignore[arg-type]
-        self._console.print(f"{name}: {message}", highlight=False)

@@ -28,11 +28,15 @@ def check_index(index: int) -> None:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an `NCAPluginError` into one line on stderr, from rank 0 only, and exit code 2."""
+def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
+    """Turn an `NCAPluginError` into one line on stderr and exit code 2.
+
+    Args:
+        of_every_rank: whether the processes that torchrun started do work of their own; else only rank 0 prints.
+    """
     try:
         yield
     except NCAPluginError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if of_every_rank or os.environ.get("RANK", "0") == "0":
             print(f"nca-plugin: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -213,7 +213,10 @@ def test_a_source_of_another_package_in_megatrons_dataset(site: Path) -> None:
 
 def test_a_broken_package_is_an_error_of_one_line_when_it_is_used(site: Path) -> None:
     code = "from nca_plugin.sources import parse; print(parse('nca').vocab_size); parse('broken')"
-    done = run_with(site, f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(): exec({code!r})")
+    done = run_with(
+        site,
+        f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(of_every_rank=False): exec({code!r})",
+    )
     assert done.stdout.split() == ["10002"]
     assert done.returncode == 2 and "source 'broken' comes from the package broken, which" in done.stderr
     assert "Traceback" not in done.stderr
@@ -221,7 +224,10 @@ def test_a_broken_package_is_an_error_of_one_line_when_it_is_used(site: Path) ->
 
 def test_a_scheme_of_two_packages_is_an_error_that_names_both(site: Path) -> None:
     code = "from nca_plugin.sources import parse; parse('twice')"
-    done = run_with(site, f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(): exec({code!r})")
+    done = run_with(
+        site,
+        f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(of_every_rank=False): exec({code!r})",
+    )
     assert done.returncode == 2 and "comes from twin and usurper: uninstall all but one" in done.stderr
 
 

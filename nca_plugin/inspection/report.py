@@ -9,7 +9,8 @@ from nca_plugin.inspection.measures import measure
 from nca_plugin.inspection.page import Rendered, page
 from nca_plugin.inspection.pictures import Picture, pictures, render
 from nca_plugin.inspection.reference import reference_for
-from nca_plugin.inspection.samples import Samples, StartStage, draw_samples, random_scores, silent_stage
+from nca_plugin.inspection.samples import Samples, draw_samples, random_scores
+from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import Source
 
 _LONGEST_NAME = 100

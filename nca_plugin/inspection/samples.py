@@ -1,7 +1,6 @@
 """Samples of a source, and the frames behind them where the source has a grid."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,21 +12,13 @@ from nca_plugin.automata.complexity import SCORED_FRAMES
 from nca_plugin.automata.config import Band
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.statistics import gzip_scores
+from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import Source
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.nca import NCASource
 
 #: Samples are held in memory, and what is measured on them takes about 50 bytes a token.
 _MAX_TOKENS: Final = 1 << 26
-
-
-#: From a stage's name and size to a function that is called with the steps done since the last call.
-StartStage = Callable[[str, int], Callable[[int], None]]
-
-
-def silent_stage(name: str, size: int) -> Callable[[int], None]:
-    """Start a stage whose progress nobody watches."""
-    return lambda steps: None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

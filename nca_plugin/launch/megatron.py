@@ -18,7 +18,7 @@ from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the arguments of this process."""
-    with one_line_errors():
+    with one_line_errors(of_every_rank=False):
         arguments = resolve_data_source(sys.argv[1:])
         _become_only_rank_without_torchrun()
         # After the arguments are known to be right: importing torch takes seconds.

@@ -1,0 +1,321 @@
+"""A corpus that is being written: killed at any moment, it is continued from its complete blocks.
+
+Beside the final names stand PREFIX.bin.partial and PREFIX.next.partial, in which every block has its place from the
+start, and PREFIX.journal. A block enters the journal, with the digests of its bytes, once these are on the disk. The
+journal is held by a lock, so a prefix has one writer; it is removed last.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import check_folder
+from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
+from nca_plugin.indexed.storage import load_manifest
+from nca_plugin.progress import StartStage
+
+#: Files that are written block by block.
+_BLOCK_SUFFIXES = (".bin", ".next")
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenBlock:
+    """A block that stands in its place, perhaps not on the disk yet."""
+
+    block: int
+    bin_digest: str
+    next_digest: str
+
+
+class BlockWriter:
+    """Writes blocks to their places in the partial files of a draft. Every process may have one."""
+
+    def __init__(self, prefix: Path, part: Part) -> None:
+        self._part = part
+        self._files = [os.open(_partial(prefix, suffix), os.O_WRONLY) for suffix in _BLOCK_SUFFIXES]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            os.close(file)
+
+    def write(self, block: int, tokens: NDArray[Any], following: NDArray[Any]) -> WrittenBlock:
+        """Write the documents of a block.
+
+        Args:
+            tokens: [documents, seq_length], of the corpus's type.
+            following: [documents], the token after each document, which is its last target.
+        """
+        start = self._part.documents(block).start
+        arrays = [np.ascontiguousarray(array, f"<{array.dtype.str[1:]}") for array in (tokens, following)]
+        for file, array in zip(self._files, arrays, strict=True):
+            _write(file, memoryview(array).cast("B"), start * array[0].nbytes)
+        return WrittenBlock(block, *map(digest, arrays))
+
+    def sync(self) -> None:
+        """Return when all that was written, by any process, is on the disk."""
+        for file in self._files:
+            os.fdatasync(file)
+
+
+class Draft:
+    """The unfinished files of a corpus under `prefix`, held by this process while the context lasts.
+
+    Attributes:
+        manifest: of the finished corpus, None before.
+        missing: blocks that are still to be written, ascending.
+
+    Raises:
+        NCAPluginError: on entry, if the prefix has another writer, other content or too little room; within, if the
+            disk fails or fills up.
+    """
+
+    def __init__(self, prefix: Path, part: Part, origin: Origin, start_stage: StartStage) -> None:
+        self._prefix = prefix
+        self._part = part
+        self._origin = origin
+        self._start_stage = start_stage
+        self._written: dict[int, WrittenBlock] = {}
+        self._journal_path = _file(prefix, ".journal")
+        self._identity = _identity(part, origin)
+        self.manifest: Manifest | None = None
+
+    def __enter__(self) -> Self:
+        check_folder(self._prefix.parent)
+        with self._disk_errors():
+            self._prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = _lock(self._journal_path)
+            try:
+                self._open()
+            except BaseException:
+                if not os.fstat(self._journal).st_size:
+                    self._journal_path.unlink()
+                os.close(self._journal)
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._journal)
+
+    @property
+    def missing(self) -> list[int]:
+        return [block for block in range(self._part.num_blocks) if block not in self._written]
+
+    def commit(self, blocks: Sequence[WrittenBlock], writer: BlockWriter) -> None:
+        """Make sure that `blocks`, which `writer` or another has written, outlast whatever happens."""
+        lines = [f"{b.block} {b.bin_digest} {b.next_digest}\n" for b in blocks]
+        with self._disk_errors():
+            writer.sync()
+            self._append("".join(lines))
+        self._written.update((block.block, block) for block in blocks)
+
+    def finish(self) -> Manifest:
+        """Give the files their final names, now that no block is missing."""
+        index = xxhash.xxh3_128()
+        with self._disk_errors():
+            with _partial(self._prefix, ".idx").open("wb") as file:
+                for chunk in self._part.layout.chunks():
+                    file.write(chunk)
+                    index.update(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            blocks = [self._written[block] for block in range(self._part.num_blocks)]
+            self.manifest = Manifest(
+                part=self._part,
+                origin=self._origin,
+                bin_digests=tuple(block.bin_digest for block in blocks),
+                next_digests=tuple(block.next_digest for block in blocks),
+                idx_digest=index.hexdigest(),
+            )
+            with _partial(self._prefix, ".json").open("wb") as file:
+                file.write(self.manifest.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            for suffix in SUFFIXES:
+                # Renamed already, if an earlier process came this far.
+                if _partial(self._prefix, suffix).exists():
+                    _partial(self._prefix, suffix).rename(_file(self._prefix, suffix))
+                _sync_folder(self._prefix.parent)
+            self._journal_path.unlink()
+        return self.manifest
+
+    def _open(self) -> None:
+        finals = [path for suffix in SUFFIXES if (path := _file(self._prefix, suffix)).exists()]
+        manifest_path = _file(self._prefix, ".json")
+        if manifest_path in finals:
+            manifest = load_manifest(str(self._prefix))
+            if manifest.part != self._part:
+                raise NCAPluginError(f"{manifest_path} is of another corpus: choose another name, or remove its files")
+            self.manifest = manifest
+            self._journal_path.unlink()
+            return
+        lines = self._read_journal()
+        if not lines and finals:
+            raise NCAPluginError(f"output {finals[0]} exists already: choose another name, or remove it")
+        if lines:
+            self._check_identity(lines[0])
+            self._check_blocks(lines[1:])
+            if self.missing and finals:
+                raise NCAPluginError(
+                    f"{finals[0]} is not what {self._journal_path} tells of: remove both to write the corpus anew"
+                )
+        self._check_room()
+        if not lines or self.missing:
+            for suffix in _BLOCK_SUFFIXES:
+                with _partial(self._prefix, suffix).open("ab" if lines else "wb") as file:
+                    file.truncate(self._part.sizes[suffix])
+        if not lines:
+            self._append(json.dumps(self._identity) + "\n")
+        _sync_folder(self._prefix.parent)
+
+    def _read_journal(self) -> list[str]:
+        """Return the complete lines of the journal; what follows them, which a kill cut off, is removed."""
+        content = b""
+        while piece := os.read(self._journal, _READ_BYTES):
+            content += piece
+        lines = content[: content.rfind(b"\n") + 1]
+        os.ftruncate(self._journal, len(lines))
+        return lines.decode(errors="replace").splitlines()
+
+    def _append(self, text: str) -> None:
+        _write(self._journal, memoryview(text.encode()), os.fstat(self._journal).st_size)
+        os.fdatasync(self._journal)
+
+    def _check_identity(self, line: str) -> None:
+        try:
+            begun: Any = json.loads(line)
+        except ValueError:
+            begun = None
+        if begun != self._identity:
+            known = begun if isinstance(begun, dict) else {}
+            keys = [key for key, value in self._identity.items() if known.get(key) != value]
+            raise NCAPluginError(
+                f"{self._prefix} was begun with other settings ({', '.join(keys)} in {self._journal_path}): continue "
+                f"as it was begun, or remove {self._journal_path} to begin anew"
+            )
+
+    def _check_blocks(self, lines: Sequence[str]) -> None:
+        """Take the blocks of the journal as written that are found as it says."""
+        block_tokens = self._part.spec.block_documents * self._part.spec.seq_length
+        advance = self._start_stage("checking what is there", len(lines) * block_tokens)
+        paths = [self._location(suffix) for suffix in _BLOCK_SUFFIXES]
+        if not all(path.exists() for path in paths):
+            return
+        with paths[0].open("rb") as tokens, paths[1].open("rb") as following:
+            for line in lines:
+                match line.split():
+                    case [text, bin_digest, next_digest] if text.isdecimal() and int(text) < self._part.num_blocks:
+                        written = WrittenBlock(int(text), bin_digest, next_digest)
+                        if written == self._digests(written.block, tokens, following):
+                            self._written[written.block] = written
+                advance(block_tokens)
+
+    def _digests(self, block: int, *files: Any) -> WrittenBlock:
+        documents = self._part.documents(block)
+        found = []
+        for file, suffix in zip(files, _BLOCK_SUFFIXES, strict=True):
+            size = self._part.sizes[suffix] // self._part.num_documents
+            file.seek(documents.start * size)
+            found.append(digest(file.read(len(documents) * size)))
+        return WrittenBlock(block, *found)
+
+    def _check_room(self) -> None:
+        sizes = self._part.sizes
+        documents = sum(len(self._part.documents(block)) for block in self.missing)
+        needed = documents * (sizes[".bin"] + sizes[".next"]) // self._part.num_documents + sizes[".idx"]
+        free = shutil.disk_usage(self._prefix.parent).free
+        if needed > free:
+            raise NCAPluginError(
+                f"{self._prefix} needs {needed / 1e9:,.3f} GB more, {self._prefix.parent} has {free / 1e9:,.3f} GB "
+                "free: make room, choose another --out, or write it in parts with --shard"
+            )
+
+    def _location(self, suffix: str) -> Path:
+        """Return where a file is: under its final name if an earlier process died while it renamed the files."""
+        final = _file(self._prefix, suffix)
+        return final if final.exists() else _partial(self._prefix, suffix)
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise disk_error(self._prefix, error) from error
+
+
+def disk_error(prefix: Path, error: OSError) -> NCAPluginError:
+    """Return what to tell the user of an error while `prefix` was written."""
+    reason = error.strerror or str(error)
+    return NCAPluginError(
+        f"cannot write {prefix}: {reason}; the blocks that are complete are kept, and the same command continues"
+    )
+
+
+def _identity(part: Part, origin: Origin) -> dict[str, Any]:
+    spec = part.spec
+    return {
+        "uri": spec.uri,
+        "seq_length": spec.seq_length,
+        "documents": [part.first_document, part.stop_document, spec.num_documents],
+        **dataclasses.asdict(origin),
+    }
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor of the file `path`, made if need be, that no other process can lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that held it may have finished, and removed it, in the meantime.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise NCAPluginError(
+                f"{path.with_suffix('')} is being written by another process: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise NCAPluginError(
+                f"{path.parent} is on a file system without locks ({error.strerror}): write elsewhere and copy"
+            ) from error
+        os.close(descriptor)
+
+
+def _file(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _partial(prefix: Path, suffix: str) -> Path:
+    return _file(prefix, suffix + ".partial")
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at an offset: a disk that is nearly full may take a part of it first."""
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

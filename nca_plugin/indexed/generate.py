@@ -1,0 +1,43 @@
+"""A source written to disk: as documents that Megatron reads, by any number of processes on any number of machines."""
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.workers import generate_blocks
+from nca_plugin.indexed.write import write_corpus
+from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.sources import parse
+
+
+def generate(
+    uri: str,
+    prefix: str,
+    *,
+    num_tokens: int,
+    seq_length: int,
+    num_workers: int,
+    shard: tuple[int, int] = (1, 1),
+    start_stage: StartStage = silent_stage,
+) -> Manifest:
+    """Write the first samples of a source, at least `num_tokens` tokens, as PREFIX.bin, .idx, .next and .json.
+
+    Interrupted, the same call continues; what is complete already is left as it is. The files depend on the source, the
+    number of tokens, the sequence length and the shard alone.
+
+    Args:
+        prefix: a local path, or one that fsspec has a driver for.
+        shard: (i, N) writes part i of 1 .. N, for `merge` to join.
+        start_stage: called as each stage of the work begins, with its tokens.
+
+    Raises:
+        NCAPluginError: a wrong source, size or shard, a prefix that cannot be written, or a disk that fails.
+    """
+    if num_workers < 1:
+        raise NCAPluginError(f"{num_workers} workers: must be at least 1")
+    part = Part.shard(CorpusSpec.from_source(parse(uri), num_tokens, seq_length), *shard)
+    return write_corpus(
+        prefix,
+        part,
+        Origin.here(),
+        lambda local, blocks: generate_blocks(local, part, blocks, num_workers),
+        start_stage,
+    )

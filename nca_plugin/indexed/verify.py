@@ -1,0 +1,128 @@
+"""Whether the files of a corpus are what was written, and whether that is what its source makes."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from nca_plugin.automata.complexity import deflate_fingerprint
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.layout import MAGIC, IndexLayout
+from nca_plugin.indexed.manifest import Manifest, Part, digest
+from nca_plugin.indexed.storage import open_file, read_file, size_faults, size_of
+from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.sources import parse
+
+
+def verify(prefix: str, num_documents: int, start_stage: StartStage = silent_stage) -> list[str]:
+    """Return what is wrong with a corpus, one line for each fault, none if it is right.
+
+    Every file is read and compared with the manifest; `num_documents` documents, the first, the last and random ones,
+    are generated anew.
+
+    Raises:
+        NCAPluginError: a manifest that is missing, damaged or from a newer version, since there is nothing to compare
+            with, or a source that cannot be made here.
+    """
+    if num_documents < 0:
+        raise NCAPluginError(f"{num_documents} documents to generate: must be at least 0")
+    name = prefix + ".json"
+    if size_of(name) is None:
+        raise NCAPluginError(f"{name} does not exist{_what_else(prefix)}: there is nothing to compare with")
+    manifest = Manifest.from_bytes(read_file(name), name)
+    part = manifest.part
+    faults = list(size_faults(prefix, manifest))
+    if size_of(prefix + ".idx") is not None:
+        faults += _index_faults(prefix, part.layout)
+    advance = start_stage("reading", part.num_documents * part.spec.seq_length)
+    for suffix, digests in ((".bin", manifest.bin_digests), (".next", manifest.next_digests)):
+        if size_of(prefix + suffix) is None:
+            continue
+        with open_file(prefix + suffix) as file:
+            damaged = []
+            for block, expected in enumerate(digests):
+                if digest(_read(file, part, suffix, part.documents(block))) != expected:
+                    damaged.append(block)
+                if suffix == ".bin":
+                    advance(part.num_tokens(block))
+        faults += [_damage(prefix, part, suffix, first, last) for first, last in _runs(damaged)]
+    if manifest.origin.deflate != deflate_fingerprint():
+        faults.append(f"{name}: written with another deflate library ({manifest.origin.deflate}) than this machine has")
+    faults += _generation_faults(prefix, part, num_documents, start_stage)
+    return faults
+
+
+def _index_faults(prefix: str, layout: IndexLayout) -> Iterator[str]:
+    """Yield the first difference from the only .idx that there can be."""
+    name = prefix + ".idx"
+    start = 0
+    with open_file(name) as file:
+        for expected in layout.chunks():
+            found = file.read(len(expected))
+            if found != expected:
+                if start == 0 and not found.startswith(MAGIC):
+                    yield f"{name} is not an index: it begins with {found[: len(MAGIC)]!r}, not with {MAGIC!r}"
+                else:
+                    pairs = zip(found, expected, strict=False)
+                    offset = next((i for i, (a, b) in enumerate(pairs) if a != b), len(found))
+                    yield f"{name} is wrong from byte {start + offset:,} on: {layout.describe(start + offset)}"
+                return
+            start += len(expected)
+
+
+def _damage(prefix: str, part: Part, suffix: str, first: int, last: int) -> str:
+    rows = range(part.documents(first).start, part.documents(last).stop)
+    size = part.sizes[suffix] // part.num_documents
+    return (
+        f"{prefix}{suffix} is not as it was written in documents {rows.start:,} .. {rows.stop - 1:,} (bytes "
+        f"{rows.start * size:,} .. {rows.stop * size - 1:,})"
+    )
+
+
+def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of each run of consecutive numbers."""
+    for _, group in itertools.groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
+        numbers = [block for _, block in group]
+        yield numbers[0], numbers[-1]
+
+
+def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartStage) -> Iterator[str]:
+    """Yield the documents, out of `count`, that are not what the source makes."""
+    spec = part.spec
+    if any(size_of(prefix + suffix) is None for suffix in (".bin", ".next")):
+        return
+    ends = [0, part.num_documents - 1]
+    chosen = sorted({*ends[:count], *random.sample(range(part.num_documents), min(count, part.num_documents))})
+    advance = start_stage("generating", len(chosen) * spec.seq_length)
+    source = parse(spec.uri)
+    with open_file(prefix + ".bin") as tokens, open_file(prefix + ".next") as following:
+        for document in chosen:
+            index = part.first_document + document
+            rows = range(document, document + 1)
+            files = ((tokens, ".bin"), (following, ".next"))
+            data = b"".join(_read(file, part, suffix, rows) for file, suffix in files)
+            sample = source.sample(index, spec.seq_length)
+            expected = sample.tokens.astype(np.dtype(spec.dtype).newbyteorder("<")).tobytes()
+            if data != expected:
+                yield f"{prefix}: document {document:,} is not sample {index:,} of {spec.uri}"
+            elif not np.array_equal(sample.loss_mask, spec.loss_mask):
+                yield f"{prefix}: sample {index:,} of {spec.uri} supervises other targets than {prefix}.json says"
+            advance(spec.seq_length)
+
+
+def _read(file: BinaryIO, part: Part, suffix: str, rows: range) -> bytes:
+    """Return the bytes of documents in a file; fewer, if it ends before."""
+    size = part.sizes[suffix] // part.num_documents
+    file.seek(rows.start * size)
+    return file.read(len(rows) * size)
+
+
+def _what_else(prefix: str) -> str:
+    """Return what there is under a prefix without a manifest."""
+    if size_of(prefix + ".idx") is None:
+        return f", nor {prefix}.idx"
+    with open_file(prefix + ".idx") as file:
+        is_index = file.read(len(MAGIC)) == MAGIC
+    return f", and {prefix}.idx is {'an index of other origin' if is_index else 'not an index'}"

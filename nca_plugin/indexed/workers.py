@@ -1,0 +1,125 @@
+"""Blocks made by several processes, which write them to their places themselves."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.draft import BlockWriter, WrittenBlock, disk_error
+from nca_plugin.indexed.manifest import Part
+from nca_plugin.sources import Source, parse
+
+# The next one waits in the pipe, so that no worker waits while the disk is synchronised.
+_BLOCKS_AHEAD: Final = 2
+_EXIT_SECONDS: Final = 5.0
+
+
+def generate_blocks(prefix: Path, part: Part, blocks: list[int], num_workers: int) -> Iterator[list[WrittenBlock]]:
+    """Generate `blocks` of a draft and write them. Yields them as they are done, several where that is how they come.
+
+    Raises:
+        NCAPluginError: the source cannot make a sample, the disk fails, or a worker was killed.
+    """
+    # New processes, because a fork would copy the threads' locks of this one.
+    context = multiprocessing.get_context("spawn")
+    queue = iter(blocks)
+    workers: dict[Connection, BaseProcess] = {}
+    pending: dict[Connection, int] = {}
+    try:
+        for _ in range(min(num_workers, len(blocks))):
+            ours, theirs = context.Pipe()
+            workers[ours] = context.Process(target=_work, args=(theirs, prefix, part), daemon=True)
+            workers[ours].start()
+            # The worker has its own; once that is closed, nothing is left to wait for.
+            theirs.close()
+        for connection in workers:
+            pending[connection] = sum(_send_next(connection, queue) for _ in range(_BLOCKS_AHEAD))
+        while any(pending.values()):
+            done = []
+            ready = wait([connection for connection, count in pending.items() if count])
+            for connection in cast(list[Connection], ready):
+                done.append(_receive(connection, workers[connection], prefix))
+                pending[connection] += _send_next(connection, queue) - 1
+            yield done
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for connection, worker in workers.items():
+            connection.close()
+            worker.join()
+
+
+def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the documents of a block, [documents, seq_length], and the token after each, [documents].
+
+    Raises:
+        NCAPluginError: a sample whose loss mask is not that of the corpus, or with ids beyond its vocabulary.
+    """
+    spec = part.spec
+    documents = part.documents(block)
+    tokens = np.empty((len(documents), spec.seq_length + 1), np.int32)
+    for row, document in enumerate(documents):
+        index = part.first_document + document
+        sample = source.sample(index, spec.seq_length)
+        if not np.array_equal(sample.loss_mask, spec.loss_mask):
+            raise NCAPluginError(
+                f"sample {index} of {spec.uri} has another loss mask than sample 0: a corpus has one mask for all "
+                "documents; train on this source online"
+            )
+        tokens[row] = sample.tokens
+    if tokens.min() < 0 or tokens.max() >= spec.vocab_size:
+        raise NCAPluginError(f"source {spec.uri} made an id outside 0 .. {spec.vocab_size - 1}: it is at fault")
+    typed = tokens.astype(spec.dtype)
+    return typed[:, :-1], typed[:, -1]
+
+
+def _send_next(connection: Connection, blocks: Iterator[int]) -> int:
+    """Send the next block, if there is one. Returns how many were sent."""
+    block = next(blocks, None)
+    if block is None:
+        return 0
+    # A worker that has just died is found where its result is awaited.
+    with suppress(BrokenPipeError):
+        connection.send(block)
+    return 1
+
+
+def _receive(connection: Connection, worker: BaseProcess, prefix: Path) -> WrittenBlock:
+    try:
+        result = connection.recv()
+    except (EOFError, ConnectionResetError):
+        worker.join(_EXIT_SECONDS)
+        raise NCAPluginError(
+            f"a worker that wrote {prefix} ended early (exit code {worker.exitcode}; -9 may be a lack of memory): the "
+            "same command continues"
+        ) from None
+    if isinstance(result, OSError):
+        raise disk_error(prefix, result) from result
+    if isinstance(result, NCAPluginError):
+        raise result
+    return result
+
+
+def _work(connection: Connection, prefix: Path, part: Part) -> None:
+    """Write the blocks that arrive, until the other end is gone."""
+    # Ctrl-C reaches every process of a terminal: the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        try:
+            source = parse(part.spec.uri)
+            with BlockWriter(prefix, part) as writer:
+                while True:
+                    block = connection.recv()
+                    connection.send(writer.write(block, *block_arrays(source, part, block)))
+        except (NCAPluginError, OSError) as error:
+            connection.send(error)
+    except (EOFError, ConnectionError):
+        return

@@ -1,0 +1,49 @@
+"""From blocks to a corpus under its final name, wherever that is."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock
+from nca_plugin.indexed.manifest import Manifest, Origin, Part
+from nca_plugin.indexed.storage import is_remote, load_manifest, size_of, staging_prefix, upload
+from nca_plugin.progress import StartStage
+
+#: Writes the blocks that it is given to the partial files of a prefix, and yields them as they are done.
+WriteBlocks = Callable[[Path, list[int]], Iterator[list[WrittenBlock]]]
+
+
+def write_corpus(
+    prefix: str, part: Part, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
+) -> Manifest:
+    """Write the files of `part` under `prefix`, or leave them as they are if they are complete.
+
+    Raises:
+        NCAPluginError: a prefix that holds something else or cannot be written, or whatever `write_blocks` raises.
+    """
+    if not is_remote(prefix):
+        return _write_here(Path(prefix), part, origin, write_blocks, start_stage)
+    if size_of(prefix + ".json") is not None:
+        manifest = load_manifest(prefix)
+        if manifest.part != part:
+            raise NCAPluginError(f"{prefix}.json is of another corpus: choose another name, or remove its files")
+        return manifest
+    staged = staging_prefix(prefix)
+    manifest = _write_here(staged, part, origin, write_blocks, start_stage)
+    upload(staged, prefix, start_stage(f"copying {staged} to {prefix}", part.num_documents * part.spec.seq_length))
+    return manifest
+
+
+def _write_here(
+    prefix: Path, part: Part, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
+) -> Manifest:
+    with Draft(prefix, part, origin, start_stage) as draft:
+        if draft.manifest is not None:
+            return draft.manifest
+        if missing := draft.missing:
+            advance = start_stage("writing", sum(part.num_tokens(block) for block in missing))
+            with BlockWriter(prefix, part) as writer:
+                for blocks in write_blocks(prefix, missing):
+                    draft.commit(blocks, writer)
+                    advance(sum(part.num_tokens(block.block) for block in blocks))
+        return draft.finish()

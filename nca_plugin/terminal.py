@@ -1,0 +1,140 @@
+"""What the commands show while they work, and how they read what is typed."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.progress import StartStage
+
+_SECONDS_BETWEEN_LINES: Final = 30.0
+_SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str) -> int:
+    """Return the number that `164M`, `2.5B` or `1000000` stands for. Raises `NCAPluginError` for anything else."""
+    match = re.fullmatch(r"(\d+)(?:\.(\d{1,12}))?([KMGBT]?)", text.upper())
+    if not match:
+        raise NCAPluginError(f"'{text}' is no number of tokens: write 164M, 2.5B, 1T or 164000000")
+    whole, fraction, suffix = match.groups("")
+    return int(whole + fraction) * _SUFFIXES[suffix] // 10 ** len(fraction)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (i, N) of `i/N`. Raises `NCAPluginError` for anything else."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise NCAPluginError(f"shard '{text}': must be i/N, such as 1/8 for the first of eight parts")
+    return int(match[1]), int(match[2])
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    # Not every system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def stages(unit: str = "") -> Iterator[StartStage]:
+    """Show a bar with rate and time left for every stage of the work; without a terminal, a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield partial(_lines, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+
+        def start_stage(name: str, size: int) -> Callable[[int], None]:
+            return partial(progress.advance, progress.add_task(name, total=size))
+
+        yield start_stage
+
+
+def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
+    start = printed = time.monotonic()
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done, printed
+        done += steps
+        now = time.monotonic()
+        if now - printed >= _SECONDS_BETWEEN_LINES:
+            printed = now
+            rate = done / (now - start)
+            left = (size - done) / rate
+            print(
+                f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {left / 60:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return advance
+
+
+class _RateColumn(ProgressColumn):
+    """Steps a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = f" {unit}" if unit else ""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}{self._unit}/s")
+
+
+class StudyProgress:
+    """A bar for each running task, and a line for each that has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> "StudyProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, name: str, total: int) -> Callable[[int], None]:
+        task = self._tasks[name] = self._progress.add_task(name, total=total or None)
+        if not self._console.is_terminal:
+            self._console.print(f"{name}: started", highlight=False)
+        return lambda done: self._progress.update(task, completed=done)  # type: ignore[arg-type]
+
+    def finish(self, name: str, message: str) -> None:
+        self._progress.remove_task(self._tasks.pop(name))  # type: ignore[arg-type]
+        self._console.print(f"{name}: {message}", highlight=False)
