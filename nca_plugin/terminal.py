@@ -85,12 +85,9 @@ def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
         if now - printed >= _SECONDS_BETWEEN_LINES:
             printed = now
             rate = done / (now - start)
-            left = (size - done) / rate
-            print(
-                f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {left / 60:.0f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
+            minutes = (size - done) / rate / 60
+            line = f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {minutes:.0f} min left"
+            print(line, file=sys.stderr, flush=True)
 
     return advance
 

@@ -211,11 +211,14 @@ def test_a_source_of_another_package_in_megatrons_dataset(site: Path) -> None:
     assert done.stdout.split() == ["40", "127"], done.stderr
 
 
+IN_ONE_LINE = "from nca_plugin.errors import one_line_errors\nwith one_line_errors(of_every_rank=True): exec({!r})"
+
+
 def test_a_broken_package_is_an_error_of_one_line_when_it_is_used(site: Path) -> None:
     code = "from nca_plugin.sources import parse; print(parse('nca').vocab_size); parse('broken')"
     done = run_with(
         site,
-        f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(of_every_rank=False): exec({code!r})",
+        IN_ONE_LINE.format(code),
     )
     assert done.stdout.split() == ["10002"]
     assert done.returncode == 2 and "source 'broken' comes from the package broken, which" in done.stderr
@@ -226,7 +229,7 @@ def test_a_scheme_of_two_packages_is_an_error_that_names_both(site: Path) -> Non
     code = "from nca_plugin.sources import parse; parse('twice')"
     done = run_with(
         site,
-        f"from nca_plugin.errors import one_line_errors\nwith one_line_errors(of_every_rank=False): exec({code!r})",
+        IN_ONE_LINE.format(code),
     )
     assert done.returncode == 2 and "comes from twin and usurper: uninstall all but one" in done.stderr
 

@@ -14,6 +14,7 @@ class IndexedSource:
     """The documents of a corpus as samples: the same tokens, targets and loss masks as the source's.
 
     Attributes:
+        prefix: of the files.
         uri: of the source.
         num_documents: samples are 0 .. num_documents - 1; of a part, counted from its first document.
 
@@ -24,7 +25,7 @@ class IndexedSource:
     def __init__(self, prefix: str) -> None:
         manifest = load_manifest(prefix)
         spec = manifest.part.spec
-        self._prefix = prefix
+        self.prefix = prefix
         self._seq_length = spec.seq_length
         self._loss_mask = spec.loss_mask
         self._tokens, self._following = (
@@ -36,13 +37,13 @@ class IndexedSource:
 
     def __reduce__(self) -> tuple[type["IndexedSource"], tuple[str]]:
         # A memory map would be sent to another process as a copy of the file.
-        return IndexedSource, (self._prefix,)
+        return IndexedSource, (self.prefix,)
 
     def check_seq_length(self, seq_length: int) -> None:
         """Raise `NCAPluginError` unless samples of this length are what the corpus holds."""
         if seq_length != self._seq_length:
             raise NCAPluginError(
-                f"corpus {self._prefix} has documents of {self._seq_length} tokens, not {seq_length}: use "
+                f"corpus {self.prefix} has documents of {self._seq_length} tokens, not {seq_length}: use "
                 f"--seq-length {self._seq_length}, or generate a corpus of that length"
             )
 
@@ -50,7 +51,7 @@ class IndexedSource:
         """Return sample `index`. Raises `NCAPluginError` if the corpus has none, or another length."""
         self.check_seq_length(seq_length)
         if not 0 <= index < self.num_documents:
-            raise NCAPluginError(f"sample {index}: corpus {self._prefix} has {self.num_documents} documents")
+            raise NCAPluginError(f"sample {index}: corpus {self.prefix} has {self.num_documents} documents")
         tokens = np.empty(seq_length + 1, np.int32)
         tokens[:-1] = self._tokens[index * seq_length : (index + 1) * seq_length]
         tokens[-1] = self._following[index]

@@ -6,6 +6,7 @@ Everything after this file sees a data path that is a source URI: in the log, in
 import argparse
 import dataclasses
 import difflib
+import re
 from typing import Final
 
 from nca_plugin.automata import PRESETS, NCAConfig
@@ -28,10 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help=f"{', '.join(schemes())}, or a complete URI such as nca://code?seed=7",
     )
     group.add_argument("--nca-preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: web)")
+    group.add_argument("--nca-vocab-offset", metavar="N", help="added to every id of the source (default: 0)")
     for field in dataclasses.fields(NCAConfig):
         option = f"--{_NCA_PREFIX}{field.name}".replace("_", "-")
         group.add_argument(option, metavar="VALUE", help=f"NCAConfig.{field.name} (default: the preset's)")
+    _repair_help(parser)
     return parser
+
+
+def _repair_help(parser: argparse.ArgumentParser) -> None:
+    """Escape percent signs that argparse cannot expand: megatron-core 0.19.2 has one, which ends its --help."""
+    for action in parser._actions:
+        action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
 
 
 def resolve_data_source(argv: list[str]) -> list[str]:

@@ -1,10 +1,12 @@
-"""A `GPTDataset` whose data path may be a source URI.
+"""A `GPTDataset` whose data path may be a source URI, or a corpus that `nca-plugin generate` wrote.
 
 One class for sources and files, because Megatron blends only datasets of one class: weights, splits, shuffling of
 blends and resuming stay Megatron's own. For a source no index is built: sample i is `source.sample(i)`, so start-up
 time and memory do not depend on the length of the run.
 """
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,28 +14,44 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
+from megatron.core.utils import log_single_rank
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import Source, is_source, parse
+from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.sources import Sample, Source, is_source, parse
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SourceGPTDatasetConfig(GPTDatasetConfig):
+    """A `GPTDatasetConfig` for a model with embedding rows beyond its tokenizer's vocabulary."""
+
+    num_embeddings: int | None = None
+    """Rows of the model's embedding; None if as many as the tokenizer has ids."""
 
 
 class SourceGPTDataset(GPTDataset):
-    """Samples of a source, or of an indexed dataset where the path is one.
+    """Samples of a source, of a corpus on disk, or of an indexed dataset of other origin where the path is one.
 
-    A sample of a source is a dict: tokens and labels int64 [S], loss_mask float32 [S], position_ids int64 [S], and
-    attention_mask bool [1, S, S], true where masked, if the configuration asks for one.
+    Sample i of a corpus is its document i, which is the source's sample i: the split of a run takes a range of the
+    documents, and a run that needs more begins again with the first. A sample is a dict: tokens and labels int64 [S],
+    loss_mask float32 [S], position_ids int64 [S], and attention_mask bool [1, S, S], true where masked, if the
+    configuration asks for one.
     """
 
     def __init__(
         self,
-        indexed_dataset: Source | IndexedDataset,
+        indexed_dataset: Source | IndexedSource | IndexedDataset,
         dataset_path: str,
         indexed_indices: Any,
         num_samples: int | None,
         index_split: Split,
         config: GPTDatasetConfig,
     ) -> None:
-        if not isinstance(indexed_dataset, IndexedDataset):
+        if isinstance(indexed_dataset, IndexedSource):
+            indexed_dataset = _Documents(indexed_dataset, config.split_matrix, index_split, num_samples)
+        elif not isinstance(indexed_dataset, IndexedDataset):
             if num_samples is None:
                 raise NCAPluginError(
                     f"source {indexed_dataset.uri} has no end, so it has no epoch: it cannot be used with "
@@ -43,18 +61,19 @@ class SourceGPTDataset(GPTDataset):
         super().__init__(indexed_dataset, dataset_path, indexed_indices, num_samples, index_split, config)
 
     @staticmethod
-    def build_low_level_dataset(dataset_path: str, config: GPTDatasetConfig) -> Source | IndexedDataset:
-        if not is_source(dataset_path):
+    def build_low_level_dataset(dataset_path: str, config: GPTDatasetConfig) -> Source | IndexedSource | IndexedDataset:
+        if not is_ours(dataset_path):
             return GPTDataset.build_low_level_dataset(dataset_path, config)
-        source = parse(dataset_path)
-        check_fit(source, config.sequence_length, config.tokenizer.vocab_size)
+        source = open_path(dataset_path)
+        num_embeddings = config.num_embeddings if isinstance(config, SourceGPTDatasetConfig) else None
+        check_fit(source, config.sequence_length, num_embeddings or config.tokenizer.vocab_size)
         return source
 
     @staticmethod
-    def numel_low_level_dataset(low_level_dataset: Source | IndexedDataset) -> int:
+    def numel_low_level_dataset(low_level_dataset: Source | IndexedSource | IndexedDataset) -> int:
         if isinstance(low_level_dataset, IndexedDataset):
             return GPTDataset.numel_low_level_dataset(low_level_dataset)
-        # A source's splits are streams, not ranges of one: there is nothing for Megatron to divide.
+        # A source's splits are streams, and a corpus needs no array of its documents: nothing for Megatron to divide.
         return 0
 
     def _build_document_sample_shuffle_indices(self) -> tuple[Any, Any, Any]:
@@ -65,8 +84,9 @@ class SourceGPTDataset(GPTDataset):
     def __len__(self) -> int:
         if isinstance(self.dataset, IndexedDataset):
             return super().__len__()
+        num_samples = self.dataset.num_documents if self.num_samples is None else self.num_samples
         # Megatron's sampler refuses an empty dataset, which --eval-iters 0 would make.
-        return max(1, self.num_samples)
+        return max(1, num_samples)
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
         if isinstance(self.dataset, IndexedDataset):
@@ -87,11 +107,51 @@ class SourceGPTDataset(GPTDataset):
         return result
 
 
-def check_fit(source: Source, seq_length: int, vocab_size: int | None) -> None:
+class _Documents:
+    """The documents of a corpus that a split of a run reads."""
+
+    def __init__(
+        self,
+        corpus: IndexedSource,
+        split_matrix: list[tuple[float, float]] | None,
+        split: Split,
+        num_samples: int | None,
+    ) -> None:
+        # Without --split, each split has data paths of its own.
+        low, high = (0.0, 1.0) if split_matrix is None else split_matrix[split.value]
+        self._corpus = corpus
+        self._first = round(low * corpus.num_documents)
+        self.num_documents = round(high * corpus.num_documents) - self._first
+        if not self.num_documents and num_samples != 0:
+            raise NCAPluginError(
+                f"the {split.name} split of corpus {corpus.prefix} holds none of its {corpus.num_documents} documents: "
+                "give it more in --split, or data of its own"
+            )
+        if num_samples is not None and num_samples > self.num_documents > 0:
+            epochs = num_samples / self.num_documents
+            message = f"the {split.name} split reads the documents of {corpus.prefix} {epochs:.2f} times"
+            log_single_rank(_logger, logging.WARNING, message)
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        return self._corpus.sample(self._first + index % self.num_documents, seq_length)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a data path names a source or a corpus, rather than an indexed dataset of other origin."""
+    return is_source(path) or is_corpus(path)
+
+
+def open_path(path: str) -> Source | IndexedSource:
+    """Return the corpus or the source that a data path names. Raises `NCAPluginError` if it cannot be."""
+    return IndexedSource(path) if is_corpus(path) else parse(path)
+
+
+def check_fit(source: Source | IndexedSource, seq_length: int, vocab_size: int | None) -> None:
     """Raise `NCAPluginError` if a model of this sequence length and vocabulary cannot train on `source`."""
     source.check_seq_length(seq_length)
     if vocab_size is not None and vocab_size < source.vocab_size:
         raise NCAPluginError(
             f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: use "
-            f"--vocab-size {source.vocab_size} or more, or a source of fewer colours"
+            f"--vocab-size {source.vocab_size} or more (--padded-vocab-size with a tokenizer of its own), or a source "
+            "of fewer ids"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
@@ -16,8 +16,7 @@ from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.dataset import SourceGPTDataset, check_fit
-from nca_plugin.sources import is_source, parse
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 
 
 def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None) -> list[Any]:
@@ -31,7 +30,7 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
     dataset_class: type[GPTDataset]
     if args.mock_data:
         dataset_class = MockGPTDataset
-    elif source_paths(args):
+    elif any(map(is_ours, _data_paths(args))):
         dataset_class = SourceGPTDataset
     else:
         dataset_class = GPTDataset
@@ -46,11 +45,6 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
 
 # Every rank calls the provider; Megatron then skips its own broadcast of the data sets' presence.
 provider.is_distributed = True  # type: ignore[attr-defined]
-
-
-def source_paths(args: Any) -> list[str]:
-    """Return the source URIs among the run's data paths."""
-    return [path for path in _data_paths(args) if is_source(path)]
 
 
 def _data_paths(args: Any) -> list[str]:
@@ -79,17 +73,21 @@ def check_arguments(args: Any) -> None:
         if getattr(args, name, None):
             option = "--" + name.replace("_", "-")
             raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
-    uris = [path for path in _data_paths(args) if "://" in path and not is_object_storage_path(path)]
-    if uris:
-        vocab_size = build_tokenizer(args).vocab_size
-        for uri in uris:
-            check_fit(parse(uri), args.seq_length, vocab_size)
+    # What looks like a URI but names no source is refused here, with what it may have meant.
+    paths = [
+        path for path in _data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)
+    ]
+    if paths:
+        # Building the tokenizer sets the rows of a run that does not.
+        vocab_size = args.padded_vocab_size or build_tokenizer(args).vocab_size
+        for path in paths:
+            check_fit(open_path(path), args.seq_length, vocab_size)
 
 
-def _dataset_config(args: Any) -> GPTDatasetConfig:
+def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     sequences_path = args.per_dataset_sequences_path
-    return GPTDatasetConfig(
+    return SourceGPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
         blend=blend,
@@ -101,6 +99,7 @@ def _dataset_config(args: Any) -> GPTDatasetConfig:
         path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=build_tokenizer(args),
+        num_embeddings=args.padded_vocab_size,
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,

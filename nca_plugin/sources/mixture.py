@@ -10,7 +10,7 @@ from nca_plugin.errors import NCAPluginError, check_index
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.nca import NCASource
 from nca_plugin.sources.split import split_option
-from nca_plugin.sources.uri import ParsedURI, format_value, join_uri
+from nca_plugin.sources.uri import COMMON_OPTIONS, ParsedURI, format_value, join_uri
 
 _SUM_TOLERANCE: Final = 1e-6
 
@@ -59,7 +59,7 @@ class MixtureSource:
             name, dot, field = option.partition(".")
             if not dot:
                 of_all[option] = value
-            elif name in of_one and field != "split":
+            elif name in of_one and field not in COMMON_OPTIONS:
                 of_one[name][field] = value
             else:
                 raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' is of no preset of it")

@@ -16,6 +16,7 @@ from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
 from nca_plugin.sources.eca import ECASource
 from nca_plugin.sources.iid import IIDSource
 from nca_plugin.sources.mixture import nca_from_uri
+from nca_plugin.sources.offset import OffsetSource, split_offset
 from nca_plugin.sources.shuffled import ShuffledSource
 from nca_plugin.sources.uri import ParsedURI, split_uri
 
@@ -54,6 +55,8 @@ def is_source(path: str) -> bool:
 def parse(uri: str) -> Source:
     """Return the source that `uri` names: `nca`, `nca://web`, `nca://code?seed=7&band=0.3:0.4`, `dyck://?k=64`.
 
+    Every source takes the options `split` and `vocab_offset`, which shifts its ids.
+
     Raises:
         NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
     """
@@ -63,7 +66,9 @@ def parse(uri: str) -> Source:
         near = difflib.get_close_matches(parsed.scheme, known, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise NCAPluginError(f"unknown source '{parsed.scheme or uri}': {hint}known: {', '.join(known)}")
-    return known[parsed.scheme](parsed)
+    parsed, offset = split_offset(parsed)
+    source = known[parsed.scheme](parsed)
+    return OffsetSource(source, offset) if offset else source
 
 
 def _known() -> dict[str, SourceFactory]:

@@ -9,6 +9,9 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from nca_plugin.errors import NCAPluginError
 
+#: Options that every source has, beside the fields of its configuration.
+COMMON_OPTIONS = ("split", "vocab_offset")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParsedURI:
@@ -56,9 +59,10 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
     values = {}
     for name, text in options.items():
         if name not in field_types:
-            near = difflib.get_close_matches(name, field_types, 1)
+            known = (*field_types, *COMMON_OPTIONS)
+            near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise NCAPluginError(f"{context}: unknown option '{name}'; {hint}known: {', '.join(field_types)}")
+            raise NCAPluginError(f"{context}: unknown option '{name}'; {hint}known: {', '.join(known)}")
         try:
             values[name] = _parse_value(field_types[name], text)
         except ValueError:

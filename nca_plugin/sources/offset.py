@@ -1,0 +1,64 @@
+"""A source whose ids begin where another vocabulary ends."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources.base import Sample, Source
+from nca_plugin.sources.uri import ParsedURI
+
+#: The option of every source's URI that shifts its ids.
+VOCAB_OFFSET: Final = "vocab_offset"
+
+_MAX_VOCAB_SIZE: Final = 1 << 31
+
+
+@dataclass(frozen=True)
+class OffsetSource:
+    """`<source>?vocab_offset=50257`: every id plus the offset, so that none is also an id of the text that it is
+    blended with. The ids below the offset do not occur."""
+
+    source: Source
+    offset: int
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.vocab_size > _MAX_VOCAB_SIZE:
+            raise NCAPluginError(
+                f"{VOCAB_OFFSET}={self.offset}: must be at least 0, and the largest id, {self.vocab_size - 1}, below "
+                "2^31"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.offset + self.source.vocab_size
+
+    @property
+    def uri(self) -> str:
+        uri = self.source.uri
+        return f"{uri}{'&' if '?' in uri else '?'}{VOCAB_OFFSET}={self.offset}"
+
+    def for_split(self, split: str) -> Self:
+        return dataclasses.replace(self, source=self.source.for_split(split))
+
+    def check_seq_length(self, seq_length: int) -> None:
+        self.source.check_seq_length(seq_length)
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        sample = self.source.sample(index, seq_length)
+        return Sample(sample.tokens + np.int32(self.offset), sample.loss_mask)
+
+
+def split_offset(parsed: ParsedURI) -> tuple[ParsedURI, int]:
+    """Return the URI without its offset, and the offset, 0 if absent. Raises `NCAPluginError` if it is no number."""
+    text = parsed.options.get(VOCAB_OFFSET, "0")
+    try:
+        offset = int(text)
+    except ValueError:
+        raise NCAPluginError(
+            f"source {parsed.scheme}://{parsed.preset}: option {VOCAB_OFFSET}='{text}' must be a whole number"
+        ) from None
+    options = {name: value for name, value in parsed.options.items() if name != VOCAB_OFFSET}
+    return dataclasses.replace(parsed, options=options), offset
