@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -85,8 +86,8 @@ def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
         if now - printed >= _SECONDS_BETWEEN_LINES:
             printed = now
             rate = done / (now - start)
-            minutes = (size - done) / rate / 60
-            line = f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {minutes:.0f} min left"
+            left = timedelta(seconds=round((size - done) / rate))
+            line = f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {left} left"
             print(line, file=sys.stderr, flush=True)
 
     return advance

@@ -93,8 +93,9 @@ def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartSt
     spec = part.spec
     if any(size_of(prefix + suffix) is None for suffix in (".bin", ".next")):
         return
-    ends = [0, part.num_documents - 1]
-    chosen = sorted({*ends[:count], *random.sample(range(part.num_documents), min(count, part.num_documents))})
+    last = part.num_documents - 1
+    between = random.sample(range(1, last), min(max(0, count - 2), max(0, last - 1)))
+    chosen = sorted({0, last, *between})[:count]
     advance = start_stage("generating", len(chosen) * spec.seq_length)
     source = parse(spec.uri)
     with open_file(prefix + ".bin") as tokens, open_file(prefix + ".next") as following:

@@ -1,0 +1,31 @@
+"""Small corpora, and what is compared of them."""
+
+from pathlib import Path
+
+from nca_plugin.indexed.generate import generate
+from nca_plugin.indexed.manifest import Manifest
+
+#: Documents of a block at sequence length 1024: what is checked, resumed and shared out.
+BLOCK = 1024
+
+SUFFIXES = (".bin", ".next", ".idx", ".json")
+
+
+def write(
+    prefix: Path | str,
+    uri: str = "copy",
+    *,
+    documents: int = 5,
+    seq_length: int = 1024,
+    workers: int = 1,
+    shard: tuple[int, int] = (1, 1),
+) -> Manifest:
+    num_tokens = documents * seq_length
+    return generate(uri, str(prefix), num_tokens=num_tokens, seq_length=seq_length, num_workers=workers, shard=shard)
+
+
+def contents(prefix: Path) -> dict[str, bytes]:
+    """The files of a corpus, and nothing else under its prefix."""
+    found = {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}.*")}
+    assert sorted(found) == sorted(SUFFIXES)
+    return found

@@ -1,0 +1,46 @@
+"""Corpora on any file system that fsspec knows: here its own, in memory."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+from corpora import BLOCK, contents, write
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.merge import find_parts, merge, part_name
+from nca_plugin.indexed.verify import verify
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> None:
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_write_verify_and_merge(tmp_path: Path) -> None:
+    write(tmp_path / "local", documents=2 * BLOCK)
+    write("memory://bucket/whole", documents=2 * BLOCK)
+    for number in (2, 1):
+        write(part_name("memory://bucket/deep/corpus", number, 2), documents=2 * BLOCK, shard=(number, 2))
+    merge(find_parts("memory://bucket/deep/corpus"), "memory://bucket/deep/corpus")
+    memory = fsspec.filesystem("memory")
+    for suffix, data in contents(tmp_path / "local").items():
+        assert memory.cat(f"/bucket/whole{suffix}") == memory.cat(f"/bucket/deep/corpus{suffix}") == data
+    assert len(memory.find("/")) == 4 * 4
+    assert verify("memory://bucket/whole", 3) == []
+    memory.pipe("/bucket/whole.bin", b"altered")
+    assert "memory://bucket/whole.bin has 7 bytes, must have" in verify("memory://bucket/whole", 0)[0]
+
+
+def test_what_is_complete_is_left_alone_and_what_is_other_is_refused() -> None:
+    write("memory://corpus")
+    memory = fsspec.filesystem("memory")
+    created = memory.created("/corpus.bin")
+    write("memory://corpus")
+    assert memory.created("/corpus.bin") == created
+    with pytest.raises(NCAPluginError, match=r"memory://corpus.json is of another corpus"):
+        write("memory://corpus", "iid")
+
+
+def test_a_driver_that_is_missing_is_named() -> None:
+    with pytest.raises(NCAPluginError, match=r"cannot open nothing://bucket/corpus"):
+        write("nothing://bucket/corpus")

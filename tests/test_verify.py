@@ -1,0 +1,108 @@
+"""Nothing can be altered without `verify` telling where."""
+
+from pathlib import Path
+
+import pytest
+from corpora import SUFFIXES, contents, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Part
+from nca_plugin.indexed.verify import verify
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    prefix = tmp_path_factory.mktemp("verify") / "corpus"
+    write(prefix, "nca://toy", documents=5, seq_length=128)
+    return contents(prefix)
+
+
+def faults_in(folder: Path, files: dict[str, bytes]) -> list[str]:
+    for suffix, data in files.items():
+        (folder / f"corpus{suffix}").write_bytes(data)
+    try:
+        return verify(str(folder / "corpus"), 1)
+    except NCAPluginError as error:
+        return [str(error)]
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_any_altered_byte_is_found_in_its_file(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], data: st.DataObject
+) -> None:
+    suffix = data.draw(st.sampled_from(SUFFIXES))
+    altered = bytearray(files[suffix])
+    altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
+    faults = faults_in(tmp_path_factory.mktemp("altered"), files | {suffix: bytes(altered)})
+    assert faults and f"corpus{suffix}" in faults[0]
+    assert all("\n" not in fault for fault in faults)
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_a_file_that_ends_early_or_late_is_found(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], data: st.DataObject
+) -> None:
+    suffix = data.draw(st.sampled_from(SUFFIXES))
+    size = data.draw(st.integers(0, len(files[suffix]) + 9).filter(lambda n: n != len(files[suffix])))
+    faults = faults_in(tmp_path_factory.mktemp("cut"), files | {suffix: files[suffix][:size].ljust(size, b"\0")})
+    assert faults and f"corpus{suffix}" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "offset", "reason"),
+    [
+        (".bin", 3, r"corpus.bin is not as it was written in documents 0 \.\. 4 \(bytes 0 \.\. 1,279\)"),
+        (".next", 3, r"corpus.next is not as it was written in documents 0 \.\. 4 \(bytes 0 \.\. 9\)"),
+        (".idx", 0, "corpus.idx is not an index: it begins with b'L"),
+        (".idx", 9, "corpus.idx is wrong from byte 9 on: the version"),
+        (".idx", 17, "byte 17 on: the type code"),
+        (".idx", 18, "byte 18 on: the number of sequences"),
+        (".idx", 26, r"byte 26 on: the number of documents \+ 1"),
+        (".idx", 34 + 4, "the length of document 1"),
+        (".idx", 34 + 4 * 5 + 8 * 2, "the pointer of document 2"),
+        (".idx", 34 + 12 * 5 + 8 * 4, "the first sequence of document 4"),
+        (".json", 2, "corpus.json is not the manifest of a corpus"),
+        (".json", 70, "corpus.json is damaged"),
+        (".json", -3, "corpus.json is damaged"),
+    ],
+)
+def test_where_the_fault_is(tmp_path: Path, files: dict[str, bytes], suffix: str, offset: int, reason: str) -> None:
+    altered = bytearray(files[suffix])
+    altered[offset] ^= 1
+    faults = faults_in(tmp_path, files | {suffix: bytes(altered)})
+    assert __import__("re").search(reason, faults[0]), faults
+
+
+def test_files_that_are_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> None:
+    with pytest.raises(NCAPluginError, match=r"corpus.json does not exist, nor .*corpus.idx"):
+        verify(str(tmp_path / "corpus"), 1)
+    (tmp_path / "corpus.idx").write_text("not an index")
+    with pytest.raises(NCAPluginError, match=r"and .*corpus.idx is not an index"):
+        verify(str(tmp_path / "corpus"), 1)
+    (tmp_path / "corpus.idx").write_bytes(files[".idx"])
+    with pytest.raises(NCAPluginError, match=r"and .*corpus.idx is an index of other origin"):
+        verify(str(tmp_path / "corpus"), 1)
+    (tmp_path / "corpus.json").write_text('{"rows": []}')
+    with pytest.raises(NCAPluginError, match="is not the manifest of a corpus"):
+        verify(str(tmp_path / "corpus"), 1)
+
+
+def test_another_source_behind_the_same_files_is_found(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A manifest that was made to fit: only generating anew can tell."""
+    manifest = Manifest.from_bytes(files[".json"], "")
+    spec = manifest.part.spec
+    forged = CorpusSpec(
+        uri=spec.uri.replace("seed=1234", "seed=1"),
+        seq_length=spec.seq_length,
+        vocab_size=spec.vocab_size,
+        supervised=spec.supervised,
+        num_documents=spec.num_documents,
+    )
+    part = Part(forged, 0, 1)
+    data = Manifest(part, manifest.origin, manifest.bin_digests, manifest.next_digests, manifest.idx_digest)
+    faults = faults_in(tmp_path, files | {".json": data.to_bytes()})
+    assert len(faults) == 1 and "document 0 is not sample 0 of nca://toy?seed=1&" in faults[0]
