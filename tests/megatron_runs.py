@@ -39,8 +39,13 @@ class FinishedRun:
 
     @property
     def batches(self) -> list[str]:
-        """One line for each micro-batch that rank 0 trained on, in order: a hash of all its tensors."""
+        """One line for each micro-batch that rank 0 trained on, in order: a hash of all its tensors, largest ids."""
         return (self.folder / "batches-0.txt").read_text().splitlines()
+
+    @property
+    def largest_ids(self) -> list[int]:
+        """The largest id of each sample that rank 0 trained on, in order."""
+        return [int(largest) for line in self.batches for largest in line.split()[1:]]
 
 
 def run(folder: Path, *arguments: str | Path, ranks: int = 1) -> FinishedRun:

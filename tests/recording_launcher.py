@@ -1,4 +1,5 @@
-"""`nca_plugin.launch.megatron`, with a hash of every training batch appended to a file of each rank."""
+"""`nca_plugin.launch.megatron`, with a line for every batch in a file of each rank: a hash of it, and the largest id of
+each of its samples."""
 
 import hashlib
 import os
@@ -18,7 +19,8 @@ def _record_batches() -> None:
         tensors = [batch[key] for key in sorted(batch) if batch[key] is not None]
         digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)).hexdigest()
         with path.open("a") as file:
-            print(digest, file=file)
+            tokens = batch["tokens"]
+            print(digest, *(() if tokens is None else tokens.amax(1).tolist()), file=file)
         return batch
 
     step._next_batch = recorded

@@ -44,7 +44,7 @@ def test_the_files_do_not_depend_on_workers_and_shards(tmp_path: Path) -> None:
     expected = contents(tmp_path / "one")
     write(tmp_path / "three", "iid", documents=documents, workers=3)
     assert contents(tmp_path / "three") == expected
-    for count in (1, 2, 7, 9):
+    for count in (2, 7):
         prefix = tmp_path / f"of-{count}"
         shards = list(range(1, count + 1))
         random.Random(count).shuffle(shards)

@@ -1,10 +1,14 @@
 """Megatron's own pretraining on NCA tokens: the same losses under every parallelism, and the same run when resumed."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import write
 from megatron_runs import FinishedRun, run
+
+from nca_plugin.prepare import Corpus, prepare
 
 ROWS = 512
 # Megatron pads a vocabulary to a multiple of 128 times the tensor-parallel size: this one needs none at any size.
@@ -85,17 +89,58 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(folder: Path, first_weigh
         run(folder / "other-vocabulary", *NCA, "--vocab-size", "513", "--pretrained-checkpoint", first_weights)
 
 
-@pytest.mark.slow
-def test_a_blend_with_text_keeps_its_weights(folder: Path) -> None:
-    from nca_plugin.prepare import Corpus, prepare
+# An id of the text is below 257, one of the source 257 or more.
+OFFSET = 257
 
-    text = folder / "text.txt"
-    text.write_text("All work and no play makes Jack a dull boy. " * 2000)
-    prepare(Corpus(inputs=(str(text),)), folder / "text_document")
-    blended = run(
-        folder / "blend",
-        *("--data-path", "0.25", "nca://toy", "0.75", folder / "text_document", "--split", "100,0,0"),
-        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--train-iters", "10"),
-        *("--data-cache-path", folder / "cache"),
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    rows = [json.dumps({"text": "All work and no play makes Jack a dull boy. " * 100})] * 20
+    (folder / "text.jsonl").write_text("\n".join(rows))
+    prepare(Corpus(inputs=(str(folder / "text.jsonl"),)), folder / "text_document")
+    return folder / "text_document"
+
+
+def blend(folder: Path, text: Path, source: str | Path) -> tuple[str | Path, ...]:
+    return (
+        *("--data-path", "0.25", source, "0.75", text, "--split", "90,10,0", "--data-cache-path", folder / "cache"),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(ROWS), "--seed", "3"),
+        *("--tensor-model-parallel-size", "2", "--train-iters", "10", "--eval-iters", "1", "--save-interval", "5"),
     )
-    assert list(blended.losses) == list(range(1, 11))
+
+
+def test_a_blend_keeps_its_weights_and_resumes_exactly(folder: Path, text: Path) -> None:
+    arguments = blend(folder, text, f"nca://toy?vocab_offset={OFFSET}")
+    whole = run(folder / "blend", *arguments, ranks=2)
+    largest = np.array(whole.largest_ids)
+    # Two validation samples follow the last iteration.
+    assert largest.size == 10 * 8 + 8
+    assert (largest[:80] >= OFFSET).sum() == 20
+    assert (largest[80:] >= OFFSET).sum() == 2
+    save = ("--save", folder / "blend-checkpoint", "--load", folder / "blend-checkpoint")
+    until_5 = run(folder / "blend-until-5", *arguments, *save, "--exit-interval", "5", ranks=2)
+    from_5 = run(folder / "blend-from-5", *arguments, *save, ranks=2)
+    assert until_5.batches + from_5.batches == whole.batches
+    for iteration, loss in (until_5.losses | from_5.losses).items():
+        assert loss == pytest.approx(whole.losses[iteration], rel=1e-6)
+
+
+def test_a_corpus_trains_like_the_source_it_was_written_from(folder: Path, text: Path) -> None:
+    uri = f"nca://toy?vocab_offset={OFFSET}"
+    write(folder / "corpus", uri, documents=40, seq_length=128)
+    online, stored = (
+        run(folder / name, *blend(folder, text, source), "--split", "100,0,0", "--eval-iters", "0", ranks=2)
+        for name, source in (("blend-online", uri), ("blend-stored", folder / "corpus"))
+    )
+    assert stored.batches == online.batches
+    assert stored.losses == online.losses
+
+
+def test_ids_beyond_the_tokenizer_need_rows_of_the_model(folder: Path) -> None:
+    arguments = (
+        *("--data-path", f"nca://toy?vocab_offset={OFFSET}", "--train-iters", "1"),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--split", "100,0,0"),
+    )
+    with pytest.raises(AssertionError, match="vocabulary of 257 is smaller than the 275 ids"):
+        run(folder / "rows-refused", *arguments)
+    assert run(folder / "rows", *arguments, "--padded-vocab-size", "512").losses

@@ -25,10 +25,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class SourceGPTDatasetConfig(GPTDatasetConfig):
-    """A `GPTDatasetConfig` for a model with embedding rows beyond its tokenizer's vocabulary."""
+    """A `GPTDatasetConfig` for a model that may have more ids than its tokenizer."""
 
-    num_embeddings: int | None = None
-    """Rows of the model's embedding; None if as many as the tokenizer has ids."""
+    vocab_size: int | None = None
+    """Ids of the model; None if as many as the tokenizer's."""
 
 
 class SourceGPTDataset(GPTDataset):
@@ -65,8 +65,8 @@ class SourceGPTDataset(GPTDataset):
         if not is_ours(dataset_path):
             return GPTDataset.build_low_level_dataset(dataset_path, config)
         source = open_path(dataset_path)
-        num_embeddings = config.num_embeddings if isinstance(config, SourceGPTDatasetConfig) else None
-        check_fit(source, config.sequence_length, num_embeddings or config.tokenizer.vocab_size)
+        vocab_size = config.vocab_size if isinstance(config, SourceGPTDatasetConfig) else None
+        check_fit(source, config.sequence_length, vocab_size or config.tokenizer.vocab_size)
         return source
 
     @staticmethod

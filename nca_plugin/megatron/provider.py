@@ -9,7 +9,7 @@ from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
-from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer, vocab_size_with_padding
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.training import get_args, print_rank_0
 from megatron.training.argument_utils import core_transformer_config_from_args
@@ -78,8 +78,7 @@ def check_arguments(args: Any) -> None:
         path for path in _data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)
     ]
     if paths:
-        # Building the tokenizer sets the rows of a run that does not.
-        vocab_size = args.padded_vocab_size or build_tokenizer(args).vocab_size
+        vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
             check_fit(open_path(path), args.seq_length, vocab_size)
 
@@ -87,6 +86,7 @@ def check_arguments(args: Any) -> None:
 def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     sequences_path = args.per_dataset_sequences_path
+    tokenizer = build_tokenizer(args)
     return SourceGPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
@@ -98,8 +98,8 @@ def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
         num_dataset_builder_threads=args.num_dataset_builder_threads,
         path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
-        tokenizer=build_tokenizer(args),
-        num_embeddings=args.padded_vocab_size,
+        tokenizer=tokenizer,
+        vocab_size=_vocab_size(args, tokenizer),
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
@@ -114,6 +114,12 @@ def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
     )
+
+
+def _vocab_size(args: Any, tokenizer: Any) -> int:
+    """Return the ids that the run has a use for: the tokenizer's, or the rows of the model if more than its padding."""
+    padded = vocab_size_with_padding(tokenizer.vocab_size, args, logging_enabled=False)
+    return int(tokenizer.vocab_size if args.padded_vocab_size in (None, padded) else args.padded_vocab_size)
 
 
 def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:
