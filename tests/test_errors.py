@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from megatron_runs import MODEL
 
+from nca_plugin.cli import main
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import resolve_data_source
 
@@ -72,6 +73,52 @@ def test_errors_are_one_line_and_code_2(tmp_path: Path, command: tuple[str, ...]
     assert len(errors) == 1 and reason in errors[0], done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("generate", "ncaa", "--tokens", "1M", "--out", "c"), "unknown source 'ncaa': did you mean 'nca'?"),
+        (("generate", "nca", "--out", "c"), "Missing option '--tokens'"),
+        (("generate", "nca", "--tokens", "1M"), "Missing option '--out'"),
+        (("generate", "nca", "--tokens", "164X", "--out", "c"), "'164X' is no number of tokens: write 164M"),
+        (("generate", "nca", "--tokens", "0", "--out", "c"), "0 tokens make 0 documents of 1,024: must be 1 .."),
+        (("generate", "nca", "--tokens", "1P", "--out", "c"), "'1P' is no number of tokens"),
+        (("generate", "nca", "--tokens", "9999T", "--out", "c"), "must be 1 .. 2^31 - 1, which Megatron can count"),
+        (("generate", "nca", "--tokens", "1M", "--out", "c", "--seq-length", "9"), "too short for two frames"),
+        (("generate", "nca", "--tokens", "1M", "--out", "c", "--workers", "0"), "0 workers: must be at least 1"),
+        (("generate", "nca", "--tokens", "9M", "--out", "c", "--shard", "8/7"), "shard 8/7: must be i/N with i in 1"),
+        (("generate", "nca", "--tokens", "9M", "--out", "c", "--shard", "8"), "shard '8': must be i/N, such as 1/8"),
+        (("generate", "nca", "--tokens", "1M", "--out", "c", "--shard", "1/7"), "1 blocks of 1,024 documents, so at"),
+        (("generate", "nca", "--tokens", "1M", "--out", "existing.txt/c"), "cannot write to existing.txt"),
+        (("generate", "nca", "--tokens", "1M", "--out", "folder/"), "'folder/' names a folder"),
+        (("generate", "nca", "--tokens", "1M", "--out", 300 * "x"), "File name too long"),
+        (("generate", "nca", "--tokens", "1T", "--out", "c"), "GB more"),
+        (("generate", "nca", "--tokens", "1M", "--out", "nothing://c"), "cannot open nothing://c"),
+        (("merge", "--out", "c"), "no parts to merge"),
+        (("merge", "--out", "c", "a", "b"), "a.json does not exist"),
+        (("verify", "c"), "c.json does not exist, nor c.idx"),
+        (("verify", "existing.txt"), "existing.txt.json does not exist"),
+        (("verify", "c", "--documents", "-1"), "-1 documents to generate: must be at least 0"),
+        (("verify", "nothing://c"), "cannot open nothing://c"),
+    ],
+)
+def test_errors_of_corpora_are_one_line_and_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    reason: str,
+) -> None:
+    (tmp_path / "existing.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("nca-plugin: error:") and reason in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["existing.txt"]
 
 
 def test_a_source_takes_the_place_of_every_other_data_argument() -> None:

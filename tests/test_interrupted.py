@@ -170,7 +170,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         errors = process.communicate()[1]
         assert process.returncode == 2
         lines = [line for line in errors.splitlines() if line]
-        assert lines[-1].startswith(f"nca-plugin: error: cannot write {prefix}: No space left on device; the")
+        assert lines[-1].startswith(f"nca-plugin: error: cannot write {prefix}: No space left on device; put")
         assert "Traceback" not in errors
         assert not any(Path(f"{prefix}{suffix}").exists() for suffix in SUFFIXES)
         done = subprocess.run(command, capture_output=True, text=True)
@@ -193,9 +193,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path, expected: dict[str, bytes]) ->
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        with pytest.raises(
-            NCAPluginError, match=r"cannot write .*corpus: File too large; the blocks that are complete"
-        ):
+        with pytest.raises(NCAPluginError, match=r"cannot write .*corpus: File too large; put that right"):
             write(prefix, documents=3 * BLOCK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

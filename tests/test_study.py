@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.config import load_study
 from nca_plugin.study.report import results, t95, tables, verdict, write_report
-from nca_plugin.study.runs import megatron_arguments
 from nca_plugin.study.study import StudyResult, run_study
 
 DEMO = Path(__file__).parents[1] / "conf" / "study" / "demo.yaml"

@@ -262,7 +262,7 @@ def disk_error(prefix: Path, error: OSError) -> NCAPluginError:
     """Return what to tell the user of an error while `prefix` was written."""
     reason = error.strerror or str(error)
     return NCAPluginError(
-        f"cannot write {prefix}: {reason}; the blocks that are complete are kept, and the same command continues"
+        f"cannot write {prefix}: {reason}; put that right and run the same command again, which keeps complete blocks"
     )
 
 

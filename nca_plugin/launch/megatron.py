@@ -19,17 +19,26 @@ from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 def main() -> None:
     """Run `megatron.training.pretrain` with the arguments of this process."""
     with one_line_errors(of_every_rank=False):
-        arguments = resolve_data_source(sys.argv[1:])
-        _become_only_rank_without_torchrun()
-        # After the arguments are known to be right: importing torch takes seconds.
-        from nca_plugin.megatron import cpu
+        launch(sys.argv[1:])
 
-        if cpu.is_needed():
-            _print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
-            cpu.enable()
-            arguments += cpu.CPU_ARGUMENTS
-        sys.argv[1:] = arguments
-        _pretrain()
+
+def launch(arguments: list[str]) -> None:
+    """Run `megatron.training.pretrain` with Megatron-LM arguments, `--data-source` among them.
+
+    Raises:
+        NCAPluginError: arguments that the run cannot be done with.
+    """
+    arguments = resolve_data_source(arguments)
+    _become_only_rank_without_torchrun()
+    # After the arguments are known to be right: importing torch takes seconds.
+    from nca_plugin.megatron import cpu
+
+    if cpu.is_needed():
+        _print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
+        cpu.enable()
+        arguments += cpu.CPU_ARGUMENTS
+    sys.argv[1:] = arguments
+    _pretrain()
 
 
 def _pretrain() -> None:

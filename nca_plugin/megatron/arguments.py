@@ -7,12 +7,13 @@ import argparse
 import dataclasses
 import difflib
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse, schemes
-from nca_plugin.sources.uri import split_uri
+from nca_plugin.sources.uri import ParsedURI, split_uri
 
 _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
@@ -31,10 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--nca-preset", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: web)")
     group.add_argument("--nca-vocab-offset", metavar="N", help="added to every id of the source (default: 0)")
     for field in dataclasses.fields(NCAConfig):
-        option = f"--{_NCA_PREFIX}{field.name}".replace("_", "-")
-        group.add_argument(option, metavar="VALUE", help=f"NCAConfig.{field.name} (default: the preset's)")
+        group.add_argument(
+            _spelling(field.name), metavar="VALUE", help=f"NCAConfig.{field.name} (default: the preset's)"
+        )
     _repair_help(parser)
     return parser
+
+
+def _spelling(option: str) -> str:
+    """Return how an option of the NCA source is written on the command line."""
+    return f"--{_NCA_PREFIX}{option}".replace("_", "-")
 
 
 def _repair_help(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +72,15 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     _refuse_unknown_options(parser, rest)
     if ours.data_source is None:
         if options:
-            raise NCAPluginError(f"--nca-{next(iter(options)).replace('_', '-')} needs --data-source nca")
+            raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
         return argv
-    source = parse(_with_options(ours.data_source, options))
+    scheme = scheme_of(ours.data_source)
+    if options and scheme not in _NCA_SCHEMES:
+        raise NCAPluginError(
+            f"--nca-... options do not apply to source '{scheme}': write its options in the URI, such as "
+            f"{scheme}://?seed=7"
+        )
+    source = parse(with_options(ours.data_source, options, _spelling))
     rest, tokenizer = _without_data_arguments(rest)
     resolved = [*rest, "--data-path", source.uri]
     if tokenizer.tokenizer_type is None:
@@ -88,23 +101,46 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) ->
             raise NCAPluginError(f"unknown option {name}: {hint}")
 
 
-def _with_options(source: str, options: dict[str, str]) -> str:
-    """Return `source` as a URI that holds the options given beside it."""
+def scheme_of(source: str) -> str:
+    """Return the scheme of a source's URI or bare name."""
+    return _split(source).scheme
+
+
+def with_options(source: str, options: dict[str, str], spelling: Callable[[str], str]) -> str:
+    """Return `source` as a URI that holds the options given beside it, `preset` among them.
+
+    Args:
+        spelling: how the user writes the option of a name.
+
+    Raises:
+        NCAPluginError: an option that the URI holds too.
+    """
     if not options:
         return source
-    parsed = split_uri(source if "://" in source else f"{source}://")
-    if parsed.scheme not in _NCA_SCHEMES:
-        raise NCAPluginError(
-            f"--nca-... options do not apply to source '{parsed.scheme}': write its options in the URI, such as "
-            f"{parsed.scheme}://?seed=7"
-        )
-    preset = options.pop("preset", None)
-    if preset is not None and parsed.preset not in ("", preset):
-        raise NCAPluginError(f"--nca-preset {preset} contradicts --data-source {source}: give one of them")
+    parsed = _split(source)
+    preset = options.get("preset", parsed.preset)
+    if parsed.preset not in ("", preset):
+        raise NCAPluginError(f"{spelling('preset')}: {preset} contradicts source {source}: give one of them")
     for name in options.keys() & parsed.options.keys():
-        raise NCAPluginError(f"--nca-{name.replace('_', '-')} is given in --data-source too: give it once")
-    query = "&".join(f"{name}={value}" for name, value in (parsed.options | options).items())
-    return f"{parsed.scheme}://{preset or parsed.preset}?{query}".removesuffix("?")
+        raise NCAPluginError(f"{spelling(name)} is given in source {source} too: give it once")
+    query = (parsed.options | options).items()
+    return f"{parsed.scheme}://{preset}?{'&'.join(f'{k}={v}' for k, v in query if k != 'preset')}".removesuffix("?")
+
+
+def _split(source: str) -> ParsedURI:
+    return split_uri(source if "://" in source else f"{source}://")
+
+
+def megatron_arguments(values: dict[str, Any]) -> list[str]:
+    """Return `{"lr": 1e-3, "disable-bias-linear": True}` as Megatron-LM arguments, without what is false or null."""
+    result: list[str] = []
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        result.append(f"--{name}")
+        if value is not True:
+            result += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return result
 
 
 def _without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespace]:

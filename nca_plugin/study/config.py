@@ -9,14 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from nca_plugin.checkpoint.plan import SELECTORS
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.hydra_files import compose_file
 from nca_plugin.prepare import BYTES, Corpus
 from nca_plugin.sources import parse
 
@@ -109,10 +107,9 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     """
     path = _find(path)
     try:
-        with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
-            values = compose(path.stem, overrides=overrides)
+        values = compose_file(path, overrides)
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except OmegaConfBaseException as error:
         raise NCAPluginError(f"study file {path}: {' '.join(str(error).split())}") from error
     assert isinstance(study, StudyConfig)
     _check(study, path)

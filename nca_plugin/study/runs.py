@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nca_plugin.errors import NCAPluginError
 
@@ -44,18 +43,6 @@ class RunResult:
     seconds: float
     train_loss: list[tuple[int, float]]
     validation_loss: list[tuple[int, float]]
-
-
-def megatron_arguments(arguments: dict[str, Any]) -> list[str]:
-    """Return `{"lr": 1e-3, "disable-bias-linear": True}` as Megatron-LM arguments, without what is false or null."""
-    result: list[str] = []
-    for name, value in arguments.items():
-        if value is None or value is False:
-            continue
-        result.append(f"--{name}")
-        if value is not True:
-            result += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-    return result
 
 
 class Processes:

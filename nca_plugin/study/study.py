@@ -17,10 +17,11 @@ import numpy as np
 
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.prepare import input_bytes, prepare
 from nca_plugin.sources import Source, parse
 from nca_plugin.study.config import StudyConfig
-from nca_plugin.study.runs import Processes, Run, RunResult, execute, megatron_arguments
+from nca_plugin.study.runs import Processes, Run, RunResult, execute
 
 _UNIGRAM_SAMPLES = 256
 
