@@ -143,7 +143,8 @@ def verify(
         print(fault)
     if faults:
         raise NCAPluginError(f"{prefix} is not as it was written: {len(faults)} faults, listed above")
-    print(f"{prefix} is right: every byte as it was written, {documents} documents generated anew and equal")
+    generated = ", and the documents that were generated anew are equal" if documents else ""
+    print(f"{prefix} is right: every byte is as it was written{generated}")
 
 
 @app.command()

@@ -33,10 +33,22 @@ _SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 
 def parse_count(text: str) -> int:
     """Return the number that `164M`, `2.5B` or `1000000` stands for. Raises `NCAPluginError` for anything else."""
     match = re.fullmatch(r"(\d+)(?:\.(\d{1,12}))?([KMGBT]?)", text.upper())
-    if not match:
+    whole, fraction, suffix = match.groups("") if match else ("", "", "")
+    count, rest = divmod(int(f"{whole}{fraction}" or 0) * _SUFFIXES[suffix], 10 ** len(fraction))
+    if not match or rest:
         raise NCAPluginError(f"'{text}' is no number of tokens: write 164M, 2.5B, 1T or 164000000")
-    whole, fraction, suffix = match.groups("")
-    return int(whole + fraction) * _SUFFIXES[suffix] // 10 ** len(fraction)
+    return count
+
+
+def short(number: float) -> str:
+    """Return a number in at most four digits: 500, 9,765, 164M, 1.02G."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    suffixes = iter("KMGT")
+    suffix = ""
+    while number >= 999.5 and (larger := next(suffixes, None)):
+        number, suffix = number / 1000, larger
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}{suffix}"
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -60,13 +72,7 @@ def stages(unit: str = "") -> Iterator[StartStage]:
     if not console.is_terminal:
         yield partial(_lines, unit)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(unit),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), _StepsColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
 
         def start_stage(name: str, size: int) -> Callable[[int], None]:
@@ -87,21 +93,22 @@ def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
             printed = now
             rate = done / (now - start)
             left = timedelta(seconds=round((size - done) / rate))
-            line = f"{name}: {done:,} of {size:,} {unit}, {rate:,.0f}/s, {left} left"
+            line = f"{name}: {short(done)} of {short(size)} {unit}, {short(rate)}/s, {left} left"
             print(line, file=sys.stderr, flush=True)
 
     return advance
 
 
-class _RateColumn(ProgressColumn):
-    """Steps a second."""
+class _StepsColumn(ProgressColumn):
+    """Steps done and in all, and steps a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = f" {unit}" if unit else ""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f}{self._unit}/s")
+        rate = "" if task.speed is None else f"  {short(task.speed)}/s"
+        return Text(f"{short(task.completed)}/{short(task.total or 0)}{self._unit}{rate}")
 
 
 class StudyProgress:
