@@ -1,5 +1,6 @@
 """Corpora on any file system that fsspec knows: here its own, in memory."""
 
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -39,6 +40,32 @@ def test_what_is_complete_is_left_alone_and_what_is_other_is_refused() -> None:
     assert memory.created("/corpus.bin") == created
     with pytest.raises(NCAPluginError, match=r"memory://corpus.json is of another corpus"):
         write("memory://corpus", "iid")
+
+
+def test_an_upload_that_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is generated anew, and the manifest appears last."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "staging"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "staging").mkdir()
+    memory = fsspec.filesystem("memory")
+    open_file = type(memory).open
+
+    def failing(self: object, path: str, *args: object, **kwargs: object) -> object:
+        if path.endswith(".idx"):
+            raise OSError("connection\nlost")
+        return open_file(self, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "open", failing)
+        with pytest.raises(NCAPluginError, match="cannot use memory://corpus: connection lost"):
+            write("memory://corpus")
+    assert sorted(memory.find("/")) == ["/corpus.bin", "/corpus.next"]
+    write(tmp_path / "local")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: pytest.fail("written anew"))
+        write("memory://corpus")
+    assert memory.cat("/corpus.json") == (tmp_path / "local.json").read_bytes()
+    assert not list((tmp_path / "staging").rglob("corpus*"))
 
 
 def test_a_driver_that_is_missing_is_named() -> None:

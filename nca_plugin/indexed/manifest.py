@@ -20,6 +20,8 @@ SUFFIXES: Final = (".bin", ".next", ".idx", ".json")
 #: How every manifest begins.
 MANIFEST_START: Final = b'{\n "format": "nca-plugin corpus",\n'
 
+_CHECKSUM_START: Final = b',\n "manifest_xxh3_128": '
+_END: Final = b"\n}\n"
 _FORMAT_VERSION: Final = 1
 _TOKENS_PER_BLOCK: Final = 1 << 20
 # Megatron counts documents in int32.
@@ -218,7 +220,7 @@ class Manifest:
             "next": {"bytes": sizes[".next"], "blocks_xxh3_128": list(self.next_digests)},
             "idx": {"bytes": sizes[".idx"], "xxh3_128": self.idx_digest},
         }
-        return _text(content | {"manifest_xxh3_128": digest(_text(content))})
+        return _with_checksum(_text(content))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
@@ -233,12 +235,11 @@ class Manifest:
                     f"{name} has format version {content['format_version']}, newer than {_FORMAT_VERSION}, which this "
                     "nca-plugin reads: update it"
                 )
-            manifest = cls._from_content(content)
-            if manifest.to_bytes() != data:
+            if data != _with_checksum(data.rpartition(_CHECKSUM_START)[0] + _END):
                 raise altered
+            return cls._from_content(content)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise altered from error
-        return manifest
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
@@ -278,3 +279,8 @@ def _run(text: str) -> tuple[int, int]:
 
 def _text(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """Return the text of a mapping with its own checksum as the last entry."""
+    return text.removesuffix(_END) + _CHECKSUM_START + f'"{digest(text)}"'.encode() + _END

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Manifest, Origin, Part
-from nca_plugin.indexed.storage import find, load_manifest, open_file
+from nca_plugin.indexed.storage import load_manifest, names_after, open_file
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -53,7 +54,8 @@ def part_name(prefix: str, number: int, count: int) -> str:
 
 def find_parts(prefix: str) -> list[str]:
     """Return the prefixes of the finished parts that lie beside the corpus they are to make."""
-    return [name.removesuffix(".json") for name in find(f"{prefix}-*-of-*.json")]
+    found = (re.fullmatch(r"(-\d{5,}-of-\d{5,})\.json", rest) for rest in names_after(prefix))
+    return [prefix + match[1] for match in found if match]
 
 
 def _check_complete(names: Sequence[str], manifests: dict[str, Manifest]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,23 +82,40 @@ def size_faults(prefix: str, manifest: Manifest) -> Iterator[str]:
             yield f"{prefix}{suffix} has {found:,} bytes, must have {expected:,}"
 
 
-def find(pattern: str) -> list[str]:
-    """Return the files whose names match a pattern of `*` and `?`."""
-    if not is_remote(pattern):
-        path = Path(pattern)
-        return sorted(map(str, path.parent.glob(path.name)))
-    fs, name = _file_system(pattern)
-    return _remote(pattern, lambda: sorted(fs.unstrip_protocol(found) for found in fs.glob(name)))
+def names_after(prefix: str) -> list[str]:
+    """Return how the names of the files go on that begin with `prefix`."""
+    if not is_remote(prefix):
+        path = Path(prefix)
+        names = (found.name for found in path.parent.iterdir()) if path.parent.is_dir() else ()
+    else:
+        fs, name = _file_system(prefix)
+        folder = fs._parent(name)
+        paths = _remote(prefix, lambda: fs.ls(folder, detail=False) if fs.isdir(folder) else [])
+        names = (found.rpartition("/")[2] for found in paths)
+    start = prefix.rpartition("/")[2]
+    return sorted(name.removeprefix(start) for name in names if name.startswith(start))
 
 
 def staging_prefix(prefix: str) -> Path:
-    """Return where a corpus for a remote prefix is written first: the same place for the same prefix."""
+    """Return where a corpus for a remote prefix is written first: the same place for the same prefix.
+
+    Raises:
+        NCAPluginError: a folder of this name that is another user's.
+    """
+    user_folder = Path(tempfile.gettempdir()) / f"nca-plugin-{os.getuid()}"
+    user_folder.mkdir(mode=0o700, exist_ok=True)
+    if user_folder.stat().st_uid != os.getuid():
+        raise NCAPluginError(f"{user_folder} belongs to another user: set TMPDIR to a folder of your own")
     name = hashlib.blake2b(prefix.encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"nca-plugin-{os.getuid()}" / name / prefix.rpartition("/")[2]
+    return user_folder / name / prefix.rpartition("/")[2]
 
 
 def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
-    """Copy the files of a complete corpus to a remote prefix, the manifest last, and remove them here."""
+    """Copy the files of a complete corpus to a remote prefix, the manifest last.
+
+    Args:
+        advance: called with the bytes of the .bin that are copied.
+    """
     fs, name = _file_system(prefix)
 
     def copy() -> None:
@@ -109,10 +125,10 @@ def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
             with fs.transaction, Path(f"{staged}{suffix}").open("rb") as source, fs.open(name + suffix, "wb") as target:
                 while piece := source.read(_READ_BYTES):
                     target.write(piece)
-                    advance(len(piece))
+                    if suffix == ".bin":
+                        advance(len(piece))
 
     _remote(prefix, copy)
-    shutil.rmtree(staged.parent)
 
 
 def _file_system(path: str) -> tuple[Any, str]:

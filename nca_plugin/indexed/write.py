@@ -1,5 +1,6 @@
 """From blocks to a corpus under its final name, wherever that is."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,14 +24,17 @@ def write_corpus(
     """
     if not is_remote(prefix):
         return _write_here(Path(prefix), part, origin, write_blocks, start_stage)
+    staged = staging_prefix(prefix)
     if size_of(prefix + ".json") is not None:
         manifest = load_manifest(prefix)
         if manifest.part != part:
             raise NCAPluginError(f"{prefix}.json is of another corpus: choose another name, or remove its files")
-        return manifest
-    staged = staging_prefix(prefix)
-    manifest = _write_here(staged, part, origin, write_blocks, start_stage)
-    upload(staged, prefix, start_stage(f"copying {staged} to {prefix}", part.num_documents * part.spec.seq_length))
+    else:
+        manifest = _write_here(staged, part, origin, write_blocks, start_stage)
+        advance = start_stage(f"copying from {staged.parent}", part.num_documents * part.spec.seq_length)
+        upload(staged, prefix, lambda size: advance(size * part.spec.seq_length // part.layout.document_bytes))
+    # There is none if an earlier process removed it.
+    shutil.rmtree(staged.parent, ignore_errors=True)
     return manifest
 
 
