@@ -13,7 +13,7 @@ from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.tokenizers import MegatronTokenizer
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.dataset import SourceGPTDataset
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.sources import parse
 
 URIS = (
@@ -28,6 +28,7 @@ URIS = (
     "iid",
     "eca",
     "nca://web:0.5,code:0.5",
+    "copy://?vocab_offset=300",
 )
 
 
@@ -128,6 +129,29 @@ def test_the_loss_mask_does_not_look_at_ids() -> None:
 def test_what_does_not_fit_is_refused(arguments: dict, reason: str) -> None:
     with pytest.raises(NCAPluginError, match=reason):
         datasets(**arguments)
+
+
+def test_ids_beyond_the_tokenizer_need_rows_of_the_model() -> None:
+    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=257)
+
+    def build(uri: str) -> None:
+        config = SourceGPTDatasetConfig(
+            random_seed=1,
+            sequence_length=128,
+            blend=([uri], None),
+            split="100,0,0",
+            tokenizer=tokenizer,
+            vocab_size=512,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+        )
+        sample = BlendedMegatronDatasetBuilder(SourceGPTDataset, (4, 0, 0), lambda: True, config).build()[0][0]
+        assert 257 <= sample["tokens"].min() <= sample["labels"].max() < 512
+
+    build("nca://toy?vocab_offset=494")
+    with pytest.raises(NCAPluginError, match=r"vocabulary of 512 is smaller than the 513 ids .*--padded-vocab-size"):
+        build("nca://toy?vocab_offset=495")
 
 
 def test_the_shortest_sequence_holds_two_frames() -> None:

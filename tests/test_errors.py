@@ -26,8 +26,8 @@ COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()")
         ((*LAUNCH, "--nca-preset", "web"), "needs --data-source"),
         ((*LAUNCH, "--data-source", "nca", "--seq-length", "64"), "too short for two frames"),
         (
-            (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "10001"),
-            "vocabulary of 10001 is smaller than the 10002 ids",
+            (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9984"),
+            "vocabulary of 9984 is smaller than the 10002 ids",
         ),
         (
             (*LAUNCH, "--data-path", "ncaa://web", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"),

@@ -6,7 +6,7 @@ import numpy as np
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.manifest import MANIFEST_START
-from nca_plugin.indexed.storage import load_manifest
+from nca_plugin.indexed.storage import load_manifest, read_errors
 from nca_plugin.sources import Sample
 
 
@@ -28,9 +28,9 @@ class IndexedSource:
         self.prefix = prefix
         self._seq_length = spec.seq_length
         self._loss_mask = spec.loss_mask
-        self._tokens, self._following = (
-            np.memmap(prefix + suffix, np.dtype(spec.dtype).newbyteorder("<"), "r") for suffix in (".bin", ".next")
-        )
+        dtype = np.dtype(spec.dtype).newbyteorder("<")
+        with read_errors(prefix):
+            self._tokens, self._following = (np.memmap(prefix + suffix, dtype, "r") for suffix in (".bin", ".next"))
         self.uri = spec.uri
         self.vocab_size = spec.vocab_size
         self.num_documents = manifest.part.num_documents

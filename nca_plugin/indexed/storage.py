@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -42,19 +43,26 @@ def size_of(path: str) -> int | None:
 
 def open_file(path: str) -> BinaryIO:
     """Open a file to read. Raises `NCAPluginError` if that is impossible."""
-    try:
-        if not is_remote(path):
+    if not is_remote(path):
+        with read_errors(path):
             return Path(path).open("rb")
-    except OSError as error:
-        raise NCAPluginError(f"cannot read {path}: {error.strerror}") from error
     fs, name = _file_system(path)
     return cast(BinaryIO, _remote(path, lambda: fs.open(name, "rb")))
 
 
 def read_file(path: str) -> bytes:
     """Return the content of a file. Raises `NCAPluginError` if that is impossible."""
-    with open_file(path) as file:
+    with read_errors(path), open_file(path) as file:
         return file.read()
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be read into an `NCAPluginError`."""
+    try:
+        yield
+    except OSError as error:
+        raise NCAPluginError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def load_manifest(prefix: str) -> Manifest:
@@ -85,13 +93,13 @@ def size_faults(prefix: str, manifest: Manifest) -> Iterator[str]:
 def names_after(prefix: str) -> list[str]:
     """Return how the names of the files go on that begin with `prefix`."""
     if not is_remote(prefix):
-        path = Path(prefix)
-        names = (found.name for found in path.parent.iterdir()) if path.parent.is_dir() else ()
+        folder = Path(prefix).parent
+        with read_errors(folder):
+            names = [found.name for found in folder.iterdir()] if folder.is_dir() else []
     else:
         fs, name = _file_system(prefix)
-        folder = fs._parent(name)
-        paths = _remote(prefix, lambda: fs.ls(folder, detail=False) if fs.isdir(folder) else [])
-        names = (found.rpartition("/")[2] for found in paths)
+        paths = _remote(prefix, lambda: fs.ls(fs._parent(name), detail=False) if fs.isdir(fs._parent(name)) else [])
+        names = [found.rpartition("/")[2] for found in paths]
     start = prefix.rpartition("/")[2]
     return sorted(name.removeprefix(start) for name in names if name.startswith(start))
 
@@ -103,9 +111,13 @@ def staging_prefix(prefix: str) -> Path:
         NCAPluginError: a folder of this name that is another user's.
     """
     user_folder = Path(tempfile.gettempdir()) / f"nca-plugin-{os.getuid()}"
-    user_folder.mkdir(mode=0o700, exist_ok=True)
-    if user_folder.stat().st_uid != os.getuid():
-        raise NCAPluginError(f"{user_folder} belongs to another user: set TMPDIR to a folder of your own")
+    try:
+        user_folder.mkdir(mode=0o700, exist_ok=True)
+        is_own = user_folder.stat().st_uid == os.getuid()
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise NCAPluginError(f"{user_folder} cannot be used or is another user's: set TMPDIR to a folder of your own")
     name = hashlib.blake2b(prefix.encode(), digest_size=8).hexdigest()
     return user_folder / name / prefix.rpartition("/")[2]
 

@@ -65,11 +65,12 @@ def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], 
     """
     spec = part.spec
     documents = part.documents(block)
+    loss_mask = spec.loss_mask
     tokens = np.empty((len(documents), spec.seq_length + 1), np.int32)
     for row, document in enumerate(documents):
         index = part.first_document + document
         sample = source.sample(index, spec.seq_length)
-        if not np.array_equal(sample.loss_mask, spec.loss_mask):
+        if not np.array_equal(sample.loss_mask, loss_mask):
             raise NCAPluginError(
                 f"sample {index} of {spec.uri} has another loss mask than sample 0: a corpus has one mask for all "
                 "documents; train on this source online"

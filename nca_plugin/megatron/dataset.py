@@ -28,7 +28,7 @@ class SourceGPTDatasetConfig(GPTDatasetConfig):
     """A `GPTDatasetConfig` for a model that may have more ids than its tokenizer."""
 
     vocab_size: int | None = None
-    """Ids of the model; None if as many as the tokenizer's."""
+    """Ids that the model has rows for; None if as many as the tokenizer's."""
 
 
 class SourceGPTDataset(GPTDataset):

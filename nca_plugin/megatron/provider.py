@@ -9,7 +9,7 @@ from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
-from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer, vocab_size_with_padding
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.training import get_args, print_rank_0
 from megatron.training.argument_utils import core_transformer_config_from_args
@@ -117,9 +117,8 @@ def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
 
 
 def _vocab_size(args: Any, tokenizer: Any) -> int:
-    """Return the ids that the run has a use for: the tokenizer's, or the rows of the model if more than its padding."""
-    padded = vocab_size_with_padding(tokenizer.vocab_size, args, logging_enabled=False)
-    return int(tokenizer.vocab_size if args.padded_vocab_size in (None, padded) else args.padded_vocab_size)
+    """Return the ids that the model has rows for: the tokenizer's and Megatron's padding, or --padded-vocab-size."""
+    return int(args.padded_vocab_size or tokenizer.vocab_size)
 
 
 def _is_dataset_built_on_rank(vp_stage: int | None) -> bool:
