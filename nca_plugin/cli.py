@@ -125,7 +125,7 @@ def merge(
     prefix = prefix_of(out)
     with stages("tokens") as start_stage:
         manifest = merge_parts(list(map(prefix_of, parts or [])) or find_parts(prefix), prefix, start_stage)
-    print(f"{prefix}: {manifest.summary}\nThe parts are not needed any more.")
+    print(f"{prefix}: {manifest.summary}\nBefore you remove the parts: nca-plugin verify {prefix}")
 
 
 @app.command()
@@ -142,7 +142,7 @@ def verify(
     for fault in faults:
         print(fault)
     if faults:
-        raise NCAPluginError(f"{prefix} is not as it was written: {len(faults)} faults, listed above")
+        raise NCAPluginError(f"{prefix} is not right: see the lines above ({len(faults)})")
     generated = ", and the documents that were generated anew are equal" if documents else ""
     print(f"{prefix} is right: every byte is as it was written{generated}")
 

@@ -22,5 +22,5 @@ def compose_file(path: Path, overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
             return compose(path.stem, overrides=overrides)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise NCAPluginError(f"configuration file {path}: {' '.join(str(error).split())}") from error

@@ -32,7 +32,7 @@ _SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 
 
 def parse_count(text: str) -> int:
     """Return the number that `164M`, `2.5B` or `1000000` stands for. Raises `NCAPluginError` for anything else."""
-    match = re.fullmatch(r"(\d+)(?:\.(\d{1,12}))?([KMGBT]?)", text.upper())
+    match = re.fullmatch(r"(\d{1,18})(?:\.(\d{1,12}))?([KMGBT]?)", text.upper())
     whole, fraction, suffix = match.groups("") if match else ("", "", "")
     count, rest = divmod(int(f"{whole}{fraction}" or 0) * _SUFFIXES[suffix], 10 ** len(fraction))
     if not match or rest:
@@ -53,7 +53,7 @@ def short(number: float) -> str:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Return (i, N) of `i/N`. Raises `NCAPluginError` for anything else."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not match:
         raise NCAPluginError(f"shard '{text}': must be i/N, such as 1/8 for the first of eight parts")
     return int(match[1]), int(match[2])
@@ -93,7 +93,7 @@ def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
             printed = now
             rate = done / (now - start)
             left = timedelta(seconds=round((size - done) / rate))
-            line = f"{name}: {short(done)} of {short(size)} {unit}, {short(rate)}/s, {left} left"
+            line = f"{name}: {short(done)} of {short(size)}{unit and ' '}{unit}, {short(rate)}/s, {left} left"
             print(line, file=sys.stderr, flush=True)
 
     return advance

@@ -10,7 +10,7 @@ from corpora import write
 from megatron_runs import MODEL
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.launch.hydra import load_arguments
+from nca_plugin.launch.hydra import load_arguments, main
 from nca_plugin.megatron.arguments import resolve_data_source
 
 
@@ -49,7 +49,9 @@ def test_a_source_is_what_the_command_line_says(config: Path, overrides: list[st
 
 
 def test_a_blend(config: Path) -> None:
-    arguments = load_arguments(config, ["data.path=[0.1,'nca://web?vocab_offset=50257',0.9,my_text_document]"])
+    arguments = load_arguments(
+        config, ["+arguments.mock-data=true", "data.path=[0.1,'nca://web?vocab_offset=50257',0.9,my_text_document]"]
+    )
     blend = ["--data-path", "0.1", "nca://web?vocab_offset=50257", "0.9", "my_text_document"]
     assert arguments == ["--num-layers", "4", "--untie-embeddings-and-output-weights", *blend]
 
@@ -59,7 +61,11 @@ def test_a_blend(config: Path) -> None:
     [
         (["data.sorce=nca"], "unknown key data.sorce; did you mean data.source"),
         (["data.source=nca", "data.nac.preset=web"], "unknown key data.nac; did you mean data.nca"),
-        (["data.nca.preset=web"], "data.nca needs data.source=nca"),
+        (["data.nca.preset=web"], "data.nca does not apply without data.source=nca"),
+        (["data.source=nca", "data.dyck.k=8"], "data.dyck does not apply"),
+        (["data.path=[a]", "data.nca.preset=web"], "data.nca does not apply"),
+        (["data.source=5"], "data.source=5 must be a name or a URI"),
+        (["data.source={a: 1}"], "must be a name or a URI"),
         (["data.source=nca", "data.path=[a]"], "contradict each other"),
         (["data.source=nca://web", "data.nca.preset=code"], "data.nca.preset: code contradicts source nca://web"),
         (["data.source=nca", "data.nca=web"], "data.nca must be a mapping"),
@@ -72,6 +78,22 @@ def test_what_is_wrong_is_one_line(config: Path, overrides: list[str], reason: s
     with pytest.raises(NCAPluginError, match=reason) as error:
         load_arguments(config, overrides)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_typed_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--config-dir", "x"], ["--config-nam", "x"], ["a.b=1", "--config-name", "missing", "c.d=2"]):
+        monkeypatch.setattr(sys, "argv", ["hydra", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("nca-plugin: error: ")
+    assert "missing.yaml does not exist" in line
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(NCAPluginError, match=r"configuration file .*run.yaml"):
+        load_arguments(tmp_path / "run.yaml", [])
 
 
 def test_an_unknown_option_of_a_source(config: Path) -> None:

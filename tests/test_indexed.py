@@ -79,6 +79,7 @@ def test_a_file_of_a_corpus_stands_for_its_prefix(name: str) -> None:
     assert prefix_of(name) == "a/corpus"
 
 
-def test_a_folder_is_no_prefix() -> None:
-    with pytest.raises(NCAPluginError, match="names a folder"):
-        prefix_of("corpora/")
+@pytest.mark.parametrize("name", ["corpora/", ".", "..", "", "corpora/..", ".bin", "corpora/.idx", "file://"])
+def test_a_folder_is_no_prefix(name: str) -> None:
+    with pytest.raises(NCAPluginError, match="names no corpus"):
+        prefix_of(name)

@@ -1,6 +1,7 @@
 """A writer killed at any moment: nothing under a final name is ever incomplete, and the same command ends with the
 same bytes."""
 
+import errno
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -146,6 +148,45 @@ def test_killed_again_and_again(tmp_path: Path, expected: dict[str, bytes]) -> N
     assert contents(prefix) == expected
 
 
+def test_a_block_enters_the_journal_when_it_is_on_the_disk(
+    tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut needs: the data before the journal, every file before its final name."""
+    unsynchronised: set[str] = set()
+    journalled = renamed = 0
+    pwrite, fdatasync, fsync, rename = os.pwrite, os.fdatasync, os.fsync, os.rename
+
+    def name(descriptor: int) -> str:
+        return Path(f"/proc/self/fd/{descriptor}").readlink().name
+
+    def checked_pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal journalled
+        if name(descriptor) == "corpus.journal":
+            assert not unsynchronised
+            journalled += 1
+        unsynchronised.add(name(descriptor))
+        return pwrite(descriptor, data, offset)
+
+    def checked_sync(sync: Callable[[int], None]) -> Callable[[int], None]:
+        return lambda descriptor: (sync(descriptor), unsynchronised.discard(name(descriptor)))[0]
+
+    def checked_rename(source: Path, target: Path) -> None:
+        nonlocal renamed
+        assert not unsynchronised
+        unsynchronised.add(Path(target).parent.name)
+        renamed += 1
+        rename(source, target)
+
+    monkeypatch.setattr(os, "pwrite", checked_pwrite)
+    monkeypatch.setattr(os, "fdatasync", checked_sync(fdatasync))
+    monkeypatch.setattr(os, "fsync", checked_sync(fsync))
+    monkeypatch.setattr(os, "rename", checked_rename)
+    assert write_here(tmp_path / "corpus") is not None
+    assert contents(tmp_path / "corpus") == expected
+    # The settings and each of three blocks; the four files.
+    assert (journalled, renamed) == (4, 4) and not unsynchronised
+
+
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     folder.mkdir()
@@ -180,6 +221,34 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         assert contents(prefix) == expected
 
 
+def test_a_merge_on_a_disk_that_fills_up(
+    tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, writes = os.pwrite, iter(range(100))
+
+    def failing(*arguments: Any) -> int:
+        if next(writes) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(*arguments)
+
+    for number in (1, 2, 3):
+        write(tmp_path / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
+    parts = [str(tmp_path / f"part-{number}") for number in (1, 2, 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        with pytest.raises(NCAPluginError, match=r"cannot write .*merged: No space left on device; put that right"):
+            merge(parts, str(tmp_path / "merged"))
+    merge(parts, str(tmp_path / "merged"))
+    assert contents(tmp_path / "merged") == expected
+
+
+def test_what_is_left_without_a_journal_makes_room(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    with small_disk(tmp_path / "disk", 9 << 20) as disk:
+        (disk / "corpus.bin.partial").write_bytes(bytes(8 << 20))
+        write(disk / "corpus", documents=3 * BLOCK)
+        assert contents(disk / "corpus") == expected
+
+
 def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4 << 20) as disk:
         with pytest.raises(NCAPluginError, match=r"needs 0.\d+ GB more, .* has 0.\d+ GB free: make room"):
@@ -207,8 +276,8 @@ def unfinished(tmp_path: Path) -> Path:
     prefix = tmp_path / "unfinished" / "corpus"
     source = parse("copy")
     part = Part.shard(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
-    with Draft(prefix, part, Origin.here(), silent_stage) as draft, BlockWriter(prefix, part) as writer:
-        draft.commit([writer.write(block, *block_arrays(source, part, block)) for block in (0, 2)], writer)
+    with Draft(prefix, part, Origin.here(), silent_stage) as draft:
+        draft.commit([draft.writer.write(block, *block_arrays(source, part, block)) for block in (0, 2)])
     return prefix
 
 
@@ -240,12 +309,14 @@ def test_an_unfinished_corpus_that_was_altered_is_repaired_or_refused(
         shutil.copy(path, prefix.parent)
     path = Path(f"{prefix}{data.draw(st.sampled_from(['.journal', '.bin.partial', '.next.partial']))}")
     content = bytearray(path.read_bytes())
-    match data.draw(st.sampled_from(["alter", "cut", "remove"])):
+    match data.draw(st.sampled_from(["alter", "cut", "lengthen", "remove"])):
         case "alter":
             content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
             path.write_bytes(content)
         case "cut":
             path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        case "lengthen":
+            path.write_bytes(content + data.draw(st.binary(min_size=1, max_size=9)))
         case "remove":
             path.unlink()
     merged = write_here(prefix)
@@ -259,10 +330,9 @@ def write_here(prefix: Path) -> Manifest | None:
     source = parse("copy")
     part = Part.shard(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
 
-    def blocks(prefix: Path, missing: list[int]) -> Iterator[list[WrittenBlock]]:
-        with BlockWriter(prefix, part) as writer:
-            for block in missing:
-                yield [writer.write(block, *block_arrays(source, part, block))]
+    def blocks(writer: BlockWriter, missing: list[int]) -> Iterator[list[WrittenBlock]]:
+        for block in missing:
+            yield [writer.write(block, *block_arrays(source, part, block))]
 
     try:
         return write_corpus(str(prefix), part, Origin.here(), blocks, silent_stage)
@@ -326,6 +396,17 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_next_one_continues(tmp_pat
     assert "ended early (exit code -9" in errors and "Traceback" not in errors
     subprocess.run(command, check=True)
     assert verify(str(prefix), 4) == []
+
+
+def test_a_worker_that_outlives_its_writer_reaches_no_later_corpus(unfinished: Path) -> None:
+    source = parse("copy")
+    part = Part.shard(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
+    with Draft(unfinished, part, Origin.here(), silent_stage) as draft:
+        orphan = BlockWriter(part, (os.dup(draft.writer.files[0]), os.dup(draft.writer.files[1])))
+    Path(f"{unfinished}.journal").unlink()
+    write(unfinished, "iid", documents=3 * BLOCK)
+    orphan.write(1, *block_arrays(source, part, 1))
+    assert verify(str(unfinished), 4) == []
 
 
 def test_no_worker_outlives_a_killed_writer(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from corpora import BLOCK, contents, write
+from corpora import BLOCK, SUFFIXES, contents, write
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.draft import locked
 from nca_plugin.indexed.merge import find_parts, merge, part_name
+from nca_plugin.indexed.storage import staging_prefix
 from nca_plugin.indexed.verify import verify
 
 
@@ -51,7 +53,7 @@ def test_an_upload_that_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     open_file = type(memory).open
 
     def failing(self: object, path: str, *args: object, **kwargs: object) -> object:
-        if path.endswith(".idx"):
+        if path.endswith(".idx.partial"):
             raise OSError("connection\nlost")
         return open_file(self, path, *args, **kwargs)
 
@@ -66,6 +68,33 @@ def test_an_upload_that_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         write("memory://corpus")
     assert memory.cat("/corpus.json") == (tmp_path / "local.json").read_bytes()
     assert not list((tmp_path / "staging").rglob("corpus*"))
+
+
+def test_the_files_of_others_are_left_alone() -> None:
+    memory = fsspec.filesystem("memory")
+    for suffix in SUFFIXES:
+        memory.store.clear()
+        memory.pipe(f"/corpus{suffix}", b"mine")
+        with pytest.raises(NCAPluginError, match=r"exists already|is not the manifest of a corpus"):
+            write("memory://corpus")
+        assert memory.find("/") == [f"/corpus{suffix}"] and memory.cat(f"/corpus{suffix}") == b"mine"
+
+
+def test_a_second_writer_on_this_machine_is_refused() -> None:
+    staged = staging_prefix("memory://corpus")
+    with (
+        locked(staged.parent.with_suffix(".lock"), "memory://corpus"),
+        pytest.raises(NCAPluginError, match="memory://corpus is being written by another process"),
+    ):
+        write("memory://corpus")
+
+
+def test_megatron_is_not_given_a_corpus_in_object_storage() -> None:
+    from nca_plugin.megatron.provider import _is_corpus_in_object_storage
+
+    assert not _is_corpus_in_object_storage("memory://corpus")
+    write("memory://corpus")
+    assert _is_corpus_in_object_storage("memory://corpus")
 
 
 def test_a_driver_that_is_missing_is_named() -> None:

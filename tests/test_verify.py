@@ -1,5 +1,7 @@
 """Nothing can be altered without `verify` telling where."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Part
+from nca_plugin.indexed.manifest import Manifest, Part
 from nca_plugin.indexed.verify import verify
 
 
@@ -74,12 +76,28 @@ def test_where_the_fault_is(tmp_path: Path, files: dict[str, bytes], suffix: str
     altered = bytearray(files[suffix])
     altered[offset] ^= 1
     faults = faults_in(tmp_path, files | {suffix: bytes(altered)})
-    assert __import__("re").search(reason, faults[0]), faults
+    assert re.search(reason, faults[0]), faults
+
+
+def test_what_is_damaged_is_told_without_the_source(tmp_path: Path, files: dict[str, bytes]) -> None:
+    manifest = Manifest.from_bytes(files[".json"], "")
+    spec = dataclasses.replace(manifest.part.spec, uri="elsewhere://?seed=1")
+    unknown = dataclasses.replace(manifest, part=Part(spec, 0, 1)).to_bytes()
+    damaged = files | {".bin": b"\x7f" + files[".bin"][1:], ".json": unknown}
+    faults = faults_in(tmp_path, damaged)
+    assert len(faults) == 2 and "corpus.bin is not as it was written" in faults[0]
+    assert "corpus cannot be compared with its source: unknown source 'elsewhere'" in faults[1]
+    (tmp_path / "corpus.bin").write_bytes(files[".bin"])
+    assert verify(str(tmp_path / "corpus"), 0) == []
 
 
 def test_files_that_are_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> None:
     with pytest.raises(NCAPluginError, match=r"corpus.json does not exist, nor .*corpus.idx"):
         verify(str(tmp_path / "corpus"), 1)
+    (tmp_path / "corpus.journal").touch()
+    with pytest.raises(NCAPluginError, match=r"but .*corpus.journal, so it is not finished"):
+        verify(str(tmp_path / "corpus"), 1)
+    (tmp_path / "corpus.journal").unlink()
     (tmp_path / "corpus.idx").write_text("not an index")
     with pytest.raises(NCAPluginError, match=r"and .*corpus.idx is not an index"):
         verify(str(tmp_path / "corpus"), 1)
@@ -95,14 +113,7 @@ def test_another_source_behind_the_same_files_is_found(tmp_path: Path, files: di
     """A manifest that was made to fit: only generating anew can tell."""
     manifest = Manifest.from_bytes(files[".json"], "")
     spec = manifest.part.spec
-    forged = CorpusSpec(
-        uri=spec.uri.replace("seed=1234", "seed=1"),
-        seq_length=spec.seq_length,
-        vocab_size=spec.vocab_size,
-        supervised=spec.supervised,
-        num_documents=spec.num_documents,
-    )
-    part = Part(forged, 0, 1)
-    data = Manifest(part, manifest.origin, manifest.bin_digests, manifest.next_digests, manifest.idx_digest)
+    forged = dataclasses.replace(spec, uri=spec.uri.replace("seed=1234", "seed=1"))
+    data = dataclasses.replace(manifest, part=Part(forged, 0, 1))
     faults = faults_in(tmp_path, files | {".json": data.to_bytes()})
     assert len(faults) == 1 and "document 0 is not sample 0 of nca://toy?seed=1&" in faults[0]

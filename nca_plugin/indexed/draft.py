@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
-from nca_plugin.indexed.storage import load_manifest
+from nca_plugin.indexed.storage import check_same, load_manifest
 from nca_plugin.progress import StartStage
 
 #: Files that are written block by block.
@@ -40,19 +40,17 @@ class WrittenBlock:
     next_digest: str
 
 
+@dataclass(frozen=True, slots=True)
 class BlockWriter:
-    """Writes blocks to their places in the partial files of a draft. Every process may have one."""
+    """Writes blocks to their places in the partial files of a draft. Every process may have one.
 
-    def __init__(self, prefix: Path, part: Part) -> None:
-        self._part = part
-        self._files = [os.open(_partial(prefix, suffix), os.O_WRONLY) for suffix in _BLOCK_SUFFIXES]
+    Attributes:
+        files: descriptors of the .bin and the .next. They are handed on, never opened by name: what a process that
+            outlives its parent writes must not end up in the files of the next run.
+    """
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            os.close(file)
+    part: Part
+    files: tuple[int, int]
 
     def write(self, block: int, tokens: NDArray[Any], following: NDArray[Any]) -> WrittenBlock:
         """Write the documents of a block.
@@ -61,15 +59,15 @@ class BlockWriter:
             tokens: [documents, seq_length], of the corpus's type.
             following: [documents], the token after each document, which is its last target.
         """
-        start = self._part.documents(block).start
+        start = self.part.documents(block).start
         arrays = [np.ascontiguousarray(array, f"<{array.dtype.str[1:]}") for array in (tokens, following)]
-        for file, array in zip(self._files, arrays, strict=True):
+        for file, array in zip(self.files, arrays, strict=True):
             _write(file, memoryview(array).cast("B"), start * array[0].nbytes)
         return WrittenBlock(block, *map(digest, arrays))
 
     def sync(self) -> None:
         """Return when all that was written, by any process, is on the disk."""
-        for file in self._files:
+        for file in self.files:
             os.fdatasync(file)
 
 
@@ -78,6 +76,7 @@ class Draft:
 
     Attributes:
         manifest: of the finished corpus, None before.
+        writer: for the blocks that are missing.
         missing: blocks that are still to be written, ascending.
 
     Raises:
@@ -97,37 +96,37 @@ class Draft:
 
     def __enter__(self) -> Self:
         check_folder(self._prefix.parent)
-        with self._disk_errors():
+        with disk_errors(self._prefix), ExitStack() as stack:
             self._prefix.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = _lock(self._journal_path)
+            self._journal = stack.enter_context(locked(self._journal_path, str(self._prefix)))
             try:
-                self._open()
+                self._open(stack)
             except BaseException:
                 if not os.fstat(self._journal).st_size:
                     self._journal_path.unlink()
-                os.close(self._journal)
                 raise
+            self._open_files = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._journal)
+        self._open_files.close()
 
     @property
     def missing(self) -> list[int]:
         return [block for block in range(self._part.num_blocks) if block not in self._written]
 
-    def commit(self, blocks: Sequence[WrittenBlock], writer: BlockWriter) -> None:
-        """Make sure that `blocks`, which `writer` or another has written, outlast whatever happens."""
+    def commit(self, blocks: Sequence[WrittenBlock]) -> None:
+        """Make sure that `blocks`, which are written, outlast whatever happens."""
         lines = [f"{b.block} {b.bin_digest} {b.next_digest}\n" for b in blocks]
-        with self._disk_errors():
-            writer.sync()
+        with disk_errors(self._prefix):
+            self.writer.sync()
             self._append("".join(lines))
         self._written.update((block.block, block) for block in blocks)
 
     def finish(self) -> Manifest:
         """Give the files their final names, now that no block is missing."""
         index = xxhash.xxh3_128()
-        with self._disk_errors():
+        with disk_errors(self._prefix):
             with _partial(self._prefix, ".idx").open("wb") as file:
                 for chunk in self._part.layout.chunks():
                     file.write(chunk)
@@ -154,14 +153,12 @@ class Draft:
             self._journal_path.unlink()
         return self.manifest
 
-    def _open(self) -> None:
+    def _open(self, stack: ExitStack) -> None:
         finals = [path for suffix in SUFFIXES if (path := _file(self._prefix, suffix)).exists()]
         manifest_path = _file(self._prefix, ".json")
         if manifest_path in finals:
-            manifest = load_manifest(str(self._prefix))
-            if manifest.part != self._part:
-                raise NCAPluginError(f"{manifest_path} is of another corpus: choose another name, or remove its files")
-            self.manifest = manifest
+            self.manifest = load_manifest(str(self._prefix))
+            check_same(self.manifest, self._part, str(self._prefix))
             self._journal_path.unlink()
             return
         lines = self._read_journal()
@@ -174,11 +171,17 @@ class Draft:
                 raise NCAPluginError(
                     f"{finals[0]} is not what {self._journal_path} tells of: remove both to write the corpus anew"
                 )
-        self._check_room()
-        if not lines or self.missing:
+        else:
+            # Without their journal they are nothing, and room that is needed.
             for suffix in _BLOCK_SUFFIXES:
-                with _partial(self._prefix, suffix).open("ab" if lines else "wb") as file:
-                    file.truncate(self._part.sizes[suffix])
+                _partial(self._prefix, suffix).unlink(missing_ok=True)
+        self._check_room()
+        files = []
+        for suffix in _BLOCK_SUFFIXES:
+            files.append(os.open(self._location(suffix), os.O_WRONLY | os.O_CREAT, 0o666))
+            stack.callback(os.close, files[-1])
+            os.ftruncate(files[-1], self._part.sizes[suffix])
+        self.writer = BlockWriter(self._part, (files[0], files[1]))
         if not lines:
             self._append(json.dumps(self._identity) + "\n")
         _sync_folder(self._prefix.parent)
@@ -250,20 +253,17 @@ class Draft:
         final = _file(self._prefix, suffix)
         return final if final.exists() else _partial(self._prefix, suffix)
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise disk_error(self._prefix, error) from error
 
-
-def disk_error(prefix: Path, error: OSError) -> NCAPluginError:
-    """Return what to tell the user of an error while `prefix` was written."""
-    reason = error.strerror or str(error)
-    return NCAPluginError(
-        f"cannot write {prefix}: {reason}; put that right and run the same command again, which keeps complete blocks"
-    )
+@contextmanager
+def disk_errors(prefix: Path) -> Iterator[None]:
+    """Turn what the system says while `prefix` is written into an `NCAPluginError`."""
+    try:
+        yield
+    except OSError as error:
+        raise NCAPluginError(
+            f"cannot write {prefix}: {error.strerror or error}; put that right and run the same command again, which "
+            "keeps complete blocks"
+        ) from error
 
 
 def _identity(part: Part, origin: Origin) -> dict[str, Any]:
@@ -276,27 +276,43 @@ def _identity(part: Part, origin: Origin) -> dict[str, Any]:
     }
 
 
-def _lock(path: Path) -> int:
-    """Return a descriptor of the file `path`, made if need be, that no other process can lock."""
+@contextmanager
+def locked(path: Path, prefix: str) -> Iterator[int]:
+    """Yield a descriptor of the file `path`, made if need be, that no other process which writes `prefix` can have.
+
+    Raises:
+        NCAPluginError: another process has it, or the file system has no locks.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, path, prefix)
             # The process that held it may have finished, and removed it, in the meantime.
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                    return descriptor
-        except BlockingIOError:
+            if _is_at(descriptor, path):
+                yield descriptor
+                return
+        finally:
             os.close(descriptor)
-            raise NCAPluginError(
-                f"{path.with_suffix('')} is being written by another process: wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise NCAPluginError(
-                f"{path.parent} is on a file system without locks ({error.strerror}): write elsewhere and copy"
-            ) from error
-        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, prefix: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NCAPluginError(
+            f"{prefix} is being written by another process: wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise NCAPluginError(
+            f"{path.parent} is on a file system without locks ({error.strerror}): write elsewhere and copy"
+        ) from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _file(prefix: Path, suffix: str) -> Path:

@@ -38,6 +38,6 @@ def generate(
         prefix,
         part,
         Origin.here(),
-        lambda local, blocks: generate_blocks(local, part, blocks, num_workers),
+        lambda writer, blocks: generate_blocks(writer, blocks, num_workers),
         start_stage,
     )

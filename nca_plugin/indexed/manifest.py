@@ -24,6 +24,8 @@ _CHECKSUM_START: Final = b',\n "manifest_xxh3_128": '
 _END: Final = b"\n}\n"
 _FORMAT_VERSION: Final = 1
 _TOKENS_PER_BLOCK: Final = 1 << 20
+# A block is at least one document, and in memory.
+_MAX_SEQ_LENGTH: Final = 1 << 24
 # Megatron counts documents in int32.
 _MAX_DOCUMENTS: Final = (1 << 31) - 1
 
@@ -53,6 +55,8 @@ class CorpusSpec:
             NCAPluginError: no tokens, more documents than Megatron counts, or what the source refuses.
         """
         source.check_seq_length(seq_length)
+        if seq_length > _MAX_SEQ_LENGTH:
+            raise NCAPluginError(f"sequence length {seq_length}: must be at most {_MAX_SEQ_LENGTH}")
         num_documents = -(-num_tokens // seq_length)
         if not 1 <= num_documents <= _MAX_DOCUMENTS:
             raise NCAPluginError(

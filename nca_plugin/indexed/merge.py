@@ -3,8 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
-from nca_plugin.indexed.manifest import Manifest, Origin, Part
-from nca_plugin.indexed.storage import load_manifest, names_after, open_file
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.storage import load_manifest, names_after, open_file, read_errors
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -30,6 +29,8 @@ def merge(parts: Sequence[str], prefix: str, start_stage: StartStage = silent_st
         NCAPluginError: parts of different corpora, missing, overlapping or damaged ones, or a prefix that cannot be
             written.
     """
+    if prefix in parts:
+        raise NCAPluginError(f"{prefix} is one of its own parts: choose another --out")
     manifests = {name: load_manifest(name) for name in parts}
     names = sorted(manifests, key=lambda name: manifests[name].part.first_block)
     if not names:
@@ -41,8 +42,8 @@ def merge(parts: Sequence[str], prefix: str, start_stage: StartStage = silent_st
     return write_corpus(
         prefix,
         whole,
-        _joined_origin(list(ordered.values())),
-        lambda local, blocks: _copy_blocks(ordered, whole, local, blocks),
+        _joined_origin([manifest.origin for manifest in ordered.values()]),
+        lambda writer, blocks: _copy_blocks(ordered, writer, blocks),
         start_stage,
     )
 
@@ -60,74 +61,78 @@ def find_parts(prefix: str) -> list[str]:
 
 def _check_complete(names: Sequence[str], manifests: dict[str, Manifest]) -> None:
     """Raise `NCAPluginError` unless the parts, in the order of `names`, are those of one corpus, each once."""
-    first = manifests[names[0]]
-    spec = first.part.spec
+    spec = manifests[names[0]].part.spec
     for name in names[1:]:
         other = manifests[name]
-        if other.part.spec != spec or other.origin.deflate != first.origin.deflate:
+        if other.part.spec != spec:
             raise NCAPluginError(
-                f"{name} and {names[0]} are parts of different corpora ({_difference(other, first)}): merge those "
-                "of one"
+                f"{name} and {names[0]} are parts of different corpora ({_difference(other.part.spec, spec)}): merge "
+                "those of one"
             )
     stop, last = 0, ""
+
+    def span(first: int, stop: int) -> str:
+        last = min(stop * spec.block_documents, spec.num_documents) - 1
+        return f"documents {first * spec.block_documents:,} .. {last:,} of {spec.num_documents:,}"
+
     end = Part(spec, spec.num_blocks, spec.num_blocks)
     for name, part in [*((name, manifests[name].part) for name in names), ("", end)]:
         if part.first_block > stop:
-            raise NCAPluginError(
-                f"documents {stop * spec.block_documents:,} .. {part.first_document - 1:,} of {spec.num_documents:,} "
-                "are in no part: add the missing shard"
-            )
+            raise NCAPluginError(f"{span(stop, part.first_block)} are in no part: add the missing shard")
         if part.first_block < stop:
-            raise NCAPluginError(
-                f"documents {part.first_document:,} .. {min(stop, part.stop_block) * spec.block_documents - 1:,} are "
-                f"in both {last} and {name}: leave one out"
-            )
+            common = span(part.first_block, min(stop, part.stop_block))
+            raise NCAPluginError(f"{common} are in both {last} and {name}: leave one out")
         stop, last = part.stop_block, name
 
 
-def _difference(one: Manifest, other: Manifest) -> str:
-    a, b = (dataclasses.asdict(m.part.spec) | {"deflate": m.origin.deflate} for m in (one, other))
+def _difference(one: CorpusSpec, other: CorpusSpec) -> str:
+    a, b = map(dataclasses.asdict, (one, other))
     return "; ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key])
 
 
-def _joined_origin(manifests: Sequence[Manifest]) -> Origin:
-    """Return the origin of all parts, with every version of a package that wrote one."""
-    packages = manifests[0].origin.versions
+def _joined_origin(origins: Sequence[Origin]) -> Origin:
+    """Return the origin of all parts: every version of a package that wrote one, every deflate library."""
+
+    def joined(values: Iterable[str]) -> str:
+        return " and ".join(sorted(set(values)))
+
+    packages = origins[0].versions
     return Origin(
-        versions={package: ", ".join(sorted({m.origin.versions[package] for m in manifests})) for package in packages},
-        deflate=manifests[0].origin.deflate,
+        versions={package: joined(origin.versions[package] for origin in origins) for package in packages},
+        deflate=joined(origin.deflate for origin in origins),
     )
 
 
 def _copy_blocks(
-    manifests: dict[str, Manifest], whole: Part, prefix: Path, blocks: list[int]
+    manifests: dict[str, Manifest], writer: BlockWriter, blocks: list[int]
 ) -> Iterator[list[WrittenBlock]]:
-    spec = whole.spec
     name_of = {block: name for name, m in manifests.items() for block in range(m.part.first_block, m.part.stop_block)}
     done: list[WrittenBlock] = []
-    with BlockWriter(prefix, whole) as writer:
-        for name, group in itertools.groupby(blocks, name_of.__getitem__):
-            manifest = manifests[name]
-            with open_file(name + ".bin") as tokens, open_file(name + ".next") as following:
-                for block in group:
-                    local = block - manifest.part.first_block
-                    rows = manifest.part.documents(local)
-                    written = writer.write(
-                        block,
-                        _read(tokens, rows, spec.seq_length, spec.dtype),
-                        _read(following, rows, 1, spec.dtype).reshape(-1),
-                    )
-                    if written != WrittenBlock(block, manifest.bin_digests[local], manifest.next_digests[local]):
-                        raise NCAPluginError(
-                            f"part {name} is damaged in its documents {rows.start:,} .. {rows.stop - 1:,}: "
-                            "generate it anew"
-                        )
-                    done.append(written)
-                    if len(done) == _BLOCKS_PER_COMMIT:
-                        yield done
-                        done = []
+    for name, group in itertools.groupby(blocks, name_of.__getitem__):
+        with open_file(name + ".bin") as tokens, open_file(name + ".next") as following:
+            for block in group:
+                done.append(_copy_block(name, manifests[name], tokens, following, writer, block))
+                if len(done) == _BLOCKS_PER_COMMIT:
+                    yield done
+                    done = []
     if done:
         yield done
+
+
+def _copy_block(
+    name: str, manifest: Manifest, tokens: BinaryIO, following: BinaryIO, writer: BlockWriter, block: int
+) -> WrittenBlock:
+    part, spec = manifest.part, manifest.part.spec
+    local = block - part.first_block
+    rows = part.documents(local)
+    with read_errors(name):
+        arrays = _read(tokens, rows, spec.seq_length, spec.dtype), _read(following, rows, 1, spec.dtype).reshape(-1)
+    written = writer.write(block, *arrays)
+    if written != WrittenBlock(block, manifest.bin_digests[local], manifest.next_digests[local]):
+        raise NCAPluginError(
+            f"part {name} is damaged in its documents {rows.start:,} .. {rows.stop - 1:,}: generate it anew"
+        )
+    return written
 
 
 def _read(file: BinaryIO, rows: range, width: int, dtype: str) -> NDArray[Any]:

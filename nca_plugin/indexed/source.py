@@ -61,10 +61,10 @@ class IndexedSource:
 def is_corpus(prefix: str) -> bool:
     """Whether a corpus of this package lies under the local `prefix`, whole or not, rather than another's files."""
     try:
+        # Without this a corpus that lost its manifest would be trained on with another loss mask.
+        if Path(prefix + ".next").exists():
+            return True
         with Path(prefix + ".json").open("rb") as file:
-            if file.read(len(MANIFEST_START)) == MANIFEST_START:
-                return True
+            return file.read(len(MANIFEST_START)) == MANIFEST_START
     except OSError:
-        pass
-    # Without it a corpus that lost its manifest would be trained on with another loss mask.
-    return Path(prefix + ".next").exists()
+        return False

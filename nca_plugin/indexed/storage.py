@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.manifest import SUFFIXES, Manifest
+from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Part
 
 _READ_BYTES: Final = 1 << 23
 
@@ -18,13 +18,13 @@ def prefix_of(name: str) -> str:
     """Return the prefix that `name`, a prefix or one of its files, stands for.
 
     Raises:
-        NCAPluginError: a folder, which is no prefix.
+        NCAPluginError: a folder, or a suffix without a name.
     """
     prefix = name.removeprefix("file://")
-    if not prefix or prefix.endswith("/"):
-        raise NCAPluginError(f"'{name}' names a folder: add the name of the corpus, such as {name}corpus")
-    for suffix in SUFFIXES:
-        prefix = prefix.removesuffix(suffix)
+    suffix = next((suffix for suffix in SUFFIXES if prefix.endswith(suffix)), "")
+    prefix = prefix.removesuffix(suffix)
+    if prefix.rpartition("/")[2] in ("", ".", ".."):
+        raise NCAPluginError(f"'{name}' names no corpus: a folder and a name are needed, such as corpora/web")
     return prefix
 
 
@@ -47,7 +47,8 @@ def open_file(path: str) -> BinaryIO:
         with read_errors(path):
             return Path(path).open("rb")
     fs, name = _file_system(path)
-    return cast(BinaryIO, _remote(path, lambda: fs.open(name, "rb")))
+    with read_errors(path):
+        return cast(BinaryIO, fs.open(name, "rb"))
 
 
 def read_file(path: str) -> bytes:
@@ -58,11 +59,16 @@ def read_file(path: str) -> bytes:
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be read into an `NCAPluginError`."""
+    """Turn what the system, or a driver, says of a file that cannot be read into an `NCAPluginError`."""
     try:
         yield
-    except OSError as error:
-        raise NCAPluginError(f"cannot read {path}: {error.strerror or error}") from error
+    except NCAPluginError:
+        raise
+    except Exception as error:
+        # Drivers raise errors of many classes, of which none is ours to handle.
+        if not isinstance(error, OSError) and not is_remote(str(path)):
+            raise
+        raise NCAPluginError(f"cannot read {path}: {_reason(error)}") from error
 
 
 def load_manifest(prefix: str) -> Manifest:
@@ -76,8 +82,14 @@ def load_manifest(prefix: str) -> Manifest:
         raise NCAPluginError(f"{name} does not exist: {prefix} is no corpus that nca-plugin generate has finished")
     manifest = Manifest.from_bytes(read_file(name), name)
     for fault in size_faults(prefix, manifest):
-        raise NCAPluginError(f"{fault}: restore it, or write the corpus again")
+        raise NCAPluginError(f"{fault}: restore it, or remove all files of {prefix} and write them again")
     return manifest
+
+
+def check_same(manifest: Manifest, part: Part, prefix: str) -> None:
+    """Raise `NCAPluginError` unless the corpus that lies under `prefix` is the one that is to be written there."""
+    if manifest.part != part:
+        raise NCAPluginError(f"{prefix}.json is of another corpus: choose another name, or remove its files")
 
 
 def size_faults(prefix: str, manifest: Manifest) -> Iterator[str]:
@@ -123,7 +135,9 @@ def staging_prefix(prefix: str) -> Path:
 
 
 def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
-    """Copy the files of a complete corpus to a remote prefix, the manifest last.
+    """Copy the files of a complete corpus to a remote prefix, the manifest last, unless they are there.
+
+    A file has another name until it is complete: not every driver has transactions.
 
     Args:
         advance: called with the bytes of the .bin that are copied.
@@ -133,12 +147,15 @@ def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
     def copy() -> None:
         fs.makedirs(fs._parent(name), exist_ok=True)
         for suffix in SUFFIXES:
-            # A file of a transaction appears when it is complete.
-            with fs.transaction, Path(f"{staged}{suffix}").open("rb") as source, fs.open(name + suffix, "wb") as target:
+            target = name + suffix
+            if size_of(prefix + suffix) == size_of(f"{staged}{suffix}"):
+                continue
+            with Path(f"{staged}{suffix}").open("rb") as source, fs.open(target + ".partial", "wb") as partial:
                 while piece := source.read(_READ_BYTES):
-                    target.write(piece)
+                    partial.write(piece)
                     if suffix == ".bin":
                         advance(len(piece))
+            fs.mv(target + ".partial", target)
 
     _remote(prefix, copy)
 
@@ -149,15 +166,21 @@ def _file_system(path: str) -> tuple[Any, str]:
 
     try:
         fs, name = url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise NCAPluginError(f"cannot open {path}: {' '.join(str(error).split())}") from error
+    # Drivers may connect here, and raise whatever they do.
+    except Exception as error:
+        raise NCAPluginError(f"cannot open {path}: {_reason(error)}") from error
     return fs, name
 
 
 def _remote[T](path: str, action: Callable[[], T]) -> T:
-    """Return what `action` does. Drivers raise errors of many classes, of which none is ours to handle."""
+    """Return what `action` does to `path`."""
     try:
         return action()
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise NCAPluginError(f"cannot use {path}: {reason}") from error
+        raise NCAPluginError(f"cannot use {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what an error says."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

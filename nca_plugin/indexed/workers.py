@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.draft import BlockWriter, WrittenBlock, disk_error
+from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Part
 from nca_plugin.sources import Source, parse
 
@@ -22,11 +22,12 @@ _BLOCKS_AHEAD: Final = 2
 _EXIT_SECONDS: Final = 5.0
 
 
-def generate_blocks(prefix: Path, part: Part, blocks: list[int], num_workers: int) -> Iterator[list[WrittenBlock]]:
+def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) -> Iterator[list[WrittenBlock]]:
     """Generate `blocks` of a draft and write them. Yields them as they are done, several where that is how they come.
 
     Raises:
-        NCAPluginError: the source cannot make a sample, the disk fails, or a worker was killed.
+        NCAPluginError: the source cannot make a sample, or a worker was killed or could not be started.
+        OSError: the disk fails.
     """
     # New processes, because a fork would copy the threads' locks of this one.
     context = multiprocessing.get_context("spawn")
@@ -36,17 +37,22 @@ def generate_blocks(prefix: Path, part: Part, blocks: list[int], num_workers: in
     try:
         for _ in range(min(num_workers, len(blocks))):
             ours, theirs = context.Pipe()
-            workers[ours] = context.Process(target=_work, args=(theirs, prefix, part), daemon=True)
-            workers[ours].start()
+            worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.part), daemon=True)
+            worker.start()
+            workers[ours] = worker
             # The worker has its own; once that is closed, nothing is left to wait for.
             theirs.close()
+            # A worker that has died is found where its result is awaited.
+            with suppress(BrokenPipeError):
+                for file in writer.files:
+                    send_handle(ours, file, worker.pid)
         for connection in workers:
             pending[connection] = sum(_send_next(connection, queue) for _ in range(_BLOCKS_AHEAD))
         while any(pending.values()):
             done = []
             ready = wait([connection for connection, count in pending.items() if count])
             for connection in cast(list[Connection], ready):
-                done.append(_receive(connection, workers[connection], prefix))
+                done.append(_receive(connection, workers[connection]))
                 pending[connection] += _send_next(connection, queue) - 1
             yield done
     finally:
@@ -87,39 +93,37 @@ def _send_next(connection: Connection, blocks: Iterator[int]) -> int:
     block = next(blocks, None)
     if block is None:
         return 0
-    # A worker that has just died is found where its result is awaited.
+    # As above.
     with suppress(BrokenPipeError):
         connection.send(block)
     return 1
 
 
-def _receive(connection: Connection, worker: BaseProcess, prefix: Path) -> WrittenBlock:
+def _receive(connection: Connection, worker: BaseProcess) -> WrittenBlock:
     try:
         result = connection.recv()
     except (EOFError, ConnectionResetError):
         worker.join(_EXIT_SECONDS)
         raise NCAPluginError(
-            f"a worker that wrote {prefix} ended early (exit code {worker.exitcode}; -9 may be a lack of memory): the "
-            "same command continues"
+            f"a process that generated samples ended early (exit code {worker.exitcode}; -9 may be a lack of memory): "
+            "the same command continues"
         ) from None
-    if isinstance(result, OSError):
-        raise disk_error(prefix, result) from result
-    if isinstance(result, NCAPluginError):
+    if isinstance(result, Exception):
         raise result
-    return result
+    return cast(WrittenBlock, result)
 
 
-def _work(connection: Connection, prefix: Path, part: Part) -> None:
+def _work(connection: Connection, part: Part) -> None:
     """Write the blocks that arrive, until the other end is gone."""
     # Ctrl-C reaches every process of a terminal: the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         try:
+            writer = BlockWriter(part, (recv_handle(connection), recv_handle(connection)))
             source = parse(part.spec.uri)
-            with BlockWriter(prefix, part) as writer:
-                while True:
-                    block = connection.recv()
-                    connection.send(writer.write(block, *block_arrays(source, part, block)))
+            while True:
+                block = connection.recv()
+                connection.send(writer.write(block, *block_arrays(source, part, block)))
         except (NCAPluginError, OSError) as error:
             connection.send(error)
     except (EOFError, ConnectionError):

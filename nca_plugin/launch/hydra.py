@@ -11,7 +11,7 @@ import argparse
 import difflib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,22 +19,27 @@ from omegaconf.errors import OmegaConfBaseException
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.launch.megatron import launch
-from nca_plugin.megatron.arguments import megatron_arguments, scheme_of, with_options
+from nca_plugin.megatron.arguments import megatron_arguments, scheme_of, with_options, without_data_arguments
 from nca_plugin.sources import schemes
 from nca_plugin.sources.uri import format_value
 
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the configuration that this process's arguments name."""
-    parser = argparse.ArgumentParser(
-        description="Run Megatron-LM's pretraining from a Hydra configuration.", allow_abbrev=False
-    )
-    parser.add_argument("--config-dir", type=Path, default=Path(), help="folder of the configuration")
-    parser.add_argument("--config-name", required=True, help="name of its file, without .yaml")
-    parser.add_argument("overrides", nargs="*", help="such as data.source=nca or arguments.lr=1e-3")
-    options = parser.parse_args()
     with one_line_errors(of_every_rank=False):
+        parser = _Parser(description="Run Megatron-LM's pretraining from a Hydra configuration.", allow_abbrev=False)
+        parser.add_argument("--config-dir", type=Path, default=Path(), help="folder of the configuration")
+        parser.add_argument("--config-name", required=True, help="name of its file, without .yaml")
+        parser.add_argument("overrides", nargs="*", help="such as data.source=nca or arguments.lr=1e-3")
+        options = parser.parse_intermixed_args()
         launch(load_arguments(options.config_dir / f"{options.config_name}.yaml", options.overrides))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise NCAPluginError(f"{message} (see --help)")
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:
@@ -52,19 +57,23 @@ def load_arguments(path: Path, overrides: list[str]) -> list[str]:
     _check_keys(context, "", config, ("arguments", "data"))
     arguments, data = (_section(context, config, name) for name in ("arguments", "data"))
     _check_keys(context, "data.", data, ("source", "path", *schemes()))
-    source, path_of_data = data.pop("source", None), data.pop("path", None)
-    if path_of_data is not None:
-        if source is not None:
-            raise NCAPluginError(f"{context}: data.source and data.path contradict each other: give one of them")
-        arguments["data-path"] = path_of_data if isinstance(path_of_data, list) else [path_of_data]
-    if source is None:
-        for scheme in data if path_of_data is None else ():
-            raise NCAPluginError(f"{context}: data.{scheme} needs data.source={scheme}")
-        return megatron_arguments(arguments)
-    scheme = scheme_of(source)
+    source, paths = data.pop("source", None), data.pop("path", None)
+    if source is not None and paths is not None:
+        raise NCAPluginError(f"{context}: data.source and data.path contradict each other: give one of them")
+    if source is not None and not isinstance(source, str):
+        raise NCAPluginError(f"{context}: data.source={source} must be a name or a URI, such as nca")
+    scheme = None if source is None else scheme_of(source)
+    for other in data:
+        if other != scheme:
+            raise NCAPluginError(f"{context}: data.{other} does not apply without data.source={other}: leave it out")
+    argv = megatron_arguments(arguments)
+    if paths is not None:
+        values = paths if isinstance(paths, list) else [paths]
+        return [*without_data_arguments(argv)[0], "--data-path", *map(str, values)]
+    if source is None or scheme is None:
+        return argv
     options = {key: format_value(_tuples(value)) for key, value in _section(context, data, scheme, "data.").items()}
-    uri = with_options(source, options, lambda name: f"data.{scheme}.{name}")
-    return [*megatron_arguments(arguments), "--data-source", uri]
+    return [*argv, "--data-source", with_options(source, options, lambda name: f"data.{scheme}.{name}")]
 
 
 def _added(override: str) -> str:

@@ -81,7 +81,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
             f"{scheme}://?seed=7"
         )
     source = parse(with_options(ours.data_source, options, _spelling))
-    rest, tokenizer = _without_data_arguments(rest)
+    rest, tokenizer = without_data_arguments(rest)
     resolved = [*rest, "--data-path", source.uri]
     if tokenizer.tokenizer_type is None:
         resolved += ["--tokenizer-type", "NullTokenizer"]
@@ -143,7 +143,7 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
     return result
 
 
-def _without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+def without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
     """Return `argv` without Megatron-LM's data arguments, and the tokenizer arguments that it holds."""
     data = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path"):

@@ -50,7 +50,7 @@ class SourceGPTDataset(GPTDataset):
         config: GPTDatasetConfig,
     ) -> None:
         if isinstance(indexed_dataset, IndexedSource):
-            indexed_dataset = _Documents(indexed_dataset, config.split_matrix, index_split, num_samples)
+            indexed_dataset = _Documents(indexed_dataset, index_split, num_samples, config)
         elif not isinstance(indexed_dataset, IndexedDataset):
             if num_samples is None:
                 raise NCAPluginError(
@@ -113,12 +113,12 @@ class _Documents:
     def __init__(
         self,
         corpus: IndexedSource,
-        split_matrix: list[tuple[float, float]] | None,
         split: Split,
         num_samples: int | None,
+        config: GPTDatasetConfig,
     ) -> None:
         # Without --split, each split has data paths of its own.
-        low, high = (0.0, 1.0) if split_matrix is None else split_matrix[split.value]
+        low, high = (0.0, 1.0) if config.split_matrix is None else config.split_matrix[split.value]
         self._corpus = corpus
         self._first = round(low * corpus.num_documents)
         self.num_documents = round(high * corpus.num_documents) - self._first
@@ -127,8 +127,9 @@ class _Documents:
                 f"the {split.name} split of corpus {corpus.prefix} holds none of its {corpus.num_documents} documents: "
                 "give it more in --split, or data of its own"
             )
-        if num_samples is not None and num_samples > self.num_documents > 0:
-            epochs = num_samples / self.num_documents
+        # A blend asks for more than it takes.
+        epochs = (num_samples or 0) / (1 + config.mid_level_dataset_surplus) / max(1, self.num_documents)
+        if epochs > 1:
             message = f"the {split.name} split reads the documents of {corpus.prefix} {epochs:.2f} times"
             log_single_rank(_logger, logging.WARNING, message)
 

@@ -16,6 +16,7 @@ from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 
 
@@ -73,6 +74,11 @@ def check_arguments(args: Any) -> None:
         if getattr(args, name, None):
             option = "--" + name.replace("_", "-")
             raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
+    for path in filter(is_object_storage_path, _data_paths(args)):
+        if _is_corpus_in_object_storage(path):
+            raise NCAPluginError(
+                f"corpus {path} is in object storage, where Megatron would train on every target: copy it to a folder"
+            )
     # What looks like a URI but names no source is refused here, with what it may have meant.
     paths = [
         path for path in _data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)
@@ -81,6 +87,14 @@ def check_arguments(args: Any) -> None:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
             check_fit(open_path(path), args.seq_length, vocab_size)
+
+
+def _is_corpus_in_object_storage(path: str) -> bool:
+    try:
+        return size_of(path + ".next") is not None
+    except NCAPluginError:
+        # Megatron has clients of its own; without fsspec's nobody can tell, nor can have written a corpus there.
+        return False
 
 
 def _dataset_config(args: Any) -> SourceGPTDatasetConfig:

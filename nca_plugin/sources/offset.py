@@ -8,10 +8,7 @@ import numpy as np
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Sample, Source
-from nca_plugin.sources.uri import ParsedURI
-
-#: The option of every source's URI that shifts its ids.
-VOCAB_OFFSET: Final = "vocab_offset"
+from nca_plugin.sources.uri import VOCAB_OFFSET, ParsedURI
 
 _MAX_VOCAB_SIZE: Final = 1 << 31
 

@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
 from nca_plugin.errors import NCAPluginError
 
 #: Options that every source has, beside the fields of its configuration.
-COMMON_OPTIONS = ("split", "vocab_offset")
+VOCAB_OFFSET: Final = "vocab_offset"
+COMMON_OPTIONS: Final = ("split", VOCAB_OFFSET)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
