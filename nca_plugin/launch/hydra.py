@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.launch.megatron import launch
-from nca_plugin.megatron.arguments import megatron_arguments, scheme_of, with_options, without_data_arguments
+from nca_plugin.megatron.arguments import megatron_arguments, with_options, without_data_arguments
 from nca_plugin.sources import schemes
-from nca_plugin.sources.uri import format_value
+from nca_plugin.sources.uri import format_value, split_uri
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def load_arguments(path: Path, overrides: list[str]) -> list[str]:
         raise NCAPluginError(f"{context}: data.source and data.path contradict each other: give one of them")
     if source is not None and not isinstance(source, str):
         raise NCAPluginError(f"{context}: data.source={source} must be a name or a URI, such as nca")
-    scheme = None if source is None else scheme_of(source)
+    scheme = None if source is None else split_uri(source).scheme
     for other in data:
         if other != scheme:
             raise NCAPluginError(f"{context}: data.{other} does not apply without data.source={other}: leave it out")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse, schemes
-from nca_plugin.sources.uri import ParsedURI, split_uri
+from nca_plugin.sources.uri import split_uri
 
 _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
@@ -74,7 +74,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
         if options:
             raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
         return argv
-    scheme = scheme_of(ours.data_source)
+    scheme = split_uri(ours.data_source).scheme
     if options and scheme not in _NCA_SCHEMES:
         raise NCAPluginError(
             f"--nca-... options do not apply to source '{scheme}': write its options in the URI, such as "
@@ -101,11 +101,6 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) ->
             raise NCAPluginError(f"unknown option {name}: {hint}")
 
 
-def scheme_of(source: str) -> str:
-    """Return the scheme of a source's URI or bare name."""
-    return _split(source).scheme
-
-
 def with_options(source: str, options: dict[str, str], spelling: Callable[[str], str]) -> str:
     """Return `source` as a URI that holds the options given beside it, `preset` among them.
 
@@ -117,7 +112,7 @@ def with_options(source: str, options: dict[str, str], spelling: Callable[[str],
     """
     if not options:
         return source
-    parsed = _split(source)
+    parsed = split_uri(source)
     preset = options.get("preset", parsed.preset)
     if parsed.preset not in ("", preset):
         raise NCAPluginError(f"{spelling('preset')}: {preset} contradicts source {source}: give one of them")
@@ -125,10 +120,6 @@ def with_options(source: str, options: dict[str, str], spelling: Callable[[str],
         raise NCAPluginError(f"{spelling(name)} is given in source {source} too: give it once")
     query = (parsed.options | options).items()
     return f"{parsed.scheme}://{preset}?{'&'.join(f'{k}={v}' for k, v in query if k != 'preset')}".removesuffix("?")
-
-
-def _split(source: str) -> ParsedURI:
-    return split_uri(source if "://" in source else f"{source}://")
 
 
 def megatron_arguments(values: dict[str, Any]) -> list[str]:

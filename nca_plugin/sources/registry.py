@@ -60,7 +60,7 @@ def parse(uri: str) -> Source:
     Raises:
         NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
     """
-    parsed = split_uri(uri if "://" in uri else f"{uri}://")
+    parsed = split_uri(uri)
     known = _known()
     if parsed.scheme not in known:
         near = difflib.get_close_matches(parsed.scheme, known, 1)

@@ -24,7 +24,7 @@ class ParsedURI:
 
 
 def split_uri(uri: str) -> ParsedURI:
-    """Take a URI apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
+    """Take a URI, or a scheme alone, apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
     if not unquote(uri).isprintable():
         raise NCAPluginError(f"source {uri!r}: holds a control character")
     scheme, _, rest = uri.partition("://")
