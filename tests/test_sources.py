@@ -244,6 +244,8 @@ def test_files_are_not_sources() -> None:
     assert is_source("nca://web")
 
 
-def test_sources_import_without_torch_or_megatron() -> None:
-    code = "import sys, nca_plugin.sources; print({'torch', 'megatron'} & set(sys.modules))"
+def test_sources_and_corpora_import_without_torch_or_megatron() -> None:
+    modules = ("sources", "indexed.generate", "indexed.merge", "indexed.verify", "indexed.source")
+    imports = "; ".join(f"import nca_plugin.{module}" for module in modules)
+    code = f"import sys; {imports}; print({{'torch', 'megatron', 'fsspec'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
