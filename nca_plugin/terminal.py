@@ -89,7 +89,7 @@ def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
         nonlocal done, printed
         done += steps
         now = time.monotonic()
-        if now - printed >= _SECONDS_BETWEEN_LINES:
+        if done and now - printed >= _SECONDS_BETWEEN_LINES:
             printed = now
             rate = done / (now - start)
             left = timedelta(seconds=round((size - done) / rate))

@@ -190,7 +190,8 @@ def test_a_block_enters_the_journal_when_it_is_on_the_disk(
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small tmpfs")
     try:
         yield folder
