@@ -127,9 +127,9 @@ class _Documents:
                 f"the {split.name} split of corpus {corpus.prefix} holds none of its {corpus.num_documents} documents: "
                 "give it more in --split, or data of its own"
             )
+        epochs = (num_samples or 0) / max(1, self.num_documents)
         # A blend asks for more than it takes.
-        epochs = (num_samples or 0) / (1 + config.mid_level_dataset_surplus) / max(1, self.num_documents)
-        if epochs > 1:
+        if epochs > 1 + config.mid_level_dataset_surplus:
             message = f"the {split.name} split reads the documents of {corpus.prefix} {epochs:.2f} times"
             log_single_rank(_logger, logging.WARNING, message)
 
