@@ -118,11 +118,19 @@ def killed_at(step: int, action: Callable[[], None]) -> bool:
     return code == 9
 
 
-def test_killed_before_every_operation_on_the_disk(tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """Merging writes in one process, with the operations of every corpus."""
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What merges to the expected corpus."""
+    folder = tmp_path_factory.mktemp("parts")
     for number in (1, 2, 3):
-        write(tmp_path / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
-    parts = [str(tmp_path / f"part-{number}") for number in (1, 2, 3)]
+        write(folder / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
+    return [str(folder / f"part-{number}") for number in (1, 2, 3)]
+
+
+def test_killed_before_every_operation_on_the_disk(
+    tmp_path: Path, expected: dict[str, bytes], parts: list[str]
+) -> None:
+    """Merging writes in one process, with the operations of every corpus."""
     for step in range(100):
         prefix = tmp_path / f"killed-{step}" / "corpus"
         died = killed_at(step, lambda prefix=prefix: merge(parts, str(prefix)))
@@ -135,11 +143,8 @@ def test_killed_before_every_operation_on_the_disk(tmp_path: Path, expected: dic
     assert 20 < step < 99
 
 
-def test_killed_again_and_again(tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_killed_again_and_again(tmp_path: Path, expected: dict[str, bytes], parts: list[str]) -> None:
     """Each time a few operations further than the last."""
-    for number in (1, 2, 3):
-        write(tmp_path / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
-    parts = [str(tmp_path / f"part-{number}") for number in (1, 2, 3)]
     prefix = tmp_path / "killed" / "corpus"
     step = 3
     while killed_at(step, lambda: merge(parts, str(prefix))):
@@ -223,7 +228,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 
 
 def test_a_merge_on_a_disk_that_fills_up(
-    tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, expected: dict[str, bytes], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite, writes = os.pwrite, iter(range(100))
 
@@ -232,9 +237,6 @@ def test_a_merge_on_a_disk_that_fills_up(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(*arguments)
 
-    for number in (1, 2, 3):
-        write(tmp_path / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
-    parts = [str(tmp_path / f"part-{number}") for number in (1, 2, 3)]
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
         with pytest.raises(NCAPluginError, match=r"cannot write .*merged: No space left on device; put that right"):
