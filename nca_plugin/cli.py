@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +93,7 @@ def generate(
     from nca_plugin.indexed.merge import part_name
     from nca_plugin.indexed.storage import prefix_of
 
+    start = time.monotonic()
     whole = prefix_of(out)
     number, count = (1, 1) if shard is None else parse_shard(shard)
     prefix = whole if shard is None else part_name(whole, number, count)
@@ -105,7 +107,7 @@ def generate(
             shard=(number, count),
             start_stage=start_stage,
         )
-    print(f"{prefix}: {manifest.summary}")
+    print(f"{prefix}: {manifest.summary} ({time.monotonic() - start:.1f} s)")
     if shard is not None:
         print(f"When all {count} parts are there: nca-plugin merge --out {whole}")
 
@@ -122,10 +124,12 @@ def merge(
     from nca_plugin.indexed.merge import merge as merge_parts
     from nca_plugin.indexed.storage import prefix_of
 
+    start = time.monotonic()
     prefix = prefix_of(out)
     with stages("tokens") as start_stage:
         manifest = merge_parts(list(map(prefix_of, parts or [])) or find_parts(prefix), prefix, start_stage)
-    print(f"{prefix}: {manifest.summary}\nBefore you remove the parts: nca-plugin verify {prefix}")
+    print(f"{prefix}: {manifest.summary} ({time.monotonic() - start:.1f} s)")
+    print(f"Before you remove the parts: nca-plugin verify {prefix}")
 
 
 @app.command()
@@ -137,6 +141,7 @@ def verify(
     from nca_plugin.indexed.storage import prefix_of
     from nca_plugin.indexed.verify import verify as verify_corpus
 
+    start = time.monotonic()
     with stages("tokens") as start_stage:
         faults = verify_corpus(prefix_of(prefix), documents, start_stage)
     for fault in faults:
@@ -144,7 +149,7 @@ def verify(
     if faults:
         raise NCAPluginError(f"{prefix} is not right: see the lines above ({len(faults)})")
     generated = ", and the documents that were generated anew are equal" if documents else ""
-    print(f"{prefix} is right: every byte is as it was written{generated}")
+    print(f"{prefix} is right: every byte is as it was written{generated} ({time.monotonic() - start:.1f} s)")
 
 
 @app.command()

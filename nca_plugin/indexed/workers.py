@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
@@ -38,11 +38,11 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
         for _ in range(min(num_workers, len(blocks))):
             ours, theirs = context.Pipe()
             worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.part), daemon=True)
-            worker.start()
+            with _without_interrupts():
+                worker.start()
             workers[ours] = worker
             # The worker has its own; once that is closed, nothing is left to wait for.
             theirs.close()
-            # A worker that has died is found where its result is awaited.
             with suppress(BrokenPipeError):
                 for file in writer.files:
                     send_handle(ours, file, worker.pid)
@@ -88,12 +88,23 @@ def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], 
     return typed[:, :-1], typed[:, -1]
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
+    processes, of which the first ends the others."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _send_next(connection: Connection, blocks: Iterator[int]) -> int:
     """Send the next block, if there is one. Returns how many were sent."""
     block = next(blocks, None)
     if block is None:
         return 0
-    # As above.
+    # A worker that has died is found where its result is awaited.
     with suppress(BrokenPipeError):
         connection.send(block)
     return 1
@@ -115,8 +126,6 @@ def _receive(connection: Connection, worker: BaseProcess) -> WrittenBlock:
 
 def _work(connection: Connection, part: Part) -> None:
     """Write the blocks that arrive, until the other end is gone."""
-    # Ctrl-C reaches every process of a terminal: the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         try:
             writer = BlockWriter(part, (recv_handle(connection), recv_handle(connection)))
