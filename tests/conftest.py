@@ -29,3 +29,25 @@ def golden() -> dict[str, np.ndarray]:
             name: value[..., 0] if value.shape[-3:] == (12, 12, 1) else value
             for name, value in ((name, file[name]) for name in file.files)
         }
+
+
+@pytest.fixture(scope="session")
+def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a corpus of three blocks."""
+    # Not before the folder of numba's cache is set.
+    from corpora import BLOCK, contents, write
+
+    prefix = tmp_path_factory.mktemp("three-blocks") / "corpus"
+    write(prefix, documents=3 * BLOCK)
+    return contents(prefix)
+
+
+@pytest.fixture(scope="session")
+def three_parts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The prefixes of what merges to it."""
+    from corpora import BLOCK, write
+
+    folder = tmp_path_factory.mktemp("three-parts")
+    for number in (1, 2, 3):
+        write(folder / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
+    return [str(folder / f"part-{number}") for number in (1, 2, 3)]

@@ -1,5 +1,7 @@
 """Small corpora, and what is compared of them."""
 
+import sys
+import time
 from pathlib import Path
 
 from nca_plugin.indexed.generate import generate
@@ -7,6 +9,9 @@ from nca_plugin.indexed.manifest import Manifest
 
 #: Documents of a block at sequence length 1024: what is checked, resumed and shared out.
 BLOCK = 1024
+
+#: `nca-plugin generate` as a process.
+GENERATE = (sys.executable, "-c", "from nca_plugin.cli import main; main()", "generate")
 
 SUFFIXES = (".bin", ".next", ".idx", ".json")
 
@@ -29,3 +34,12 @@ def contents(prefix: Path) -> dict[str, bytes]:
     found = {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}.*")}
     assert sorted(found) == sorted(SUFFIXES)
     return found
+
+
+def wait_for_blocks(prefix: Path) -> None:
+    """Return when a process has written two blocks."""
+    journal = Path(f"{prefix}.journal")
+    end = time.monotonic() + 60
+    while not journal.exists() or len(journal.read_text().splitlines()) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)

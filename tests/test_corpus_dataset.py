@@ -7,37 +7,13 @@ import numpy as np
 import pytest
 import torch
 from corpora import BLOCK, write
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-from megatron.core.tokenizers import MegatronTokenizer
+from gpt_datasets import datasets
+from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.source import IndexedSource
 from nca_plugin.indexed.verify import verify
-from nca_plugin.megatron.dataset import SourceGPTDataset
 from nca_plugin.sources import parse
-
-
-def datasets(
-    dataset_class: type[GPTDataset],
-    path: Path | str,
-    sizes: tuple[int | None, ...] = (40, 0, 0),
-    split: str = "100,0,0",
-    seq_length: int = 128,
-):
-    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=10_003)
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=seq_length,
-        blend=([str(path)], None),
-        split=split,
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    return BlendedMegatronDatasetBuilder(dataset_class, sizes, lambda: True, config).build()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +24,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_unmodified_gpt_dataset_gives_one_document_a_sample(prefix: Path) -> None:
-    train = datasets(GPTDataset, prefix, (39, 0, 0))[0]
+    train = datasets(prefix, (39, 0, 0), dataset_class=GPTDataset, split="100,0,0")[0]
     source = parse("nca://toy")
     documents = {source.sample(i, 128).tokens[:-1].tobytes() for i in range(40)}
     samples = [train[i] for i in range(39)]
@@ -58,7 +34,7 @@ def test_an_unmodified_gpt_dataset_gives_one_document_a_sample(prefix: Path) -> 
 
 
 def test_our_dataset_gives_what_training_online_gives(prefix: Path) -> None:
-    stored, online = (datasets(SourceGPTDataset, path)[0] for path in (prefix, "nca://toy"))
+    stored, online = (datasets(path, split="100,0,0")[0] for path in (prefix, "nca://toy"))
     assert len(stored) == len(online) == 40
     for i in range(40):
         for key, value in online[i].items():
@@ -66,14 +42,14 @@ def test_our_dataset_gives_what_training_online_gives(prefix: Path) -> None:
 
 
 def test_splits_are_ranges_and_epochs_begin_again(prefix: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train, valid, test = datasets(SourceGPTDataset, prefix, (100, 4, 0), split="90,10,0")
+    train, valid, test = datasets(prefix, (100, 4, 0), split="90,10,0")
     assert len(train) == 100 and len(valid) == 4 and test is None
     assert "reads the documents of" in caplog.text and "2.78 times" in caplog.text
     source = parse("nca://toy")
     for i, j in ((0, 0), (35, 35), (36, 0), (99, 27)):
         np.testing.assert_array_equal(train[i]["labels"], source.sample(j, 128).tokens[1:])
     np.testing.assert_array_equal(valid[3]["labels"], source.sample(39, 128).tokens[1:])
-    assert [len(d) for d in datasets(SourceGPTDataset, prefix, (None, None, None), split="90,10,0")[:2]] == [36, 4]
+    assert [len(d) for d in datasets(prefix, (None, None, None), split="90,10,0")[:2]] == [36, 4]
 
 
 def test_a_dataloader_worker_gets_no_copy_of_the_file(prefix: Path) -> None:
@@ -94,12 +70,12 @@ def test_a_part_is_a_corpus_of_its_own(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(prefix: Path, tmp_path: Path) -> None:
     with pytest.raises(NCAPluginError, match="documents of 128 tokens, not 256: use --seq-length 128"):
-        datasets(SourceGPTDataset, prefix, seq_length=256)
+        datasets(prefix, seq_length=256)
     with pytest.raises(NCAPluginError, match=r"the valid split .* holds none of its 40 documents"):
-        datasets(SourceGPTDataset, prefix, (36, 4, 0), split="9999,1,0")
+        datasets(prefix, (36, 4, 0), split="9999,1,0")
     for suffix in (".bin", ".idx", ".next"):
         (tmp_path / f"toy{suffix}").hardlink_to(f"{prefix}{suffix}")
     with pytest.raises(NCAPluginError, match=r"toy.json does not exist"):
-        datasets(SourceGPTDataset, tmp_path / "toy")
+        datasets(tmp_path / "toy")
     with pytest.raises(NCAPluginError, match=r"sample 40: corpus .* has 40 documents"):
         IndexedSource(str(prefix)).sample(40, 128)

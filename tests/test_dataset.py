@@ -6,14 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from gpt_datasets import datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-from megatron.core.tokenizers import MegatronTokenizer
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.sources import parse
 
 URIS = (
@@ -30,22 +27,6 @@ URIS = (
     "nca://web:0.5,code:0.5",
     "copy://?vocab_offset=300",
 )
-
-
-def datasets(uri: str, sizes: tuple[int | None, ...] = (40, 8, 4), seq_length: int = 128, vocab_size: int = 10_003):
-    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=vocab_size)
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=seq_length,
-        blend=([uri], None),
-        split="90,5,5",
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    return BlendedMegatronDatasetBuilder(SourceGPTDataset, sizes, lambda: True, config).build()
 
 
 @pytest.mark.parametrize("uri", URIS)
@@ -113,7 +94,7 @@ def test_a_batch_filler_does_not_count() -> None:
 
 def test_the_loss_mask_does_not_look_at_ids() -> None:
     """NullTokenizer's end-of-document id may be a token of the source: it is a target all the same."""
-    train = datasets("nca://toy", vocab_size=18)[0]
+    train = datasets("nca://toy", tokenizer_size=18)[0]
     sample = train[0]
     assert sample["loss_mask"][sample["labels"] == 17].sum() == (sample["labels"][37:] == 17).sum() > 0
 
@@ -121,9 +102,9 @@ def test_the_loss_mask_does_not_look_at_ids() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"uri": "nca://web", "vocab_size": 10_001}, "smaller than the 10002 ids"),
-        ({"uri": "nca://web", "seq_length": 74}, "too short for two frames"),
-        ({"uri": "nca://toy", "sizes": (None, None, None)}, "has no end"),
+        ({"path": "nca://web", "tokenizer_size": 10_001}, "smaller than the 10002 ids"),
+        ({"path": "nca://web", "seq_length": 74}, "too short for two frames"),
+        ({"path": "nca://toy", "sizes": (None, None, None)}, "has no end"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict, reason: str) -> None:
@@ -132,26 +113,10 @@ def test_what_does_not_fit_is_refused(arguments: dict, reason: str) -> None:
 
 
 def test_ids_beyond_the_tokenizer_need_rows_of_the_model() -> None:
-    tokenizer = MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=257)
-
-    def build(uri: str) -> None:
-        config = SourceGPTDatasetConfig(
-            random_seed=1,
-            sequence_length=128,
-            blend=([uri], None),
-            split="100,0,0",
-            tokenizer=tokenizer,
-            vocab_size=512,
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-        )
-        sample = BlendedMegatronDatasetBuilder(SourceGPTDataset, (4, 0, 0), lambda: True, config).build()[0][0]
-        assert 257 <= sample["tokens"].min() <= sample["labels"].max() < 512
-
-    build("nca://toy?vocab_offset=494")
+    sample = datasets("nca://toy?vocab_offset=494", tokenizer_size=257, vocab_size=512)[0][0]
+    assert 494 <= sample["tokens"].min() <= sample["labels"].max() < 512
     with pytest.raises(NCAPluginError, match=r"vocabulary of 512 is smaller than the 513 ids .*--padded-vocab-size"):
-        build("nca://toy?vocab_offset=495")
+        datasets("nca://toy?vocab_offset=495", tokenizer_size=257, vocab_size=512)
 
 
 def test_the_shortest_sequence_holds_two_frames() -> None:

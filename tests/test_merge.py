@@ -10,14 +10,6 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.merge import merge
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("parts")
-    for number in (1, 2, 3):
-        write(folder / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
-    return [folder / f"part-{number}" for number in (1, 2, 3)]
-
-
 @pytest.mark.parametrize(
     ("chosen", "reason"),
     [
@@ -27,16 +19,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ([0, 2], r"documents 1,024 \.\. 2,047 of 3,072 are in no part"),
     ],
 )
-def test_a_missing_part_is_named(tmp_path: Path, parts: list[Path], chosen: list[int], reason: str) -> None:
+def test_a_missing_part_is_named(tmp_path: Path, three_parts: list[str], chosen: list[int], reason: str) -> None:
     with pytest.raises(NCAPluginError, match=reason):
-        merge([str(parts[i]) for i in chosen], str(tmp_path / "merged"))
+        merge([three_parts[i] for i in chosen], str(tmp_path / "merged"))
     assert not list(tmp_path.iterdir())
 
 
-def test_overlapping_parts_are_named(tmp_path: Path, parts: list[Path]) -> None:
+def test_overlapping_parts_are_named(tmp_path: Path, three_parts: list[str]) -> None:
     write(tmp_path / "half", documents=3 * BLOCK, shard=(2, 2))
     with pytest.raises(NCAPluginError, match=r"documents 1,024 \.\. 2,047 of 3,072 are in both .*part-2 and .*half: l"):
-        merge([*map(str, parts), str(tmp_path / "half")], str(tmp_path / "merged"))
+        merge([*three_parts, str(tmp_path / "half")], str(tmp_path / "merged"))
 
 
 @pytest.mark.parametrize(
@@ -47,15 +39,17 @@ def test_overlapping_parts_are_named(tmp_path: Path, parts: list[Path]) -> None:
         ({"documents": 6 * BLOCK, "seq_length": 512}, "seq_length 512 and 1024"),
     ],
 )
-def test_a_part_of_another_corpus_is_refused(tmp_path: Path, parts: list[Path], arguments: dict, reason: str) -> None:
+def test_a_part_of_another_corpus_is_refused(
+    tmp_path: Path, three_parts: list[str], arguments: dict, reason: str
+) -> None:
     write(tmp_path / "other", **{"documents": 3 * BLOCK, **arguments}, shard=(2, 3))
     with pytest.raises(NCAPluginError, match=f"parts of different corpora.*{reason}"):
-        merge([str(parts[0]), str(tmp_path / "other"), str(parts[2])], str(tmp_path / "merged"))
+        merge([three_parts[0], str(tmp_path / "other"), three_parts[2]], str(tmp_path / "merged"))
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".next"])
-def test_a_damaged_part_is_refused(tmp_path: Path, parts: list[Path], suffix: str) -> None:
-    for part, other in itertools.product(parts, SUFFIXES):
+def test_a_damaged_part_is_refused(tmp_path: Path, three_parts: list[str], suffix: str) -> None:
+    for part, other in itertools.product(map(Path, three_parts), SUFFIXES):
         (tmp_path / (part.name + other)).hardlink_to(f"{part}{other}")
     path = tmp_path / f"part-2{suffix}"
     data = bytearray(path.read_bytes())
@@ -63,5 +57,5 @@ def test_a_damaged_part_is_refused(tmp_path: Path, parts: list[Path], suffix: st
     path.unlink()
     path.write_bytes(data)
     with pytest.raises(NCAPluginError, match=r"part-2 is damaged in its documents 0 \.\. 1,023"):
-        merge([str(tmp_path / part.name) for part in parts], str(tmp_path / "merged"))
+        merge([str(tmp_path / f"part-{number}") for number in (1, 2, 3)], str(tmp_path / "merged"))
     assert not any((tmp_path / f"merged{s}").exists() for s in SUFFIXES)
