@@ -234,12 +234,36 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def normals(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
-    """Return `count` standard normal variables of a stream, float64, within +-6.4."""
-    values = uniforms(key, index, attempt, count)
-    for i in range(count):
-        values[i] = normal_quantile(values[i])
-    return values
+def fill_normals(key: np.uint64, index: int, attempt: int, first: int, std: float, out: np.ndarray) -> None:
+    """Write normal variables of standard deviation `std`, numbers `first` .. of a stream, to `out`, float32 [n].
+
+    They lie within 6.4 standard deviations. A stream has 2^34 numbers.
+    """
+    words = np.empty(4 * LANES, np.uint32)
+    z = np.empty(words.size, np.float64)
+    for at in range(first - first % words.size, first + out.size, words.size):
+        philox(key, index, attempt, at // 4, words)
+        # The central part of `normal_quantile` for all, which LLVM can vectorise, then the tails one by one.
+        for i in range(z.size):
+            q = unit(words[np.uint64(i)]) - 0.5
+            r = 0.180625 - q * q
+            z[np.uint64(i)] = q * _polynomial(r, _CENTRAL_NUM) / _polynomial(r, _CENTRAL_DEN)
+        for i in range(z.size):
+            p = unit(words[np.uint64(i)])
+            if abs(p - 0.5) > 0.425:
+                z[np.uint64(i)] = normal_quantile(p)
+        for i in range(max(0, first - at), min(z.size, first + out.size - at)):
+            out[at + i - first] = z[LANES * (i & 3) + (i >> 2)] * std
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fill_uniforms(key: np.uint64, index: int, attempt: int, first: int, bound: float, out: np.ndarray) -> None:
+    """Write uniform variables in (-bound, bound), numbers `first` .. of a stream, to `out`, float32 [n]."""
+    words = np.empty(4 * LANES, np.uint32)
+    for at in range(first - first % words.size, first + out.size, words.size):
+        philox(key, index, attempt, at // 4, words)
+        for i in range(max(0, first - at), min(words.size, first + out.size - at)):
+            out[at + i - first] = (2.0 * unit(words[LANES * (i & 3) + (i >> 2)]) - 1.0) * bound
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
