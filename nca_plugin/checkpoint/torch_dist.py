@@ -1,272 +1,133 @@
-"""Megatron's `torch_dist` checkpoint format, read and written without a process group.
+"""Megatron's `torch_dist` format, read without a process group.
 
-A checkpoint folder holds `.metadata` (a pickle: which tensors and objects there are, in which chunks, and where each
-chunk's bytes lie), `*.distcp` files of such chunks, each a `torch.save` of its own, and `metadata.json`, which names
-the format. Layers are stacked on axis 0. A checkpoint is untrusted input: only the classes that these files
-legitimately hold are unpickled.
+A folder holds `.metadata` (a pickle: which tensors and objects there are, in which blocks, and where the bytes of each
+lie), `*.distcp` files of such blocks, each a `torch.save` of its own, and `metadata.json`, which names the format. The
+state that all ranks share is an object among the others, or a file `common.pt` (megatron-core 0.18 and before).
 """
 
-import dataclasses
-import io
-import itertools
 import json
-import os
-import pickle
-import re
-import shutil
-from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint import filesystem, metadata
 
+from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
+from nca_plugin.checkpoint.stored import Item
+from nca_plugin.checkpoint.unpickling import Foreign, Globals, load_pickle
 from nca_plugin.errors import NCAPluginError
 
-_TRACKER: Final = "latest_checkpointed_iteration.txt"
-_COMMON_STATE: Final = "common_state/shard_0_1"
-_FORMAT: Final = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-_PICKLED_MODULES: Final = (
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.planner",
-    "torch.distributed.checkpoint.filesystem",
-)
+#: What `metadata.json` says. Versions before megatron-core 0.19 need the last two, later ones do not mind them.
+FORMAT: Final = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+COMMON_STATE: Final = "common_state/shard_0_1"
+COMMON_FILE: Final = "common.pt"
 
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint folder and its table of contents."""
-
-    folder: Path
-    metadata: Metadata
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.metadata.state_dict_metadata)
-
-    def entry(self, name: str) -> TensorStorageMetadata | BytesStorageMetadata:
-        return self.metadata.state_dict_metadata[name]
-
-    def stored(self) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:
-        """Yield where the bytes of every chunk and object lie."""
-        yield from self.metadata.storage_data.items()
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Return a whole tensor, its chunks put together."""
-        entry = self.entry(name)
-        assert isinstance(entry, TensorStorageMetadata)
-        whole = torch.empty(entry.size, dtype=entry.properties.dtype)
-        for index, info in self.stored():
-            if index.fqn == name:
-                assert index.offset is not None
-                chunk = self._load(name, info)
-                whole[tuple(slice(o, o + s) for o, s in zip(index.offset, chunk.shape, strict=True))] = chunk
-        return whole
-
-    def common_state(self) -> dict[str, Any]:
-        """Return what is stored once for all ranks: the run's arguments, its iteration and the like."""
-        for index, info in self.stored():
-            if index.fqn == _COMMON_STATE:
-                state: dict[str, Any] = self._load(_COMMON_STATE, info)[0]
-                return state
-        raise NCAPluginError(
-            f"checkpoint {self.folder} has no common state: it was not saved by megatron-core 0.19's torch_dist format"
+_METADATA_TYPES: Final[Globals] = {
+    **{
+        (metadata.__name__, name): getattr(metadata, name)
+        for name in (
+            *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+            *("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
         )
-
-    def _load(self, name: str, info: _StorageInfo) -> Any:
-        from megatron.core.safe_globals import SAFE_GLOBALS
-
-        with (self.folder / info.relative_path).open("rb") as file:
-            file.seek(info.offset)
-            payload = io.BytesIO(file.read(info.length))
-        try:
-            with torch.serialization.safe_globals(SAFE_GLOBALS):
-                return torch.load(payload, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise NCAPluginError(f"checkpoint {self.folder}: '{name}' cannot be read: {reason}") from error
+    },
+    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
+    # megatron-core 0.15 and before.
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): metadata.Metadata,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    # How the save was planned, which nobody needs to read it.
+    **{
+        ("torch.distributed.checkpoint.planner", name): type(name, (Foreign,), {})
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
+    },
+}
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that `path` names: itself, or the latest one under it.
-
-    Raises:
-        NCAPluginError: nothing there, or no checkpoint in it.
-    """
-    if not path.is_dir():
-        raise NCAPluginError(f"checkpoint {path} does not exist")
-    tracker = path / _TRACKER
-    if not tracker.is_file():
-        return path
-    latest = tracker.read_text().strip()
-    if not (latest.isdecimal() or latest == "release"):
-        raise NCAPluginError(f"checkpoint {path}: {_TRACKER} holds '{latest}', neither an iteration nor 'release'")
-    folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else latest)
-    if not folder.is_dir():
-        raise NCAPluginError(f"checkpoint {path}: {_TRACKER} names {folder.name}, which is missing")
-    return folder
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, with its files' sizes checked.
-
-    Raises:
-        NCAPluginError: not a complete `torch_dist` checkpoint.
-    """
-    folder = find_checkpoint(path)
-    backend = _backend(folder)
-    if backend != _FORMAT["sharded_backend"]:
-        raise NCAPluginError(
-            f"checkpoint {folder} is of an unknown format ({backend or 'no readable metadata.json'}): save it with "
-            "--ckpt-format torch_dist"
-        )
+def is_torch_dist(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a `torch_dist` checkpoint."""
     try:
-        with (folder / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
+        backend = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(backend == FORMAT["sharded_backend"])
+
+
+def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
+    """Return the tensors and objects of a folder, with the sizes of its files checked.
+
+    Raises:
+        NCAPluginError: damaged, incomplete, or anything but a table of contents in `.metadata`.
+    """
+    try:
+        data = (folder / ".metadata").read_bytes()
     except FileNotFoundError:
-        raise NCAPluginError(f"checkpoint {folder} is incomplete: .metadata is missing") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
-        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {error}") from error
-    checkpoint = Checkpoint(folder, metadata)
-    _check_sizes(checkpoint)
-    return checkpoint
-
-
-def _backend(folder: Path) -> str | None:
-    """Return the format that a checkpoint folder names, None if it names none."""
+        raise NCAPluginError(
+            f"checkpoint {folder} is incomplete: .metadata is missing, which is written last; take another iteration"
+        ) from None
+    contents = load_pickle(data, f"checkpoint {folder}: .metadata", _METADATA_TYPES)
     try:
-        backend: str | None = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
-    except (OSError, ValueError):
+        return _entries(folder, contents)
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {error!r}") from error
+
+
+def common_state(folder: Path, objects: dict[str, Item]) -> dict[str, Any] | None:
+    """Return what is stored once for all ranks: the run's arguments, its iteration and the like; None if nothing is."""
+    if COMMON_STATE in objects:
+        saved = objects[COMMON_STATE].load()
+        state = saved[0] if isinstance(saved, list) and saved else saved
+    elif (folder / COMMON_FILE).is_file():
+        state = Item(folder / COMMON_FILE, 0, (folder / COMMON_FILE).stat().st_size).load()
+    else:
         return None
-    return backend
+    if not isinstance(state, dict):
+        raise NCAPluginError(f"checkpoint {folder} is damaged: its common state is no mapping")
+    return state
 
 
-def embedding_rows(path: Path) -> int | None:
-    """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one."""
-    if not (path / _TRACKER).is_file() or _backend(find_checkpoint(path)) != _FORMAT["sharded_backend"]:
-        return None
-    entry = read_checkpoint(path).metadata.state_dict_metadata.get("embedding.word_embeddings.weight")
-    return entry.size[0] if isinstance(entry, TensorStorageMetadata) else None
+def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, Item]]:
+    if not isinstance(contents, metadata.Metadata):
+        raise TypeError(f"it holds {type(contents).__name__}")
+    sizes: dict[str, int] = {}
+    items: dict[str, dict[tuple[int, ...] | None, Item]] = {}
+    for index, info in contents.storage_data.items():
+        item = _item(folder, info, sizes)
+        items.setdefault(index.fqn, {})[None if index.offset is None else tuple(index.offset)] = item
+    tensors: dict[str, Tensor] = {}
+    objects: dict[str, Item] = {}
+    for name, entry in contents.state_dict_metadata.items():
+        if isinstance(entry, metadata.TensorStorageMetadata):
+            try:
+                blocks = tuple(
+                    Block(tuple(chunk.offsets), tuple(chunk.sizes), items[name][tuple(chunk.offsets)])
+                    for chunk in entry.chunks
+                )
+            except KeyError:
+                raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is nowhere") from None
+            tensors[name] = Tensor(name, entry.properties.dtype, tuple(entry.size), blocks)
+            check_blocks(folder, tensors[name])
+        elif name in items:
+            objects[name] = next(iter(items[name].values()))
+        else:
+            raise NCAPluginError(f"checkpoint {folder} is incomplete: the object '{name}' is nowhere")
+    return tensors, objects
 
 
-def _check_sizes(checkpoint: Checkpoint) -> None:
-    needed: dict[str, int] = {}
-    for _, info in checkpoint.stored():
-        needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
-    for name, size in needed.items():
-        file = checkpoint.folder / name
+def _item(folder: Path, info: Any, sizes: dict[str, int]) -> Item:
+    name = info.relative_path
+    if getattr(info, "transform_descriptors", None):
+        raise NCAPluginError(f"checkpoint {folder}: {name} is compressed or encrypted, which is not supported")
+    file = folder / name
+    if name not in sizes:
         if Path(name).name != name or not file.is_file():
-            raise NCAPluginError(f"checkpoint {checkpoint.folder} is incomplete: {name} is missing")
-        if file.stat().st_size < size:
-            raise NCAPluginError(
-                f"checkpoint {checkpoint.folder} is truncated: {name} has {file.stat().st_size} of {size} bytes"
-            )
-
-
-def write_release(
-    root: Path,
-    origin: Checkpoint,
-    kept: list[str],
-    replaced: dict[str, torch.Tensor],
-    common_state: dict[str, Any],
-) -> None:
-    """Write `root/release`: what is `kept` as links to the bytes of `origin`, what is `replaced` in one new file.
-
-    Megatron starts a checkpoint named `release` at iteration 0 and looks for neither optimizer nor random state in it.
-    """
-    folder = root / "release"
-    folder.mkdir(parents=True)
-    contents = {name: origin.entry(name) for name in kept}
-    storage = {index: info for index, info in origin.stored() if index.fqn in contents}
-    for name in sorted({info.relative_path for info in storage.values()}):
-        _link(origin.folder / name, folder / name)
-    # A checkpoint that was itself transferred holds such a file already.
-    new_file = next(path for path in (folder / f"transfer_{n}.distcp" for n in itertools.count()) if not path.exists())
-    with new_file.open("xb") as file:
-        for name, tensor in replaced.items():
-            entry = _layout(name, tensor)
-            contents[name] = entry
-            for chunk in entry.chunks:
-                part = tensor[tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))]
-                index = MetadataIndex(name, chunk.offsets)
-                storage[index] = _append(file, part.clone())
-        contents[_COMMON_STATE] = BytesStorageMetadata()
-        storage[MetadataIndex(_COMMON_STATE)] = _append(file, [common_state])
-        _flush_to_disk(file)
-    metadata = Metadata(contents, storage_data=storage, version=getattr(origin.metadata, "version", None))
-    with (folder / ".metadata").open("xb") as file:
-        pickle.dump(metadata, file)
-        _flush_to_disk(file)
-    (folder / "metadata.json").write_text(json.dumps(_FORMAT))
-    (root / _TRACKER).write_text("release")
-
-
-def reset_progress(common_state: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return the common state of a run that has not begun, with `changes` to its arguments: no optimizer, no schedule,
-    no consumed samples."""
-    kept: dict[str, Any] = {
-        key: common_state[key] for key in ("checkpoint_version", "content_metadata") if key in common_state
-    }
-    fresh = dict.fromkeys(("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples"), 0)
-    args = Namespace(**{**vars(common_state["args"]), **fresh, **changes})
-    return {**kept, "args": args, "iteration": 0, "num_floating_point_operations_so_far": 0}
-
-
-def is_stacked(name: str) -> bool:
-    """Whether axis 0 of a tensor counts layers."""
-    return re.match(r"decoder\.layers\.\D", name) is not None
-
-
-def _layout(name: str, tensor: torch.Tensor) -> TensorStorageMetadata:
-    """Return the chunks to store a tensor in: one for each layer, so that a rank reads no more than its own."""
-    rows, rest = tensor.shape[0], tensor.shape[1:]
-    step = 1 if is_stacked(name) else rows
-    zeros = (0,) * len(rest)
-    chunks = [
-        ChunkStorageMetadata(torch.Size((row, *zeros)), torch.Size((step, *rest))) for row in range(0, rows, step)
-    ]
-    return TensorStorageMetadata(TensorProperties.create_from_tensor(tensor), tensor.shape, chunks)
-
-
-def _append(file: io.BufferedWriter, value: object) -> _StorageInfo:
-    start = file.tell()
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    file.write(buffer.getbuffer())
-    return _StorageInfo(Path(file.name).name, start, file.tell() - start)
-
-
-def _flush_to_disk(file: io.BufferedWriter) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Loads `.metadata`, and no class that has no place in it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in _PICKLED_MODULES and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        if module == "torch.serialization" and name == "_get_layout":
-            return super().find_class(module, name)
-        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+            raise NCAPluginError(f"checkpoint {folder} is incomplete: {name} is missing")
+        sizes[name] = file.stat().st_size
+    if info.offset < 0 or info.length < 0 or info.offset + info.length > sizes[name]:
+        raise NCAPluginError(
+            f"checkpoint {folder} is truncated: {name} has {sizes[name]} of {info.offset + info.length} bytes or more"
+        )
+    return Item(file, info.offset, info.length)

@@ -1,0 +1,150 @@
+"""What a checkpoint holds, whatever its format: tensors as blocks that lie somewhere in files, and objects."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.stored import Item, StoredTensor
+from nca_plugin.errors import NCAPluginError
+
+#: Start and stop along each axis.
+Region = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a tensor: where it begins, its shape, and where its values lie."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: Item | StoredTensor
+
+    @property
+    def region(self) -> Region:
+        return tuple((offset, offset + size) for offset, size in zip(self.offsets, self.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint; its blocks cover it, each value once."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def stored(self, block: Block) -> StoredTensor:
+        """Return where the values of a block lie. Raises `NCAPluginError` if they are not of its shape and type."""
+        stored = block.source.tensor() if isinstance(block.source, Item) else block.source
+        if (stored.dtype, stored.shape) != (self.dtype, block.shape):
+            raise NCAPluginError(
+                f"{stored.record.file} is damaged: a block of '{self.name}' is {_described(stored.dtype, stored.shape)}"
+                f", the table of contents says {_described(self.dtype, block.shape)}"
+            )
+        return stored
+
+    def opened(self) -> "Tensor":
+        """Return the same tensor with the places of its values looked up: for many reads."""
+        return replace(self, blocks=tuple(replace(block, source=self.stored(block)) for block in self.blocks))
+
+    def read(self, *region: tuple[int, int]) -> torch.Tensor:
+        """Return the values from start to stop along the first axes, all along the others."""
+        whole: Region = (*region, *((0, size) for size in self.shape[len(region) :]))
+        values = torch.empty([stop - start for start, stop in whole], dtype=self.dtype)
+        for block in self.blocks:
+            common = [
+                (max(a, c), min(b, d)) for (a, b), (c, d) in zip(whole, block.region, strict=True)
+            ]  # fmt: skip
+            if any(start >= stop for start, stop in common):
+                continue
+            part = self.stored(block)
+            for axis, (start, stop) in enumerate(common):
+                part = part.narrow(axis, start - block.offsets[axis], stop - start)
+            target = tuple(
+                slice(start - first, stop - first) for (start, stop), (first, _) in zip(common, whole, strict=True)
+            )
+            values[target] = part.read()
+        return values
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder, read.
+
+    `stack` is who wrote the folder, `folder` holds the data files, `root` what belongs to the checkpoint beside them
+    (the same, but for NeMo 2). `common_state` is what is stored once for all ranks; `None` if nothing is.
+    """
+
+    root: Path
+    folder: Path
+    stack: str
+    format: str
+    tensors: dict[str, Tensor]
+    objects: dict[str, Item]
+    common_state: dict[str, Any] | None
+    model: ModelConfig
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.tensors, *self.objects]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a whole tensor."""
+        return self.tensors[name].read()
+
+
+def check_blocks(folder: Path, tensor: Tensor) -> None:
+    """Raise `NCAPluginError` if the blocks of a tensor do not cover it, each value once."""
+    covered = 0
+    for block in tensor.blocks:
+        inside = len(block.shape) == len(tensor.shape) and all(
+            0 <= start <= stop <= size for (start, stop), size in zip(block.region, tensor.shape, strict=True)
+        )
+        if not inside:
+            raise NCAPluginError(f"checkpoint {folder}: a block of '{tensor.name}' lies outside it")
+        covered += math.prod(block.shape)
+    if covered != math.prod(tensor.shape) or _overlap(block.region for block in tensor.blocks):
+        raise NCAPluginError(f"checkpoint {folder} is incomplete: the blocks of '{tensor.name}' do not cover it")
+
+
+def _overlap(regions: Iterable[Region]) -> bool:
+    """Whether two regions have a value in common: a sweep along the first axis, where most blocks follow each other."""
+    active: list[Region] = []
+    for region in sorted(regions):
+        active = [other for other in active if not other or other[0][1] > (region[0][0] if region else 0)]
+        if any(all(a < d and c < b for (a, b), (c, d) in zip(region, other, strict=True)) for other in active):
+            return True
+        active.append(region)
+    return False
+
+
+def _described(dtype: torch.dtype, shape: Iterable[int]) -> str:
+    return f"{short_dtype(dtype)} {list(shape)}"
+
+
+def short_dtype(dtype: torch.dtype) -> str:
+    """Return a type's name without its package."""
+    return str(dtype).removeprefix("torch.")
+
+
+def contiguous_regions(shape: tuple[int, ...], most_values: int) -> list[Region]:
+    """Return regions that cover a tensor in order, each a contiguous run of at most `most_values` of its values."""
+    count = math.prod(shape[1:])
+    if math.prod(shape) <= most_values or not shape:
+        return [tuple((0, size) for size in shape)]
+    if count > most_values:
+        inner = contiguous_regions(shape[1:], most_values)
+        return [((i, i + 1), *region) for i, region in itertools.product(range(shape[0]), inner)]
+    step = most_values // count
+    rest = tuple((0, size) for size in shape[1:])
+    return [((start, min(start + step, shape[0])), *rest) for start in range(0, shape[0], step)]

@@ -1,0 +1,213 @@
+"""Checkpoint folders as Megatron-LM, Megatron-Bridge and NeMo 2 write them."""
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+import yaml
+
+from nca_plugin.checkpoint.contents import Checkpoint
+from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
+from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
+from nca_plugin.checkpoint.unpickling import Foreign
+from nca_plugin.errors import NCAPluginError
+
+TRACKER: Final = "latest_checkpointed_iteration.txt"
+RUN_CONFIG: Final = "run_config.yaml"
+TRAIN_STATE: Final = "train_state.pt"
+NEMO_WEIGHTS: Final = "weights"
+NEMO_CONTEXT: Final = "context"
+_NEMO_MODEL: Final = "model.yaml"
+_NEMO_GRAPH: Final = "io.json"
+
+#: Arguments that Megatron counts a run's progress in.
+_PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
+
+#: Megatron-Bridge's `TrainState` of a run that has not begun.
+_TRAIN_STATE: Final = {
+    **dict.fromkeys(
+        ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples"), torch.tensor(0)
+    ),
+    "floating_point_operations_so_far": torch.tensor(0.0, dtype=torch.float64),
+    **dict.fromkeys(("do_train", "do_valid", "do_test"), torch.tensor(False)),
+}
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the folder that holds the data of the checkpoint `path`: itself, or the latest one under it.
+
+    Raises:
+        NCAPluginError: nothing there, or no checkpoint in it.
+    """
+    if not path.is_dir():
+        raise NCAPluginError(f"checkpoint {path} does not exist" if not path.exists() else f"{path} is no folder")
+    if (path / NEMO_WEIGHTS).is_dir():
+        return path / NEMO_WEIGHTS
+    tracker = path / TRACKER
+    if not tracker.is_file():
+        return path
+    latest = tracker.read_text().strip()
+    if not (latest.isdecimal() or latest == "release"):
+        raise NCAPluginError(f"checkpoint {path}: {TRACKER} holds '{latest}', neither an iteration nor 'release'")
+    folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else latest)
+    if not folder.is_dir():
+        raise NCAPluginError(f"checkpoint {path}: {TRACKER} names {folder.name}, which is missing")
+    return folder
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`: a save folder, whose latest iteration is taken, or an iteration's folder.
+
+    Raises:
+        NCAPluginError: no complete checkpoint of a known format.
+    """
+    folder = find_checkpoint(path)
+    state: dict[str, Any] | None
+    if is_torch_dist(folder):
+        tensors, objects = read_torch_dist(folder)
+        state, kind = common_state(folder, objects), "torch_dist"
+    elif is_legacy(folder):
+        tensors, state = read_legacy(folder)
+        objects, kind = {}, "torch"
+    else:
+        raise NCAPluginError(_unknown(folder))
+    root, stack = folder, "megatron"
+    values: Any = vars((state or {}).get("args", Namespace()))
+    if (folder / RUN_CONFIG).is_file():
+        stack, values = "bridge", _mapping(folder / RUN_CONFIG).get("model")
+    elif folder.name == NEMO_WEIGHTS and (folder.parent / NEMO_CONTEXT).is_dir():
+        root, stack, values = folder.parent, "nemo", _nemo_model(folder.parent)
+    if not isinstance(values, dict):
+        raise NCAPluginError(f"checkpoint {root}: its configuration describes no model")
+    return Checkpoint(root, folder, stack, kind, tensors, objects, state, ModelConfig(values))
+
+
+def embedding_rows(path: Path) -> int | None:
+    """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one."""
+    if not (path / TRACKER).is_file() or not is_torch_dist(folder := find_checkpoint(path)):
+        return None
+    tensor = read_torch_dist(folder)[0].get("embedding.word_embeddings.weight")
+    return None if tensor is None else tensor.shape[0]
+
+
+def _unknown(folder: Path) -> str:
+    found = sorted(path.name for path in folder.iterdir())
+    if not found:
+        return f"checkpoint {folder} is empty"
+    if "metadata.json" in found:
+        return f"checkpoint {folder} is of an unknown format, see metadata.json: save it with --ckpt-format torch_dist"
+    if ".metadata" in found or any(name.endswith(".distcp") for name in found):
+        return f"checkpoint {folder} is incomplete: metadata.json is missing, or it is no --ckpt-format torch_dist"
+    iterations = [name for name in found if name.startswith("iter_")]
+    if iterations:
+        return f"checkpoint {folder} has no {TRACKER}: name one of its iterations, such as {folder / iterations[-1]}"
+    return f"{folder} is no checkpoint: it holds {', '.join(found[:5])}"
+
+
+def _nemo_model(root: Path) -> Any:
+    file = root / NEMO_CONTEXT / _NEMO_MODEL
+    if not file.is_file():
+        raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{_NEMO_MODEL} is missing, which describes the model")
+    values = _mapping(file)
+    model = values.get("config", values)
+    # A vocabulary that NeMo's configuration says is not padded.
+    return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise NCAPluginError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise NCAPluginError(f"{file} cannot be read: it holds no mapping")
+    return values
+
+
+def data_folder(target: Path, checkpoint: Checkpoint) -> Path:
+    """Return the folder of the data files in a new checkpoint at `target`, of the same stack.
+
+    Megatron-LM and Megatron-Bridge start a checkpoint named `release` at iteration 0, and look for neither optimizer
+    nor random state in it.
+    """
+    return target / (NEMO_WEIGHTS if checkpoint.stack == "nemo" else "release")
+
+
+def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the common state of a run that has not begun: no optimizer, no schedule, no consumed samples.
+
+    Values of Megatron's own types are left out, which every run sets for itself.
+
+    Args:
+        arguments: that the next stage changes.
+    """
+    state = checkpoint.common_state or {}
+    kept: dict[str, Any] = {
+        key: _plain(state[key]) for key in ("checkpoint_version", "content_metadata") if key in state
+    }
+    if "args" in state:
+        args = _plain(state["args"])
+        vars(args).update(dict.fromkeys(_PROGRESS, 0), **arguments)
+        kept["args"] = args
+    return {**kept, "iteration": 0, "num_floating_point_operations_so_far": 0}
+
+
+def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
+    """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes."""
+    if checkpoint.stack == "nemo":
+        shutil.copytree(checkpoint.root / NEMO_CONTEXT, target / NEMO_CONTEXT)
+        _set_nemo_vocabulary(target / NEMO_CONTEXT, arguments["vocab_size"])
+        return
+    (target / TRACKER).write_text("release")
+    if checkpoint.stack == "bridge":
+        folder = data_folder(target, checkpoint)
+        config = _mapping(checkpoint.folder / RUN_CONFIG)
+        names = ("vocab_size", "make_vocab_size_divisible_by") if checkpoint.model.pads_vocabulary else ("vocab_size",)
+        config["model"].update({name: arguments[name] for name in names})
+        (folder / RUN_CONFIG).write_text(yaml.safe_dump(config))
+        torch.save(_TRAIN_STATE, folder / TRAIN_STATE)
+
+
+def _set_nemo_vocabulary(context: Path, vocab_size: int) -> None:
+    """Set the vocabulary where the configuration says one; where it does not, NeMo takes the tokenizer's."""
+    config = _mapping(context / _NEMO_MODEL)
+    model = config.get("config", config)
+    if model.get("vocab_size") is not None:
+        model["vocab_size"] = vocab_size
+        (context / _NEMO_MODEL).write_text(yaml.safe_dump(config))
+    graph = context / _NEMO_GRAPH
+    if graph.is_file():
+        described = _mapping(graph)
+        for entry in _leaves(described):
+            if "<root>.model.config.vocab_size" in entry.get("paths", ()) and entry.get("value") is not None:
+                entry["value"] = vocab_size
+        graph.write_text(json.dumps(described))
+
+
+def _leaves(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the leaves of NeMo's description of its objects (Fiddle's serialization)."""
+    if isinstance(value, dict):
+        if value.get("type") == "leaf":
+            yield value
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the parts that are `Foreign`."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not isinstance(item, Foreign)}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value if not isinstance(item, Foreign))
+    if isinstance(value, Namespace | SimpleNamespace):
+        return type(value)(**_plain(vars(value)))
+    return value

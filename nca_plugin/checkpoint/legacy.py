@@ -1,0 +1,243 @@
+"""Megatron's older format, one file for each model-parallel rank, read as if it were one checkpoint.
+
+A folder holds `mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt` for tensor-, pipeline- and expert-parallel ranks. Each file
+has the rank's part of the model under `model`, or under `model0`, `model1`, ... for the chunks of virtual pipeline
+parallelism, without a word of how the parts belong together: that follows from the names, as Megatron cuts them.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
+from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.stored import Item, StoredTensor
+from nca_plugin.errors import NCAPluginError
+
+_FOLDER: Final = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?")
+_FILE: Final = "model_optim_rng.pt"
+_CHUNK: Final = re.compile(r"model(\d*)")
+_LAYER: Final = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+_MTP: Final = re.compile(r"(mtp\.layers\.\d+\.)(?:mtp_model_layer|transformer_layer)\.(.+)")
+#: SequentialMLP's and TEGroupedMLP's names of the parameters of one expert.
+_EXPERT: Final = (
+    re.compile(r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<parameter>linear_fc[12]\.(weight|bias))"),
+    re.compile(r"mlp\.experts\.(?P<parameter>linear_fc[12]\.(weight|bias))(?P<expert>\d+)"),
+)
+
+#: The axis that tensor parallelism cuts; every rank has the whole of what is not named (ColumnParallelLinear,
+#: RowParallelLinear and VocabParallelEmbedding in megatron.core.tensor_parallel.layers).
+_CUT: Final = (
+    (0, re.compile(r"(embedding\.word_embeddings|output_layer)\.(weight|bias)")),
+    (0, re.compile(r".*\.(linear_(qkv|q|kv|fc1|q_proj|q_up_proj|kv_up_proj)|eh_proj)\.(weight|bias)")),
+    (1, re.compile(r".*\.linear_(proj|fc2)\.weight")),
+)
+#: Cut on axis 0 by the local layer spec, whole on every rank with Transformer Engine (MLASelfAttention).
+_DOWN_PROJECTION: Final = re.compile(r".*\.linear_(q|kv)_down_proj\.weight")
+#: Parts of which it is not known how they belong together.
+_UNSUPPORTED: Final = re.compile(r".*(\.mixer\.|mlp\.experts\.weight[12]|^language_model\.).*")
+#: Names of the local layer spec, and what `torch_dist` stores them as (megatron.core.models.gpt.gpt_layer_specs).
+_LOCAL_NAMES: Final = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A parameter of one layer and one expert; None for one that has none."""
+
+    name: str
+    layer: int | None = None
+    expert: int | None = None
+
+
+@dataclass
+class _Whole:
+    """A parameter that is put together from parts: where each begins in it."""
+
+    parts: list[tuple[tuple[int, ...], StoredTensor]] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        ends = [[o + s for o, s in zip(offsets, part.shape, strict=True)] for offsets, part in self.parts]
+        return tuple(map(max, zip(*ends, strict=True)))
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether a folder holds files by model-parallel rank."""
+    return any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
+
+
+def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a folder under the names and shapes of `torch_dist`, and the state beside the model.
+
+    Raises:
+        NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
+    """
+    first = _load(next(path for path in sorted(folder.iterdir()) if _FOLDER.fullmatch(path.name)))
+    if "args" not in first:
+        raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
+    model = ModelConfig(vars(first["args"]))
+    ranks = _Ranks.of(folder, model)
+    states = {rank: _load(path) for rank, path in ranks.files.items()}
+    chunks = sorted(
+        (key for key in first if _CHUNK.fullmatch(key)), key=lambda key: int(key.removeprefix("model") or 0)
+    )
+    wholes: dict[_Key, _Whole] = {}
+    num_layers = 0
+    # Virtual pipeline parallelism deals the layers out to the pipeline's ranks chunk by chunk.
+    for chunk, pipeline in itertools.product(chunks, range(ranks.pipeline)):
+        stage: dict[_Key, _Whole] = {}
+        for expert_rank, tensor_rank in itertools.product(range(ranks.expert), range(ranks.tensor)):
+            state = states[tensor_rank, pipeline, expert_rank].get(chunk, {})
+            for name, value in state.items():
+                if isinstance(value, StoredTensor):
+                    _place(stage, folder, name, value, model, ranks, tensor_rank, expert_rank)
+        for key, whole in stage.items():
+            layer = None if key.layer is None else key.layer + num_layers
+            # A stage at the end has a copy of a tied embedding.
+            wholes.setdefault(_Key(key.name, layer, key.expert), whole)
+        num_layers += 1 + max((key.layer for key in stage if key.layer is not None), default=-1)
+    if not model.get("untie_embeddings_and_output_weights"):
+        wholes.pop(_Key("output_layer.weight"), None)
+    tensors = _joined(folder, wholes, num_layers, model)
+    kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
+    return tensors, kept
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """How many ranks of each kind there are, and their files by tensor-, pipeline- and expert-parallel rank."""
+
+    tensor: int
+    pipeline: int
+    expert: int
+    files: dict[tuple[int, int, int], Path]
+
+    @classmethod
+    def of(cls, folder: Path, model: ModelConfig) -> "_Ranks":
+        tensor = model.tensor_parallel_size
+        pipeline = int(model.get("pipeline_model_parallel_size", default=1))
+        expert = int(model.get("expert_model_parallel_size", default=1))
+        if expert > 1 and int(model.get("expert_tensor_parallel_size", default=tensor)) != tensor:
+            raise NCAPluginError(
+                f"checkpoint {folder}: experts cut otherwise than the rest (--expert-tensor-parallel-size) are not "
+                "supported in this old format: load and save it with --ckpt-convert-format torch_dist"
+            )
+        files = {}
+        for t, p, e in itertools.product(range(tensor), range(pipeline), range(expert)):
+            name = f"mp_rank_{t:02d}" + (f"_{p:03d}" if pipeline > 1 else "") + (f"_{e:03d}" if expert > 1 else "")
+            files[t, p, e] = folder / name
+            if not (folder / name / _FILE).is_file():
+                raise NCAPluginError(f"checkpoint {folder} is incomplete: {name}/{_FILE} is missing")
+        return cls(tensor, pipeline, expert, files)
+
+
+def _load(rank: Path) -> dict[str, Any]:
+    file = rank / _FILE
+    if not file.is_file():
+        raise NCAPluginError(f"checkpoint {rank.parent} is incomplete: {rank.name}/{_FILE} is missing")
+    state = Item(file, 0, file.stat().st_size).load()
+    if not isinstance(state, dict):
+        raise NCAPluginError(f"{file} is damaged: it holds no mapping")
+    return state
+
+
+def _place(
+    stage: dict[_Key, _Whole],
+    folder: Path,
+    name: str,
+    value: StoredTensor,
+    model: ModelConfig,
+    ranks: _Ranks,
+    tensor_rank: int,
+    expert_rank: int,
+) -> None:
+    """Add one rank's part of a parameter to the parameters of its pipeline stage."""
+    if _UNSUPPORTED.fullmatch(name):
+        raise NCAPluginError(
+            f"checkpoint {folder}: '{name}' cannot be put together from this old format: load and save it with "
+            "--ckpt-convert-format torch_dist"
+        )
+    key = _key(name, model, ranks, expert_rank)
+    if expert_rank and key.expert is None:
+        return
+    axis = next((axis for axis, pattern in _CUT if pattern.fullmatch(name)), None)
+    if _DOWN_PROJECTION.fullmatch(name) and model.get("transformer_impl") == "local":
+        axis = 0
+    if axis is None:
+        if tensor_rank == 0:
+            stage[key] = _Whole([((0,) * len(value.shape), value)])
+        return
+    parts = stage.setdefault(key, _Whole()).parts
+    size = value.shape[axis]
+    halves = 2 if model.get("swiglu", "gated_linear_unit") and ".linear_fc1." in name else 1
+    for half in range(halves):
+        start = (half * ranks.tensor + tensor_rank) * (size // halves)
+        offsets = tuple(start if a == axis else 0 for a in range(len(value.shape)))
+        parts.append((offsets, value.narrow(axis, half * (size // halves), size // halves)))
+
+
+def _key(name: str, model: ModelConfig, ranks: _Ranks, expert_rank: int) -> _Key:
+    is_local = model.get("transformer_impl") == "local" and not model.get("multi_latent_attention")
+    rename = _stored_name if is_local else str
+    if mtp := _MTP.fullmatch(name):
+        return _Key(f"{mtp[1]}transformer_layer.{rename(mtp[2])}")
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return _Key(name)
+    layer, rest = int(match[1]), match[2]
+    for pattern in _EXPERT:
+        if found := pattern.fullmatch(rest):
+            per_rank = int(model.need("num_experts")) // ranks.expert
+            expert = expert_rank * per_rank + int(found["expert"])
+            return _Key(f"mlp.experts.experts.{found['parameter']}", layer, expert)
+    return _Key(rename(rest), layer)
+
+
+def _stored_name(name: str) -> str:
+    """Return what `torch_dist` stores a name within a layer of the local layer spec as."""
+    for local, stored in _LOCAL_NAMES.items():
+        name = stored + name.removeprefix(local) if name.startswith(local) else name
+    return name
+
+
+def _joined(folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: ModelConfig) -> dict[str, Tensor]:
+    """Return tensors as `torch_dist` stores them: experts and, where all layers are alike, layers on axes before the
+    parameter's own."""
+    experts = 1 + max((key.expert for key in wholes if key.expert is not None), default=0)
+    is_stacked = _alike(wholes, num_layers) and not isinstance(model.get("moe_layer_freq"), list)
+    blocks: dict[str, list[Block]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes = {}
+    for key, whole in wholes.items():
+        before, sizes = [], []
+        name = key.name
+        if key.layer is not None:
+            name = f"decoder.layers.{name}" if is_stacked else f"decoder.layers.{key.layer}.{name}"
+            if is_stacked:
+                before, sizes = [key.layer], [num_layers]
+        if key.expert is not None:
+            before, sizes = [*before, key.expert], [*sizes, experts]
+        shapes[name] = (*sizes, *whole.shape)
+        dtypes[name] = whole.parts[0][1].dtype
+        blocks.setdefault(name, []).extend(
+            Block((*before, *offsets), (1,) * len(before) + part.shape, part.under(len(before)))
+            for offsets, part in whole.parts
+        )
+    tensors = {name: Tensor(name, dtypes[name], shapes[name], tuple(blocks[name])) for name in blocks}
+    for tensor in tensors.values():
+        check_blocks(folder, tensor)
+    return tensors
+
+
+def _alike(wholes: dict[_Key, _Whole], num_layers: int) -> bool:
+    """Whether every layer has the same parameters."""
+    layers = [
+        {(key.name, key.expert, whole.shape) for key, whole in wholes.items() if key.layer == layer}
+        for layer in range(num_layers)
+    ]
+    return all(layer == layers[0] for layer in layers)

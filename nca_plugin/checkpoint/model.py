@@ -1,0 +1,64 @@
+"""What the transition must know of a model, from the arguments or the configuration that its checkpoint keeps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nca_plugin.errors import NCAPluginError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model, and the vocabulary that it was trained with.
+
+    `values` holds everything that the checkpoint says, under Megatron-LM's names of arguments or TransformerConfig's.
+    """
+
+    values: Mapping[str, Any]
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """Return the first of some values that the checkpoint has, `default` if it has none."""
+        return next((self.values[name] for name in names if self.values.get(name) is not None), default)
+
+    def need(self, name: str) -> Any:
+        """Return a value. Raises `NCAPluginError` if the checkpoint does not say it."""
+        value = self.get(name)
+        if value is None:
+            raise NCAPluginError(f"the checkpoint does not say the model's {name}: nothing can be drawn anew")
+        return value
+
+    @property
+    def is_hybrid(self) -> bool:
+        return bool(self.get("hybrid_layer_pattern", "hybrid_override_pattern")) or bool(self.get("is_hybrid_model"))
+
+    @property
+    def is_zero_centred(self) -> bool:
+        """Whether norm weights are stored minus 1."""
+        return bool(self.get("apply_layernorm_1p", "layernorm_zero_centered_gamma"))
+
+    @property
+    def width_multiplier(self) -> float:
+        """mu-P's width over its base width; 1 without mu-P."""
+        if not self.get("use_mup"):
+            return 1.0
+        hidden_size = int(self.need("hidden_size"))
+        return hidden_size / int(self.get("mup_base_hidden_size", default=hidden_size))
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Ids of the tokenizer; None if the checkpoint does not say it."""
+        value = self.get("vocab_size")
+        return None if value is None else int(value)
+
+    @property
+    def pads_vocabulary(self) -> bool:
+        """Whether `vocab_size` counts the tokenizer's ids, which are padded to more rows; else it counts the rows."""
+        return bool(self.get("should_pad_vocab", default=True))
+
+    @property
+    def divisible_by(self) -> int:
+        return int(self.get("make_vocab_size_divisible_by", default=128)) if self.pads_vocabulary else 1
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        return int(self.get("tensor_model_parallel_size", default=1))

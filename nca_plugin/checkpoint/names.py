@@ -1,0 +1,98 @@
+"""The names that Megatron's models store their parameters under, and what a study calls them.
+
+Both layer specs store Transformer Engine's names, most of the time: a norm that is fused into the projection after it
+(`linear_qkv.layer_norm_weight`), or a module of its own (`input_layernorm.weight`). Layers are stacked on axis 0 under
+one name, or have names of their own (`decoder.layers.3.`): a model with layers of several kinds, and HybridModel. Under
+`singleton_local_shards` experts have names of their own too, and so have the two halves of a gated projection.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+#: Roles by a pattern of the name within a layer. The first that matches decides: a norm of the attention is a norm.
+_IN_LAYER: Final = (
+    ("norm", r"(.*[._])?(layer_?norm|norm|enorm|hnorm)[._](weight|bias)"),
+    ("attention.proj", r"(self|cross)_attention\.linear_proj\.(weight|bias)"),
+    ("attention.qkv", r"(self|cross)_attention\.linear_(qkv|q|kv|k|v)(_proj|_down_proj|_up_proj)?\.(weight|bias)"),
+    ("attention.other", r"(self|cross)_attention\..*(weight|bias|softmax_offset)"),
+    ("router", r"mlp\.router\.(weight|bias|expert_bias)|mlp\.shared_experts\.gate_weight"),
+    ("mlp", r"mlp\.((shared_experts|experts(\.experts)?(\.\d+)?)\.)?linear_fc[12]\.(weight|bias)(_[wv])?"),
+    ("mlp", r"mlp\.fc[12]_latent_proj\.(weight|bias)"),
+    ("mamba", r"mixer\..*"),
+)
+_OUTSIDE: Final = (
+    ("embedding", r"embedding\.word_embeddings\.weight"),
+    ("position", r"embedding\.(position|tokentype)_embeddings\.weight"),
+    ("output", r"output_layer\.(weight|bias)"),
+    ("final_norm", r"decoder\.final_(layer)?norm\.(weight|bias)"),
+    ("mtp", r"mtp\..*"),
+)
+#: What selectors may name; a role belongs to the selector that it begins with.
+SELECTORS: Final = (
+    *("embedding", "position", "output", "attention", "attention.qkv", "attention.proj", "mlp", "norm", "final_norm"),
+    *("router", "mamba", "mtp", "all"),
+)
+
+_LAYER: Final = re.compile(r"(?P<stem>(?:decoder|encoder)\.layers|mtp\.layers)\.(?:(?P<number>\d+)\.)?(?P<rest>.+)")
+_EXPERT: Final = re.compile(r"\.experts\.experts\.(\d+)\.")
+
+#: Entries of the training run, not of the model.
+_RUN_STATE: Final = re.compile(
+    r"(chained_\d+\.)?(optimizer|rng_state|rerun_state_machine_state|common_state|opt_param_scheduler|iteration)\b.*"
+)
+#: State of Transformer Engine's modules, such as FP8 scales; empty under the local layer spec.
+_MODULE_STATE: Final = re.compile(r".*\._extra_state.*")
+#: Counters of the training, kept as buffers of the model.
+_COUNTERS: Final = re.compile(r".*mlp\.router\.(local_tokens_per_expert|global_tokens_per_expert|ga_steps)")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What an entry of a checkpoint is.
+
+    Attributes:
+        role: the selector that names it, or a part of it such as `attention.qkv`; "run" for the state of the training
+            run, "module" for state that belongs to the code, "unknown".
+        canonical: its name without the numbers of layer and expert and NeMo's prefix: the same however a checkpoint is
+            cut and whoever wrote it.
+        layer: its layer; None for what belongs to none, or to all (`is_stacked`).
+        is_stacked: whether axis 0 counts layers.
+        expert: the expert that it belongs to; None for what belongs to none, or to all.
+        half: 0 or 1 for a half of a gated projection that has a name of its own.
+    """
+
+    role: str
+    canonical: str
+    layer: int | None = None
+    is_stacked: bool = False
+    expert: int | None = None
+    half: int | None = None
+
+
+def parameter(name: str) -> Parameter:
+    """Return what the entry `name` of a checkpoint is."""
+    # NeMo 2 wraps the model once more.
+    name = name.removeprefix("module.")
+    if _RUN_STATE.fullmatch(name):
+        return Parameter("run", name)
+    if _MODULE_STATE.fullmatch(name) or _COUNTERS.fullmatch(name):
+        return Parameter("module", name)
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return Parameter(_role(_OUTSIDE, name), name)
+    expert = _EXPERT.search(name)
+    rest = match["rest"] if expert is None else _EXPERT.sub(".experts.experts.", match["rest"])
+    half = None if rest[-2:] not in ("_w", "_v") else ("_w", "_v").index(rest[-2:])
+    return Parameter(
+        role="mtp" if match["stem"].startswith("mtp") else _role(_IN_LAYER, match["rest"]),
+        canonical=f"{match['stem']}.{rest if half is None else rest[:-2]}",
+        layer=None if match["number"] is None else int(match["number"]),
+        is_stacked=match["number"] is None,
+        expert=None if expert is None else int(expert[1]),
+        half=half,
+    )
+
+
+def _role(patterns: tuple[tuple[str, str], ...], name: str) -> str:
+    return next((role for role, pattern in patterns if re.fullmatch(pattern, name)), "unknown")
