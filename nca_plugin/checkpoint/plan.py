@@ -1,88 +1,176 @@
 """What happens to every entry of a checkpoint at the transition, and why."""
 
-import re
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from nca_plugin.checkpoint.names import Parameter, parameter
+from nca_plugin.checkpoint.selectors import Selector, parse_selector
 from nca_plugin.errors import NCAPluginError
 
-Action = Literal["keep", "reinit", "drop"]
+Action = Literal["keep", "reinit", "resize", "drop"]
 
-#: What a study transfers or draws anew, by the names that Megatron's GPTModel stores (both layer specs store the same).
-#: The first pattern that matches decides: a norm inside the attention is a norm.
-_ROLES: Final = (
-    ("norm", r".*(layer_norm_(weight|bias)|layernorm\.(weight|bias)|norm\.(weight|bias))"),
-    ("position", r"embedding\.position_embeddings\.weight"),
-    ("embedding", r"embedding\..*(weight|bias)"),
-    ("output", r"output_layer\.(weight|bias)"),
-    ("attention", r"decoder\.layers\.(\d+\.)?self_attention\..*(weight|bias)"),
-    ("mlp", r"decoder\.layers\.(\d+\.)?mlp\..*(weight|bias)"),
-)
-SELECTORS: Final = (*(role for role, _ in _ROLES), "all")
 
-#: Entries of the training run, not of the model.
-_RUN_STATE: Final = r"(optimizer\.|rng_state|rerun_state_machine_state|common_state|opt_param_scheduler|iteration).*"
-#: State of Transformer Engine's modules, such as FP8 scales; empty under the local layer spec.
-_EXTRA_STATE: Final = r".*\._extra_state.*"
+@dataclass(frozen=True)
+class Preset:
+    """Where a plan starts from, before --keep, --reinit and --drop.
+
+    Attributes:
+        about: what it does, in a line.
+        rest: what happens to all but `others`, to which the opposite does.
+        rows: what new rows of embedding and output are drawn by.
+    """
+
+    about: str
+    rest: Literal["keep", "reinit"]
+    others: tuple[str, ...] = ()
+    rows: Literal["model", "release", "matched"] = "model"
+
+
+_VOCABULARY: Final = ("embedding", "output")
+PRESETS: Final[Mapping[str, Preset]] = {
+    "default": Preset("embedding and output drawn anew, all else kept", "keep", _VOCABULARY),
+    "attention-only": Preset("attention kept, all else drawn anew", "reinit", ("attention",)),
+    "mlp-only": Preset(
+        "MLPs kept, with the routers they were trained under; all else anew", "reinit", ("mlp", "router")
+    ),
+    "no-norm": Preset("as default, and norms drawn anew", "keep", (*_VOCABULARY, "norm", "final_norm")),
+    "scratch": Preset("everything drawn anew", "reinit"),
+    "release": Preset(
+        "as default, with the released code's N(0, 1) embedding and U(-1/sqrt(d), 1/sqrt(d)) output",
+        "keep",
+        _VOCABULARY,
+        rows="release",
+    ),
+    "matched": Preset(
+        "as default, with new rows at the scale of the trained ones", "keep", _VOCABULARY, rows="matched"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happens to one entry: `role` is the selector that it belongs to, empty for what no selector names."""
+    """What happens to an entry, or to some layers of it.
+
+    Attributes:
+        layers: for a tensor that holds layers on axis 0, those that this step is about: start and stop.
+    """
 
     name: str
-    role: str
+    parameter: Parameter
     action: Action
     reason: str
+    layers: tuple[int, int] | None = None
 
 
-def plan_transfer(names: Iterable[str], keep: Iterable[str] = (), reinit: Iterable[str] = ()) -> list[Step]:
-    """Return one step for every entry of a checkpoint.
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    action: Action
+    selector: Selector
+    reason: str
+    is_users: bool
 
-    Embedding and output are drawn anew, because their rows belong to a vocabulary; all else is kept. `keep` narrows
-    what is kept to its selectors (and may name embedding or output); `reinit` adds to what is drawn anew.
+
+def plan_transfer(
+    tensors: Mapping[str, tuple[int, ...]],
+    objects: Iterable[str],
+    num_layers: int,
+    *,
+    preset: str = "default",
+    keep: Iterable[str] = (),
+    reinit: Iterable[str] = (),
+    drop: Iterable[str] = (),
+) -> list[Step]:
+    """Return what happens to every entry of a checkpoint: one step each, or one for each run of layers alike.
+
+    A preset says what is kept; `keep`, `reinit` and `drop` change it for what they select. The most specific selector
+    decides: `all`, then a role, a part of a role, a range of layers, a pattern.
+
+    Args:
+        tensors: shapes by name.
+        objects: names of the entries that are no tensors.
 
     Raises:
-        NCAPluginError: an unknown selector, one in both lists, one that matches nothing, or an entry of no known role.
+        NCAPluginError: an unknown preset or selector, selectors that contradict each other, one that matches nothing or
+            changes nothing, or entries of no known kind that no selector names.
     """
-    keep, reinit = frozenset(keep), frozenset(reinit)
-    for selector in keep | reinit:
-        if selector not in SELECTORS:
-            raise NCAPluginError(f"unknown selector '{selector}': choose from {', '.join(SELECTORS)}")
-    if keep & reinit:
-        raise NCAPluginError(f"'{min(keep & reinit)}' is selected both to keep and to re-initialise")
-    names = list(names)
-    roles = {name: _role(name) for name in names}
-    unknown = [name for name, role in roles.items() if role is None]
+    names = [*tensors, *objects]
+    parameters = {name: parameter(name) for name in names}
+    rules = _rules(preset, {"keep": keep, "reinit": reinit, "drop": drop}, num_layers)
+    unknown = [name for name, found in parameters.items() if found.role == "unknown"]
+    unknown = [
+        name for name in unknown if not any(rule.selector.matches(name, parameters[name], None) for rule in rules)
+    ]
     if unknown:
         shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        raise NCAPluginError(f"{len(unknown)} checkpoint entries are of no known kind, so none is touched: {shown}")
-    for selector in (keep | reinit) - {"all"}:
-        if selector not in roles.values():
-            raise NCAPluginError(f"selector '{selector}' matches nothing in this checkpoint")
-    return [_step(name, roles[name] or "", keep, reinit) for name in names]
+        raise NCAPluginError(
+            f"{len(unknown)} entries of this checkpoint are of no known kind: {shown}; say what to do with them, with "
+            f"--keep 're:{unknown[0]}', --reinit or --drop"
+        )
+    places = [
+        (name, layer)
+        for name in names
+        for layer in (range(tensors[name][0]) if parameters[name].is_stacked else [parameters[name].layer])
+    ]
+    matching = {
+        place: [rule for rule in rules if rule.selector.matches(place[0], parameters[place[0]], place[1])]
+        for place in places
+    }
+    for rule in rules:
+        if rule.is_users:
+            _check_effect(rule, matching, preset)
+    steps: list[Step] = []
+    for name, group in itertools.groupby(places, key=lambda place: place[0]):
+        found = parameters[name]
+        decided = [(place[1], *_decision(name, found, matching[place])) for place in group]
+        for (action, reason), run in itertools.groupby(decided, key=lambda entry: entry[1:]):
+            layers = [layer for layer, *_ in run if layer is not None]
+            stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
+            steps.append(Step(name, found, action, reason, stacked))
+    return steps
 
 
-def _role(name: str) -> str | None:
-    if re.fullmatch(_RUN_STATE, name):
-        return "run"
-    if re.fullmatch(_EXTRA_STATE, name):
-        return "extra"
-    return next((role for role, pattern in _ROLES if re.fullmatch(pattern, name)), None)
+def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int) -> list[_Rule]:
+    if preset not in PRESETS:
+        raise NCAPluginError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
+    base = PRESETS[preset]
+    other: Action = "reinit" if base.rest == "keep" else "keep"
+    rules = [
+        _Rule(base.rest, Selector("all", "all"), f"preset {preset}", is_users=False),
+        *(_Rule(other, Selector(role, role), f"preset {preset}", is_users=False) for role in base.others),
+    ]
+    # Within one specificity the user's word comes after the preset's.
+    own = [
+        _Rule(action, parse_selector(text, num_layers), f"--{action} {text}", is_users=True)
+        for action, texts in chosen.items()
+        for text in dict.fromkeys(texts)
+    ]
+    return sorted([*rules, *own], key=lambda rule: (rule.selector.specificity, rule.is_users))
 
 
-def _step(name: str, role: str, keep: frozenset[str], reinit: frozenset[str]) -> Step:
-    if role == "run":
-        return Step(name, "", "drop", "state of the finished run")
-    if role == "extra":
-        return Step(name, "", "keep", "module state")
-    if role in reinit or ("all" in reinit and role not in keep):
-        return Step(name, role, "reinit", "selected by --reinit")
-    if role in keep or "all" in keep:
-        return Step(name, role, "keep", "selected by --keep")
-    if role in ("embedding", "output"):
-        return Step(name, role, "reinit", "rows belong to a vocabulary")
-    if keep:
-        return Step(name, role, "reinit", "not among --keep")
-    return Step(name, role, "keep", "default")
+def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Action, str]:
+    if matching:
+        last = matching[-1]
+        for rule in matching:
+            equal = (rule.is_users, rule.selector.specificity) == (last.is_users, last.selector.specificity)
+            if equal and rule.action != last.action:
+                raise NCAPluginError(f"'{name}': {rule.reason} contradicts {last.reason}")
+        return last.action, last.reason
+    if found.role == "run":
+        return "drop", "state of the finished run"
+    return "keep", "state of a module"
+
+
+def _check_effect(rule: _Rule, matching: Mapping[tuple[str, int | None], list[_Rule]], preset: str) -> None:
+    places = [rules for rules in matching.values() if rule in rules]
+    if not places:
+        raise NCAPluginError(f"selector '{rule.selector.text}' matches nothing in this checkpoint")
+    for rules in places:
+        others = [other for other in rules if other is not rule]
+        if rules[-1].action == rule.action and (not others or others[-1].action != rule.action):
+            return
+    raise NCAPluginError(
+        f"{rule.reason} changes nothing: preset {preset} and the other selectors {rule.action} it already"
+        + ("; to keep nothing else, add --reinit all" if rule.action == "keep" else "")
+    )

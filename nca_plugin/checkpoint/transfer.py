@@ -1,146 +1,317 @@
-"""`nca-plugin transfer`: read, plan, rewrite, report."""
+"""`nca-plugin transfer`: read, plan, write, report."""
 
+import contextlib
 import dataclasses
-import hashlib
+import fcntl
+import functools
+import importlib.metadata
+import itertools
 import json
+import math
 import os
 import shutil
-from argparse import Namespace
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nca_plugin.checkpoint.initial import initial_values, padded_vocab_size
-from nca_plugin.checkpoint.plan import Step, plan_transfer
-from nca_plugin.checkpoint.torch_dist import Checkpoint, read_checkpoint, reset_progress, write_release
+from nca_plugin.checkpoint.changes import Change, Transition, changes_of, num_layers
+from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
+from nca_plugin.checkpoint.folders import copy_context, data_folder, new_common_state, read_checkpoint
+from nca_plugin.checkpoint.initial import draw
+from nca_plugin.checkpoint.selectors import parse_selector
+from nca_plugin.checkpoint.stored import Item
+from nca_plugin.checkpoint.vocabulary import read_rows
+from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock, Writer, check_kept, why_no_link
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import check_folder
+from nca_plugin.progress import StartStage, silent_stage
 
-#: Tensors with a row for every token id.
-_VOCABULARY_ROWS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+REPORT: Final = "transfer_report.json"
+FREEZE_LIST: Final = "freeze.txt"
+
+
+@dataclass
+class _Record:
+    """What was written for a change, by the first indices of each block."""
+
+    checksums: dict[tuple[int, ...], int] = field(default_factory=dict)
+    sums: dict[tuple[int, ...], tuple[int, float, float]] = field(default_factory=dict)
+
+    def add_drawn(self, start: tuple[int, ...], values: torch.Tensor) -> None:
+        flat = values.float().flatten().numpy()
+        # In pieces, whose float32 sums lose nothing that six digits show.
+        pieces = np.array_split(flat, flat.size // (1 << 16) + 1)
+        total = math.fsum(float(piece.sum()) for piece in pieces)
+        squares = math.fsum(float(np.dot(piece, piece)) for piece in pieces)
+        self.sums[start] = (flat.size, total, squares)
+
+    def add_kept(self, start: tuple[int, ...], values: torch.Tensor) -> None:
+        self.checksums[start] = zlib.crc32(values.flatten().view(torch.uint8).numpy())
+
+    def described(self) -> dict[str, Any]:
+        """Return what a report says of it: CRC-32 of the values kept, moments of those drawn."""
+        row: dict[str, Any] = {}
+        if self.checksums:
+            row["crc32"] = {",".join(map(str, start)): f"{crc:08x}" for start, crc in sorted(self.checksums.items())}
+        if self.sums:
+            ordered = [self.sums[start] for start in sorted(self.sums)]
+            count, total, squares = (math.fsum(column) for column in zip(*ordered, strict=True))
+            mean = total / count if count else 0.0
+            std = math.sqrt(max(0.0, squares / count - mean**2)) if count else 0.0
+            row |= {"drawn": int(count), "mean": float(f"{mean:.6g}"), "std": float(f"{std:.6g}")}
+        return row
 
 
 def transfer(
     origin: Path,
     target: Path,
+    transition: Transition | None = None,
     *,
-    vocab_size: int | None = None,
-    keep: Iterable[str] = (),
-    reinit: Iterable[str] = (),
-    seed: int = 1234,
-    make_vocab_size_divisible_by: int | None = None,
-    tensor_parallel_size: int | None = None,
     dry_run: bool = False,
+    command: Sequence[str] = (),
+    num_workers: int = 1,
+    start_stage: StartStage = silent_stage,
 ) -> dict[str, Any]:
     """Write the checkpoint at `origin` to `target` as the start of another stage, and return the report.
 
     Args:
-        origin: a Megatron `torch_dist` checkpoint: its --save folder, or one iteration's folder.
+        origin: a save folder of Megatron-LM or Megatron-Bridge, one iteration's folder, or a NeMo 2 checkpoint.
         target: a folder that does not exist; give it to the next run as --pretrained-checkpoint.
-        vocab_size: ids of the next stage's tokenizer; None keeps the number of rows.
-        keep: selectors of what is kept (all but embedding and output if empty), see `plan_transfer`.
-        reinit: selectors of what else is drawn anew.
-        seed: of the new values.
-        make_vocab_size_divisible_by, tensor_parallel_size: of the next stage, for Megatron's padding of the vocabulary;
-            None takes the checkpoint's.
         dry_run: plan and report, write nothing.
+        command: that asked for it, for the report.
+        num_workers: threads that draw and write, each with `BLOCK_BYTES` in memory.
 
     Raises:
-        NCAPluginError: see `read_checkpoint` and `plan_transfer`; a target that exists; a new vocabulary with rows that
-            are to be kept.
+        NCAPluginError: see `read_checkpoint` and `changes_of`; a target that exists or cannot be written; a source that
+            is damaged, or is being written to.
     """
-    if target.exists():
+    transition = transition or Transition()
+    if target.exists() or target.is_symlink():
         raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
+    if not dry_run:
+        check_folder(target.parent)
     checkpoint = read_checkpoint(origin)
-    steps = plan_transfer(checkpoint.names, keep, reinit)
-    common_state = checkpoint.common_state()
-    args: Namespace = common_state["args"]
-    divisible_by = make_vocab_size_divisible_by or args.make_vocab_size_divisible_by
-    tensor_parallel_size = tensor_parallel_size or args.tensor_model_parallel_size
-    if vocab_size is None:
-        rows = args.padded_vocab_size
-    else:
-        if vocab_size < 1:
-            raise NCAPluginError(f"vocabulary size {vocab_size}: must be at least 1")
-        rows = padded_vocab_size(vocab_size, divisible_by, tensor_parallel_size)
-    shapes = {step.name: _new_shape(checkpoint, step, rows) for step in steps if step.action != "drop"}
+    before = _signature(checkpoint)
+    changes, vocabulary = changes_of(checkpoint, transition)
+    for selector in transition.freeze:
+        parse_selector(selector, num_layers(checkpoint))
     report: dict[str, Any] = {
-        "from": str(checkpoint.folder),
-        "seed": seed,
-        "vocab_size": vocab_size or args.vocab_size,
-        "padded_vocab_size": rows,
-        "tensors": [_described(step, checkpoint, shapes) for step in steps],
+        "from": str(checkpoint.root),
+        "stack": checkpoint.stack,
+        "format": checkpoint.format,
+        "nca_plugin": importlib.metadata.version("nca-plugin"),
+        "command": list(command),
+        **dataclasses.asdict(transition),
+        "row_map": None if transition.row_map is None else str(transition.row_map),
+        "vocab_size": vocabulary.new_ids,
+        "padded_vocab_size": vocabulary.rows,
+        "tensors": [change.described(checkpoint) for change in changes],
     }
     if dry_run:
         return report
-    replaced: dict[str, torch.Tensor] = {}
-    for step, row in zip(steps, report["tensors"], strict=True):
-        if step.action == "reinit":
-            dtype = _tensor_entry(checkpoint, step.name).properties.dtype
-            shape = shapes[step.name]
-            assert shape is not None
-            values = initial_values(step, shape, dtype, args, seed)
-            replaced[step.name] = values
-            row |= {"mean": values.double().mean().item(), "std": values.double().std(correction=0).item()}
-        elif step.action == "keep" and step.role:
-            row["blake2b"] = _checksum(checkpoint.tensor(step.name))
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    arguments = {
+        "vocab_size": vocabulary.new_ids if checkpoint.model.pads_vocabulary else vocabulary.rows,
+        "padded_vocab_size": vocabulary.rows,
+        "make_vocab_size_divisible_by": vocabulary.divisible_by,
+    }
     try:
-        write_release(
-            partial,
-            checkpoint,
-            [step.name for step in steps if step.action == "keep"],
-            replaced,
-            reset_progress(
-                common_state,
-                vocab_size=report["vocab_size"],
-                padded_vocab_size=rows,
-                make_vocab_size_divisible_by=divisible_by,
-            ),
-        )
-        (partial / "transfer_report.json").write_text(json.dumps(report, indent=1))
-        partial.rename(target)
+        with _partial_folder(target) as partial:
+            folder = data_folder(partial, checkpoint)
+            folder.mkdir()
+            records = [_Record() for _ in changes]
+            entries = _entries(checkpoint, changes, records, transition.seed)
+            report["layout"], report["why_copied"] = _layout(checkpoint, folder, transition)
+            if transition.verify and report["layout"] == "link":
+                advance = start_stage("verifying", sum(map(_kept_bytes, entries)))
+                check_kept(entries, num_workers, advance)
+            objects = {
+                change.step.name: checkpoint.objects[change.step.name]
+                for change in changes
+                if change.shape is None and change.step.action == "keep"
+            }
+            report["linked_files"] = _write(
+                folder, checkpoint, entries, objects, arguments, report["layout"] == "link", num_workers, start_stage
+            )
+            for record, row in zip(records, report["tensors"], strict=True):
+                row |= record.described()
+            copy_context(partial, checkpoint, arguments)
+            if transition.freeze:
+                (partial / FREEZE_LIST).write_text("".join(f"{selector}\n" for selector in transition.freeze))
+            (partial / REPORT).write_text(json.dumps(report, indent=1))
+            if _signature(checkpoint) != before:
+                raise NCAPluginError(f"checkpoint {checkpoint.root} changed while it was read: is a run writing to it?")
+            _flush_tree(partial)
+            partial.rename(target)
+            _flush_path(target.parent)
     except OSError as error:
-        raise NCAPluginError(f"output {target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
     return report
 
 
-def _new_shape(checkpoint: Checkpoint, step: Step, rows: int) -> torch.Size | None:
-    """Return a tensor's shape in the next stage, None for an object."""
-    entry = checkpoint.entry(step.name)
-    if not isinstance(entry, TensorStorageMetadata):
-        return None
-    if step.name not in _VOCABULARY_ROWS or entry.size[0] == rows:
-        return entry.size
-    if step.action == "keep":
-        raise NCAPluginError(
-            f"'{step.name}' has {entry.size[0]} rows and is to be kept, but the next stage has {rows}: rows of another "
-            f"vocabulary mean other tokens; leave '{step.role}' out of --keep"
-        )
-    return torch.Size((rows, *entry.size[1:]))
+def _entries(checkpoint: Checkpoint, changes: Sequence[Change], records: Sequence[_Record], seed: int) -> list[Entry]:
+    """Return the tensors of the next stage; writing them fills the records."""
+    entries = []
+    pairs = [pair for pair in zip(changes, records, strict=True) if pair[0].shape is not None]
+    for name, group in itertools.groupby(pairs, key=lambda pair: pair[0].step.name):
+        tensor = checkpoint.tensors[name]
+        shape = tensor.shape
+        blocks: list[KeptBlock | NewBlock] = []
+        for change, record in group:
+            assert change.shape is not None
+            shape = change.shape
+            blocks += _kept(tensor, change, record) if change.drawn is None else _drawn(tensor, change, record, seed)
+        entries.append(Entry(name, tensor.dtype, shape, blocks))
+    return entries
 
 
-def _described(step: Step, checkpoint: Checkpoint, shapes: dict[str, torch.Size | None]) -> dict[str, Any]:
-    row: dict[str, Any] = dataclasses.asdict(step)
-    entry = checkpoint.entry(step.name)
-    if isinstance(entry, TensorStorageMetadata):
-        row |= {"shape": list(entry.size), "dtype": str(entry.properties.dtype).removeprefix("torch.")}
-        new_shape = shapes.get(step.name)
-        if new_shape is not None and new_shape != entry.size:
-            row["new_shape"] = list(new_shape)
-    return row
+def _kept(tensor: Tensor, change: Change, record: _Record) -> Iterator[KeptBlock | NewBlock]:
+    for block in tensor.blocks:
+        region = block.region
+        if change.step.layers is not None:
+            first = (max(region[0][0], change.step.layers[0]), min(region[0][1], change.step.layers[1]))
+            if first[0] >= first[1]:
+                continue
+            region = (first, *region[1:])
+        start = tuple(start for start, _ in region)
+        stored = tensor.stored(block)
+        if isinstance(block.source, Item) and region == block.region:
+            record.checksums[start] = stored.record.crc32
+            yield KeptBlock(region, block.source, stored.record)
+        else:
+            # A part of what was saved at once: it is written anew, with the values as they are.
+            if change.step.layers is not None:
+                stored = stored.narrow(0, region[0][0] - block.offsets[0], region[0][1] - region[0][0])
+            yield NewBlock(region, _recorded(stored.read, functools.partial(record.add_kept, start)))
 
 
-def _tensor_entry(checkpoint: Checkpoint, name: str) -> TensorStorageMetadata:
-    entry = checkpoint.entry(name)
-    assert isinstance(entry, TensorStorageMetadata)
-    return entry
+def _drawn(tensor: Tensor, change: Change, record: _Record, seed: int) -> Iterator[NewBlock]:
+    assert change.shape is not None and change.drawn is not None
+    most_values = BLOCK_BYTES // tensor.dtype.itemsize
+    if change.step.layers is None:
+        regions = contiguous_regions(change.shape, most_values)
+    else:
+        regions = [
+            ((layer, layer + 1), *region)
+            for layer in range(*change.step.layers)
+            for region in contiguous_regions(change.shape[1:], most_values)
+        ]
+    opened = None if change.rows is None else tensor.opened()
+    for region in regions:
+        start = tuple(start for start, _ in region)
+        new = functools.partial(draw, change.drawn, change.step.parameter, change.shape, region, tensor.dtype, seed)
+        if opened is None:
+            yield NewBlock(region, _recorded(new, functools.partial(record.add_drawn, start)))
+        else:
+            yield NewBlock(region, functools.partial(_resized, new, opened, change, region[0], record))
 
 
-def _checksum(tensor: torch.Tensor) -> str:
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
+def _resized(
+    new: Callable[[], torch.Tensor], old: Tensor, change: Change, span: tuple[int, int], record: _Record
+) -> torch.Tensor:
+    """Return rows of a vocabulary: those that are taken over, and new ones between them."""
+    assert change.rows is not None
+    values = new()
+    places, ids = change.rows.between(*span)
+    is_new = np.ones(len(values), bool)
+    is_new[places - span[0]] = False
+    if is_new.any():
+        record.add_drawn((span[0],), values[torch.from_numpy(is_new)])
+    if len(ids):
+        kept = read_rows(old, ids)
+        values[torch.from_numpy(places - span[0])] = kept
+        record.add_kept((span[0],), kept)
+    return values
+
+
+def _recorded(make: Callable[[], torch.Tensor], record: Callable[[torch.Tensor], None]) -> Callable[[], torch.Tensor]:
+    def made() -> torch.Tensor:
+        values = make()
+        record(values)
+        return values
+
+    return made
+
+
+def _layout(checkpoint: Checkpoint, folder: Path, transition: Transition) -> tuple[str, str | None]:
+    """Return the layout that can be written, and why it is another than was asked for."""
+    if transition.layout == "copy":
+        return "copy", None
+    if checkpoint.format != "torch_dist":
+        return "copy", "the old format is rewritten"
+    reason = why_no_link(checkpoint.folder / ".metadata", folder)
+    return ("link", None) if reason is None else ("copy", f"no hard links from {checkpoint.folder}: {reason}")
+
+
+def _kept_bytes(entry: Entry) -> int:
+    return sum(block.record.size for block in entry.blocks if isinstance(block, KeptBlock))
+
+
+def _write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    entries: Sequence[Entry],
+    objects: dict[str, Item],
+    arguments: dict[str, Any],
+    links: bool,
+    num_workers: int,
+    start_stage: StartStage,
+) -> list[str]:
+    """Write the data files and return the names of those that are linked."""
+    writer = Writer(folder, links=links, num_workers=num_workers)
+    for entry in entries:
+        writer.add(entry)
+    for name, item in objects.items():
+        writer.add_object(name, item)
+    linked = writer.write(new_common_state(checkpoint, arguments), start_stage("writing", writer.num_bytes))
+    return [path.name for path in linked]
+
+
+def _signature(checkpoint: Checkpoint) -> dict[Path, tuple[int, int, int]]:
+    """Return what changes when a file of the checkpoint is written to."""
+    files = (path for path in checkpoint.folder.rglob("*") if path.is_file())
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]}
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which is gone afterwards unless it was renamed. What an earlier process
+    that was killed left there is removed; what another process is writing is not."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NCAPluginError(f"output {target} is being written by another process") from None
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield partial
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Have the disk hold the files of a folder and their names."""
+    for parent, _, files in os.walk(folder):
+        # Data files were flushed when they were written, and linked ones are not ours to flush.
+        small = [Path(parent, name) for name in files if not name.endswith(".distcp")]
+        for path in (*small, Path(parent)):
+            _flush_path(path)
+
+
+def _flush_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""A transition's report, for people to read."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.table import Table
+
+from nca_plugin.terminal import short
+
+_BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
+
+
+def plan_table(report: Mapping[str, Any]) -> Table:
+    """Return what happens to each tensor of the model, one row for each; the finished run's state is left out."""
+    table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
+    for column in ("action", "tensor", "shape", "type", "new values", "because of"):
+        table.add_column(column, overflow="fold", no_wrap=column == "action")
+    for row in _of_model(report):
+        shape = "x".join(map(str, row["shape"]))
+        if "new_shape" in row:
+            shape += " -> " + "x".join(map(str, row["new_shape"]))
+        name = row["name"] + ("[{}:{}]".format(*row["layers"]) if "layers" in row and _is_part(row) else "")
+        new_values = row.get("new_values", "")
+        if "rows_kept" in row:
+            new_values = f"{row['rows_kept']:,} rows kept, others {new_values}"
+        table.add_row(row["action"], name, shape, row["dtype"], new_values, row["reason"], style=_STYLES[row["action"]])
+    return table
+
+
+_STYLES: Final = {"keep": "", "reinit": "yellow", "resize": "cyan", "drop": "red"}
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return what is kept, drawn and dropped in all, and how it is laid out."""
+    sizes = dict.fromkeys(_STYLES, 0)
+    for row in _of_model(report):
+        sizes[row["action"]] += _num_bytes(row)
+    dropped = sum(row["role"] == "run" for row in report["tensors"])
+    how = {"link": "linked", "copy": "copied"}[report["layout"]]
+    lines = [
+        f"{short(sizes['keep'])}B kept ({how}), {short(sizes['reinit'])}B drawn anew, {short(sizes['resize'])}B resized"
+        + (f", {short(sizes['drop'])}B dropped" if sizes["drop"] else "")
+        + f"; {dropped} entries of the finished run left out: optimizer, schedule, random state.",
+        f"Vocabulary: {report['vocab_size']:,} ids in {report['padded_vocab_size']:,} rows.",
+    ]
+    if report.get("why_copied"):
+        lines.append(f"Copied, not linked: {report['why_copied']}.")
+    return "\n".join(lines)
+
+
+def _of_model(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in report["tensors"] if row["role"] not in ("run", "module")]
+
+
+def _is_part(row: Mapping[str, Any]) -> bool:
+    return bool(row["layers"] != [0, row["shape"][0]])
+
+
+def _num_bytes(row: Mapping[str, Any]) -> int:
+    shape = list(row.get("new_shape", row["shape"]))
+    if "layers" in row:
+        shape[0] = row["layers"][1] - row["layers"][0]
+    return math.prod(shape) * _BYTES.get(row["dtype"], 1)

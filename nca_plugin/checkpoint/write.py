@@ -1,0 +1,254 @@
+"""The data files of a new `torch_dist` folder: links to old files, copies of parts of them, and new blocks.
+
+Blocks are written by several threads, each to a file of its own, one block at a time, so that memory does not grow
+with the checkpoint. Which thread writes what is fixed beforehand: the same transition gives the same bytes.
+"""
+
+import copyreg
+import io
+import itertools
+import json
+import os
+import pickle
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from nca_plugin.checkpoint.contents import Region
+from nca_plugin.checkpoint.stored import Item, Record, check_record, pieces
+from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT
+
+#: Bytes of the values of a new block, which is what a worker holds in memory.
+BLOCK_BYTES: Final = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlock:
+    """A part of a tensor whose values are made when they are written."""
+
+    region: Region
+    make: Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBlock:
+    """A part of a tensor that is kept with the bytes that it was saved with."""
+
+    region: Region
+    item: Item
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of the new checkpoint and the blocks that it is made of."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Sequence[KeptBlock | NewBlock]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something to append to a file: the object `name`, or the block of a tensor that begins at `offsets`."""
+
+    name: str
+    offsets: tuple[int, ...] | None
+    num_bytes: int
+    append: Callable[[io.BufferedWriter], None]
+
+
+class _Stopped(Exception):
+    """Another worker has failed."""
+
+
+class Writer:
+    """Writes the data files of one folder, which exists and is empty.
+
+    Args:
+        links: whether old blocks are linked; else they are copied.
+        num_workers: threads.
+    """
+
+    def __init__(self, folder: Path, *, links: bool, num_workers: int) -> None:
+        self._folder = folder
+        self._links = links
+        self._num_workers = num_workers
+        self._advance: Callable[[int], None] = lambda num_bytes: None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._jobs: list[_Job] = []
+        self._linked: set[Path] = set()
+        self._contents: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Plan a tensor."""
+        chunks = []
+        for block in entry.blocks:
+            start = tuple(start for start, _ in block.region)
+            sizes = torch.Size(stop - start for start, stop in block.region)
+            chunks.append(ChunkStorageMetadata(torch.Size(start), sizes))
+            if isinstance(block, KeptBlock):
+                self._add_item(entry.name, start, block.item, block.record)
+            else:
+                self._add_values(entry.name, start, sizes.numel() * entry.dtype.itemsize, block.make)
+        properties = TensorProperties(dtype=entry.dtype)
+        self._contents[entry.name] = TensorStorageMetadata(properties, torch.Size(entry.shape), chunks)
+
+    def add_object(self, name: str, item: Item) -> None:
+        """Plan an object that is kept as it is."""
+        self._contents[name] = BytesStorageMetadata()
+        self._add_item(name, None, item, None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all blocks that were planned and are not linked."""
+        return sum(job.num_bytes for job in self._jobs)
+
+    def write(self, common_state: Mapping[str, Any], advance: Callable[[int], None]) -> list[Path]:
+        """Write all that was planned, flushed to disk, and return the old files that were linked.
+
+        Args:
+            common_state: what is stored once for all ranks. It becomes an object among the others, which
+                megatron-core 0.19 reads, and a file, which all versions before do.
+            advance: is told of bytes as they are written.
+
+        Raises:
+            NCAPluginError: what is copied is damaged.
+            OSError: a file cannot be written.
+        """
+        self._advance = advance
+        with (self._folder / COMMON_FILE).open("xb") as file:
+            torch.save(dict(common_state), file)
+            flush(file)
+        self._contents[COMMON_STATE] = BytesStorageMetadata()
+        self._jobs.append(_Job(COMMON_STATE, None, 0, lambda file: torch.save([dict(common_state)], file)))
+        linked = sorted(self._linked)
+        for path in linked:
+            os.link(path.resolve(), self._folder / path.name)
+        self._run({path.name for path in linked})
+        with (self._folder / ".metadata").open("xb") as file:
+            _MetadataPickler(file).dump(Metadata(self._contents, storage_data=self._storage))
+            flush(file)
+        with (self._folder / "metadata.json").open("xb") as file:
+            file.write(json.dumps(FORMAT).encode())
+            flush(file)
+        return linked
+
+    def _add_values(
+        self, name: str, offsets: tuple[int, ...], num_bytes: int, make: Callable[[], torch.Tensor]
+    ) -> None:
+        def append(file: io.BufferedWriter) -> None:
+            torch.save(make(), file)
+            self._advance_by(num_bytes)
+
+        self._jobs.append(_Job(name, offsets, num_bytes, append))
+
+    def _add_item(self, name: str, offsets: tuple[int, ...] | None, item: Item, record: Record | None) -> None:
+        if self._links:
+            self._linked.add(item.file)
+            self._refer(name, offsets, item)
+            return
+
+        def append(file: io.BufferedWriter) -> None:
+            crc, at = 0, item.offset
+            for piece in pieces(item.file, item.offset, item.length):
+                file.write(piece)
+                if record is not None:
+                    first, last = max(0, record.position - at), max(0, record.position + record.size - at)
+                    crc = zlib.crc32(piece[first:last], crc)
+                at += len(piece)
+                self._advance_by(len(piece))
+            if record is not None:
+                record.check(crc)
+
+        self._jobs.append(_Job(name, offsets, item.length, append))
+
+    def _refer(self, name: str, offsets: tuple[int, ...] | None, item: Item) -> None:
+        index = MetadataIndex(name, None if offsets is None else torch.Size(offsets))
+        self._storage[index] = _StorageInfo(item.file.name, item.offset, item.length)
+
+    def _run(self, taken: set[str]) -> None:
+        """Write the new files, under names that no link has: a checkpoint that was transferred before has some."""
+        shares: list[list[_Job]] = [[] for _ in range(self._num_workers)]
+        loads = [0] * self._num_workers
+        for job in self._jobs:
+            worker = loads.index(min(loads))
+            loads[worker] += job.num_bytes
+            shares[worker].append(job)
+        stem = next(stem for n in itertools.count() if f"{(stem := f'transfer_{n}')}_0.distcp" not in taken)
+        files = [self._folder / f"{stem}_{worker}.distcp" for worker in range(self._num_workers)]
+        with ThreadPoolExecutor(self._num_workers) as pool:
+            tasks = [pool.submit(self._write_file, *pair) for pair in zip(files, shares, strict=True) if pair[1]]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def _write_file(self, path: Path, jobs: Sequence[_Job]) -> None:
+        with path.open("xb") as file:
+            for job in jobs:
+                start = file.tell()
+                job.append(file)
+                with self._lock:
+                    self._refer(job.name, job.offsets, Item(path, start, file.tell() - start))
+            flush(file)
+
+    def _advance_by(self, num_bytes: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        with self._lock:
+            self._advance(num_bytes)
+
+
+class _MetadataPickler(pickle.Pickler):
+    """Pickles a tensor's properties without the strides that PyTorch 2.15 adds and earlier versions cannot read."""
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, TensorProperties):
+            return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined]
+        return NotImplemented
+
+
+def check_kept(entries: Iterable[Entry], num_workers: int, advance: Callable[[int], None]) -> None:
+    """Read every old block that is kept. Raises `NCAPluginError` if its bytes are not those that were saved."""
+    records = [block.record for entry in entries for block in entry.blocks if isinstance(block, KeptBlock)]
+    with ThreadPoolExecutor(num_workers) as pool:
+        for record, _ in zip(records, pool.map(check_record, records), strict=True):
+            advance(record.size)
+
+
+def why_no_link(file: Path, folder: Path) -> str | None:
+    """Return why `file` cannot be linked into `folder`, None if it can."""
+    probe = folder / "link"
+    try:
+        os.link(file.resolve(), probe)
+    except OSError as error:
+        return error.strerror or str(error)
+    probe.unlink()
+    return None
+
+
+def flush(file: io.BufferedWriter) -> None:
+    """Have the disk hold what was written."""
+    file.flush()
+    os.fsync(file.fileno())
