@@ -11,11 +11,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from nca_plugin.checkpoint.plan import SELECTORS
+from nca_plugin.checkpoint.names import SELECTORS
+from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, stages
 
 _SELECTORS = ", ".join(SELECTORS)
+
+#: How the next stage takes a checkpoint, by the stack that wrote the one before.
+_HOW_TO_START = {
+    "megatron": "--pretrained-checkpoint {}",
+    "bridge": "checkpoint.pretrained_checkpoint={}",
+    "nemo": "resume.restore_config.path={}",
+}
 
 #: The exit code that typer gives to a command that ctrl-C ended.
 _INTERRUPTED = 130
@@ -154,46 +162,72 @@ def verify(
 
 @app.command()
 def transfer(
-    origin: Annotated[Path, typer.Option("--from", help="A torch_dist checkpoint: a --save folder or an iteration's.")],
+    origin: Annotated[
+        Path, typer.Option("--from", help="A checkpoint: a save folder, one iteration's, or NeMo 2's folder.")
+    ],
     target: Annotated[Path, typer.Option("--to", help="The folder to write; it must not exist.")],
+    preset: Annotated[str, typer.Option(help=f"What is kept: {', '.join(PRESETS)}.")] = "default",
+    keep: Annotated[list[str] | None, typer.Option(help=f"Keep this too: {_SELECTORS}.")] = None,
+    reinit: Annotated[list[str] | None, typer.Option(help="Draw this anew too.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Leave this out.")] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="List this in freeze.txt, for the next stage's --freeze-list.")
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Ids of the next stage's tokenizer.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help=f"Keep only this: {_SELECTORS}.")] = None,
-    reinit: Annotated[list[str] | None, typer.Option(help=f"Draw this anew too: {_SELECTORS}.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
+    keep_rows: Annotated[str | None, typer.Option(help="Rows of embedding and output to keep, such as 0:256.")] = None,
+    row_map: Annotated[Path | None, typer.Option(help="File of rows to keep elsewhere: 'new old' lines.")] = None,
     make_vocab_size_divisible_by: Annotated[
         int | None, typer.Option(help="Megatron's padding of the vocabulary in the next stage.")
     ] = None,
     tensor_model_parallel_size: Annotated[
         int | None, typer.Option(help="Of the next stage; the vocabulary is padded to a multiple of it.")
     ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
+    layout: Annotated[
+        str, typer.Option(help="link: refer to the old bytes; copy: an independent checkpoint.")
+    ] = "link",
+    verify: Annotated[bool, typer.Option(help="Read all that is linked and check its checksums.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads (default: one a core, at most 8).")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
+    from nca_plugin.checkpoint.changes import Transition
+    from nca_plugin.checkpoint.report import plan_table, summary
     from nca_plugin.checkpoint.transfer import transfer as transfer_checkpoint
 
-    report = transfer_checkpoint(
-        origin,
-        target,
-        vocab_size=vocab_size,
+    start = time.monotonic()
+    transition = Transition(
+        preset=preset,
         keep=keep or (),
         reinit=reinit or (),
-        seed=seed,
+        drop=drop or (),
+        freeze=freeze or (),
+        vocab_size=vocab_size,
         make_vocab_size_divisible_by=make_vocab_size_divisible_by,
-        tensor_parallel_size=tensor_model_parallel_size,
-        dry_run=dry_run,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        keep_rows=keep_rows,
+        row_map=row_map,
+        seed=seed,
+        layout=layout,
+        verify=verify,
     )
-    dropped = 0
-    for row in report["tensors"]:
-        if row["action"] == "drop":
-            dropped += 1
-        elif row["role"]:
-            shape = str(row["shape"]) + (f" -> {row['new_shape']}" if "new_shape" in row else "")
-            print(f"{row['action']:6}  {row['name']}  {shape}  ({row['reason']})")
-    print(f"{dropped} entries of the finished run dropped: optimizer, schedule, random state.")
+    with stages("B") as start_stage:
+        report = transfer_checkpoint(
+            origin,
+            target,
+            transition,
+            dry_run=dry_run,
+            command=sys.argv,
+            num_workers=min(num_cores(), 8) if workers is None else workers,
+            start_stage=start_stage,
+        )
+    Console().print(plan_table(report))
+    print(summary(report))
     if dry_run:
         print("Dry run: nothing was written.")
-    else:
-        print(f"Start the next stage with --pretrained-checkpoint {target} (report: {target}/transfer_report.json).")
+        return
+    print(f"Written in {time.monotonic() - start:.1f} s; every tensor is listed in {target}/transfer_report.json.")
+    print(f"Start the next stage with {_HOW_TO_START[report['stack']].format(target)}")
 
 
 @app.command()

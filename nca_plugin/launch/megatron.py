@@ -76,7 +76,7 @@ def _use_shipped_dataset_helper() -> None:
 def _check_vocabulary(args: Namespace) -> None:
     """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
     missing as zeros and those too many cut off."""
-    from nca_plugin.checkpoint.torch_dist import embedding_rows
+    from nca_plugin.checkpoint.folders import embedding_rows
 
     for path in (args.load, args.pretrained_checkpoint):
         rows = None if path is None else embedding_rows(Path(path))

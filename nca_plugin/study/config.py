@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nca_plugin.checkpoint.plan import SELECTORS
+from nca_plugin.checkpoint.plan import PRESETS
+from nca_plugin.checkpoint.selectors import check_selectors
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.prepare import BYTES, Corpus
@@ -69,9 +70,10 @@ class ArmConfig:
     warm_up: str
     """Name of the warm-up whose checkpoint it starts from."""
 
+    preset: str = "default"
     keep: list[str] = field(default_factory=list)
     reinit: list[str] = field(default_factory=list)
-    """Selectors of `nca-plugin transfer`."""
+    """As `nca-plugin transfer` takes them: a preset, and selectors that change it."""
 
     label: str = ""
 
@@ -149,6 +151,9 @@ def _check(study: StudyConfig, path: Path) -> None:
     for name, arm in study.arms.items():
         if arm.warm_up not in study.warm_ups:
             refuse(f"arms.{name}.warm_up '{arm.warm_up}' is not a warm-up: {', '.join(study.warm_ups)}")
-        for selector in (*arm.keep, *arm.reinit):
-            if selector not in SELECTORS:
-                refuse(f"arms.{name}: unknown selector '{selector}': choose from {', '.join(SELECTORS)}")
+        if arm.preset not in PRESETS:
+            refuse(f"arms.{name}: unknown preset '{arm.preset}': choose from {', '.join(PRESETS)}")
+        try:
+            check_selectors((*arm.keep, *arm.reinit))
+        except NCAPluginError as error:
+            refuse(f"arms.{name}: {error}")

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
@@ -75,7 +76,8 @@ def run_study(study: StudyConfig, progress: Progress) -> StudyResult:
             # A transition is a matter of seconds: it is made anew, so that it belongs to the warm-up that is there.
             shutil.rmtree(start, ignore_errors=True)
             origin = warm_up_runs[arm.warm_up, seed].checkpoint
-            report = transfer(origin, start, vocab_size=vocab_size, keep=arm.keep, reinit=arm.reinit, seed=seed)
+            transition = Transition(arm.preset, arm.keep, arm.reinit, vocab_size=vocab_size, seed=seed)
+            report = transfer(origin, start, transition)
             run = _language_run(study, root, name, seed, threads, prefix, vocab_size, start)
             inputs = json.dumps([report, str(study.corpus.corpus()), corpus_tokens])
             fingerprint = hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
