@@ -73,6 +73,11 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
         *("--qk-head-dim", "8", "--qk-pos-emb-head-dim", "4", "--v-head-dim", "8", "--qk-layernorm"),
     ),
     "hybrid": (*_HYBRID, "--hybrid-layer-pattern", "*-*-"),
+    # Only to save and load: it cannot run here, so it has neither loss nor optimizer.
+    "mamba": (
+        *(*_HYBRID, "--hybrid-layer-pattern", "M*M-"),
+        *("--mamba-head-dim", "8", "--mamba-num-groups", "2", "--mamba-state-dim", "16"),
+    ),
     "mup": (_UNTIED, *_ROPE, "--use-mup", "--mup-base-hidden-size", "16"),
 }
 
@@ -119,7 +124,7 @@ def save_checkpoints(folder: Path, jobs: Iterable[SaveJob], ranks: int = 4) -> R
     """Save the checkpoint of each job as `folder/<name>`. Fails if one cannot be saved.
 
     Returns by name:
-        loss: of the saved weights, on the batch that `load_checkpoints` takes.
+        loss: of the saved weights, on the batch that `load_checkpoints` takes; None for mamba.
         seconds: that the job took.
     """
     return _run(folder, "save", jobs, ranks, may_fail=False)
@@ -129,7 +134,7 @@ def load_checkpoints(folder: Path, jobs: Iterable[LoadJob], ranks: int = 4, may_
     """Load the checkpoint of each job; `folder` gets the log. Fails if one cannot be loaded, unless it may.
 
     Returns by name:
-        loss: of a batch that depends on nothing but the size of the vocabulary.
+        loss: of a batch that depends on nothing but the size of the vocabulary; None for mamba.
         iteration: that a run would start from.
         passed_over: what Megatron said of weights that did not fit, and then passed over.
         seconds: that the job took.
@@ -212,10 +217,10 @@ def _become_rank(rank: int, ranks: int, meeting: Path, *work: Any) -> NoReturn:
     status = 0
     try:
         _work(*work)
-    # Megatron ends the process on some errors.
-    except (Exception, SystemExit) as error:
+    # Megatron ends the process on some errors, and those of torch's checkpoints are not of type Exception.
+    except BaseException as error:
         traceback.print_exc()
-        (meeting / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+        (meeting / f"error-{rank}").write_text(" ".join(f"{type(error).__name__}: {error}".split()))
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -275,7 +280,7 @@ def _reuse_process_groups() -> None:
             groups[key] = new_group(ranks, **options)
         return groups[key]
 
-    torch.distributed.new_group = cached
+    torch.distributed.new_group = cached  # type: ignore[assignment]
     torch.distributed.destroy_process_group = lambda *_: None
 
 
@@ -296,7 +301,7 @@ def _allow_more_norms() -> None:
         kind: type[torch.nn.Module] = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
         norm = (ZeroCenteredLayerNorm if config.layernorm_zero_centered_gamma else kind)(hidden_size, eps=eps)
         for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         return norm
 
     WrappedTorchNorm.__new__ = make_norm
@@ -449,8 +454,10 @@ def _train(args: Namespace, model: list[Any], optimizer: Any, scheduler: Any) ->
     )
 
 
-def _loss(args: Namespace, model: list[Any]) -> float:
-    """Return the loss of the batch; only the last rank's is right."""
+def _loss(args: Namespace, model: list[Any]) -> float | None:
+    """Return the loss of the batch, None if the model cannot run; only the last rank's is right."""
+    if "M" in (args.hybrid_layer_pattern or ""):
+        return None
     import torch
     from megatron.core.num_microbatches_calculator import get_num_microbatches
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -524,9 +531,9 @@ def _passed_over() -> Iterator[list[str]]:
             refusals.append(" ".join(str(error).split()))
             raise
 
-    torch.nn.Module.load_state_dict = load
+    torch.nn.Module.load_state_dict = load  # type: ignore[method-assign]
     yield refusals
-    torch.nn.Module.load_state_dict = load_state_dict
+    torch.nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
 def _of_all_ranks(refusals: list[str]) -> list[str]:
