@@ -212,7 +212,7 @@ def _become_rank(rank: int, ranks: int, meeting: Path, *work: Any) -> NoReturn:
 
     sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ.update({name: str(value) for name, value in sizes.items()})
-    store = torch.distributed.FileStore(str(meeting / "store"), ranks)
+    store = torch.distributed.FileStore(str(meeting / "store"), ranks)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(store=store, rank=rank, world_size=ranks)
     status = 0
     try:
