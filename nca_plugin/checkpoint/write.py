@@ -23,7 +23,7 @@ from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, 
 from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
 
 #: Bytes of the values of a new block, which is what a worker holds in memory.
-BLOCK_BYTES: Final = 1 << 25
+BLOCK_BYTES: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
