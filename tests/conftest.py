@@ -2,10 +2,12 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
+from model_zoo import SaveJob, save_checkpoints
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,3 +53,19 @@ def three_parts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for number in (1, 2, 3):
         write(folder / f"part-{number}", documents=3 * BLOCK, shard=(number, 3))
     return [str(folder / f"part-{number}") for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that Megatron saved from two by two ranks."""
+    folder = tmp_path_factory.mktemp("zoo")
+    kinds: dict[str, dict[str, Any]] = {
+        "llama": {"optimizer": "distributed"},
+        "bf16": {"optimizer": "plain", "arguments": ("--bf16",)},
+        "legacy": {"optimizer": "distributed", "format": "torch"},
+    }
+    jobs = [SaveJob(name=name, arch="llama", tp=2, pp=2, **options) for name, options in kinds.items()]
+    experts = {"experts": "torch_dist", "experts-legacy": "torch"}
+    jobs += [SaveJob(name=name, arch="moe", tp=1, pp=2, ep=2, format=kind) for name, kind in experts.items()]
+    save_checkpoints(folder, jobs)
+    return folder

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,26 +29,71 @@ NOT_RUN = "mamba"
 class Case:
     arch: str
     layout: tuple[int, int]
-    optimizer: str
+    optimizer: Literal["none", "plain", "distributed"]
+    format: Literal["torch_dist", "torch"] = "torch_dist"
+    vpp: int = 1
+    ep: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.arch}-{self.layout[0]}-{self.layout[1]}-{self.optimizer}"
+        sizes = f"tp{self.layout[0]}pp{self.layout[1]}vpp{self.vpp}ep{self.ep}"
+        return f"{self.arch}-{sizes}-{self.optimizer}-{self.format}"
+
+    @property
+    def job(self) -> SaveJob:
+        tp, pp = self.layout
+        return SaveJob(
+            name=self.name,
+            arch=self.arch,
+            tp=tp,
+            pp=pp,
+            vpp=self.vpp,
+            ep=self.ep,
+            optimizer=self.optimizer,
+            format=self.format,
+        )
 
     @property
     def loaded_at(self) -> tuple[int, int]:
         return LOADED_AT[self.layout]
 
 
+LEGACY = (
+    Case("llama", (2, 2), "none", "torch", vpp=2),
+    Case("tied", (1, 2), "distributed", "torch"),
+    Case("moe", (1, 2), "distributed", "torch", ep=2),
+    Case("mtp", (2, 2), "none", "torch"),
+)
 #: Every architecture, every layout, with and without an optimizer; all combinations take minutes.
-FEW = tuple(
-    Case(arch, LAYOUTS[i % 4], ("none", "distributed")[(i // 4 + i) % 2 if arch != NOT_RUN else 0])
-    for i, arch in enumerate(ARCHITECTURES)
-) + tuple(Case("llama", layout, optimizer) for layout in LAYOUTS for optimizer in ("none", "distributed"))
-ALL = tuple(
-    Case(arch, layout, optimizer)
-    for arch, layout, optimizer in itertools.product(ARCHITECTURES, LAYOUTS, ("none", "plain", "distributed"))
-    if arch != NOT_RUN or optimizer == "none"
+FEW = (
+    *(
+        Case(arch, LAYOUTS[i % 4], "none" if arch == NOT_RUN or (i // 4 + i) % 2 else "distributed")
+        for i, arch in enumerate(ARCHITECTURES)
+    ),
+    Case("llama", (1, 2), "plain", vpp=2),
+    Case("moe", (2, 1), "none", ep=2),
+    *LEGACY,
+)
+ALL = (
+    *FEW,
+    *(
+        Case(arch, layout, optimizer)
+        for arch, layout, optimizer in itertools.product(ARCHITECTURES, LAYOUTS, ("none", "plain", "distributed"))
+        if arch != NOT_RUN or optimizer == "none"
+    ),
+    *(
+        Case(arch, layout, optimizer, "torch", vpp=vpp)
+        for arch, layout, optimizer in itertools.product(ARCHITECTURES, LAYOUTS, ("none", "distributed"))
+        for vpp in (1, layout[1])
+        if arch != NOT_RUN
+    ),
+    *(Case(arch, (1, 2), "distributed", vpp=2) for arch in ARCHITECTURES if arch != NOT_RUN),
+    *(
+        Case(arch, layout, "distributed", kind, ep=2)
+        for arch, layout, kind in itertools.product(
+            ("moe", "moe_bias", "moe_freq"), ((1, 1), (2, 1), (1, 2)), ("torch_dist", "torch")
+        )
+    ),
 )
 
 
@@ -56,10 +102,7 @@ def test_the_next_stage_starts_from_what_was_planned(cases: tuple[Case, ...], tm
     cases = tuple(dict.fromkeys(cases))
     saved = save_checkpoints(
         tmp_path / "saved",
-        [
-            SaveJob(name=case.name, arch=case.arch, tp=case.layout[0], pp=case.layout[1], optimizer=case.optimizer)
-            for case in cases
-        ],
+        [case.job for case in cases],
     )
     jobs = []
     for case in cases:

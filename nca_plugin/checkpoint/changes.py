@@ -70,6 +70,12 @@ class Transition:
         if self.layout not in ("link", "copy"):
             raise NCAPluginError(f"--layout {self.layout}: choose link or copy")
 
+    def described(self) -> dict[str, Any]:
+        """Return the options as a report has them."""
+        options = dataclasses.asdict(self)
+        lists = {name: list(options[name]) for name in ("keep", "reinit", "drop", "freeze")}
+        return {**options, **lists, "row_map": None if self.row_map is None else str(self.row_map)}
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -122,6 +128,7 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
         NCAPluginError: see `plan_transfer`; rows that are to be kept and are not there; a tensor of which it is not
             known what a new one starts with.
     """
+    kept_rows, reason = _kept_rows(transition)
     steps = plan_transfer(
         {name: tensor.shape for name, tensor in checkpoint.tensors.items()},
         checkpoint.objects,
@@ -130,13 +137,9 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
         keep=transition.keep,
         reinit=transition.reinit,
         drop=transition.drop,
+        kept_rows=reason,
     )
     vocabulary = _vocabulary(checkpoint, transition)
-    kept_rows, reason = None, ""
-    if transition.keep_rows is not None:
-        kept_rows, reason = parse_keep_rows(transition.keep_rows), f"--keep-rows {transition.keep_rows}"
-    elif transition.row_map is not None:
-        kept_rows, reason = read_row_map(transition.row_map), f"--row-map {transition.row_map}"
     changes = []
     for step in steps:
         tensor = checkpoint.tensors.get(step.name)
@@ -146,9 +149,9 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
         shape, rows = tensor.shape, None
         if step.parameter.canonical in ROW_TENSORS:
             shape = (vocabulary.rows, *shape[1:])
-            if kept_rows is not None and not step.reason.startswith("--reinit"):
+            if kept_rows is not None and step.action == "keep":
                 check_rows(kept_rows, tensor, vocabulary.old_ids, vocabulary.new_ids)
-                rows, step = kept_rows, dataclasses.replace(step, action="resize", reason=reason)
+                rows, step = kept_rows, dataclasses.replace(step, action="resize")
             elif step.action == "keep" and shape != tensor.shape:
                 rows = _same_vocabulary(tensor, vocabulary)
                 step = dataclasses.replace(step, action="resize", reason="another padding of the same vocabulary")
@@ -167,6 +170,15 @@ def num_layers(checkpoint: Checkpoint) -> int:
         if found.role not in ("run", "mtp") and (found.is_stacked or found.layer is not None):
             counts.append(tensor.shape[0] if found.is_stacked else (found.layer or 0) + 1)
     return max(counts)
+
+
+def _kept_rows(transition: Transition) -> tuple[RowMap | None, str]:
+    """Return the rows to keep, and the option that says so."""
+    if transition.keep_rows is not None:
+        return parse_keep_rows(transition.keep_rows), f"--keep-rows {transition.keep_rows}"
+    if transition.row_map is not None:
+        return read_row_map(transition.row_map), f"--row-map {transition.row_map}"
+    return None, ""
 
 
 def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:

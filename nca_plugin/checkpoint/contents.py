@@ -83,7 +83,8 @@ class Checkpoint:
     """A checkpoint folder, read.
 
     `stack` is who wrote the folder, `folder` holds the data files, `root` what belongs to the checkpoint beside them
-    (the same, but for NeMo 2). `common_state` is what is stored once for all ranks; `None` if nothing is.
+    (the same, but for NeMo 2). `objects` are entries that are no tensors, None for the state of a module that has none.
+    `common_state` is what is stored once for all ranks; None if nothing is.
     """
 
     root: Path
@@ -91,7 +92,7 @@ class Checkpoint:
     stack: str
     format: str
     tensors: dict[str, Tensor]
-    objects: dict[str, Item]
+    objects: dict[str, Item | None]
     common_state: dict[str, Any] | None
     model: ModelConfig
 

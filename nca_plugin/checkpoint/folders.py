@@ -16,7 +16,7 @@ from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.pickling import Foreign
-from nca_plugin.checkpoint.stored import NewTensor, StoredTensor, save
+from nca_plugin.checkpoint.stored import Item, NewTensor, StoredTensor, save
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
 from nca_plugin.errors import NCAPluginError
 
@@ -72,12 +72,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     folder = find_checkpoint(path)
     state: dict[str, Any] | None
+    objects: dict[str, Item | None]
     if is_torch_dist(folder):
-        tensors, objects = read_torch_dist(folder)
-        state, kind = common_state(folder, objects), "torch_dist"
+        tensors, items = read_torch_dist(folder)
+        state, kind = common_state(folder, items), "torch_dist"
+        objects = dict(items)
     elif is_legacy(folder):
-        tensors, state = read_legacy(folder)
-        objects, kind = {}, "torch"
+        tensors, modules, state = read_legacy(folder)
+        objects, kind = dict(modules), "torch"
     else:
         raise NCAPluginError(_unknown(folder))
     root, stack = folder, "megatron"

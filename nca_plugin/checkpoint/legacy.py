@@ -23,7 +23,9 @@ _LAYER: Final = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _MTP: Final = re.compile(r"(mtp\.layers\.\d+\.)(?:mtp_model_layer|transformer_layer)\.(.+)")
 #: SequentialMLP's and TEGroupedMLP's names of the parameters of one expert.
 _EXPERT: Final = (
-    re.compile(r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<parameter>linear_fc[12]\.(weight|bias))"),
+    re.compile(
+        r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<parameter>linear_fc[12]\.(weight|bias|_extra_state))"
+    ),
     re.compile(r"mlp\.experts\.(?P<parameter>linear_fc[12]\.(weight|bias))(?P<expert>\d+)"),
 )
 
@@ -36,6 +38,7 @@ _CUT: Final = (
 )
 #: Cut on axis 0 by the local layer spec, whole on every rank with Transformer Engine (MLASelfAttention).
 _DOWN_PROJECTION: Final = re.compile(r".*\.linear_(q|kv)_down_proj\.weight")
+_MODULE_STATE: Final = "._extra_state"
 #: Parts of which it is not known how they belong together.
 _UNSUPPORTED: Final = re.compile(r".*(\.mixer\.|mlp\.experts\.weight[12]|^language_model\.).*")
 #: Names of the local layer spec, and what `torch_dist` stores them as (megatron.core.models.gpt.gpt_layer_specs).
@@ -56,7 +59,7 @@ class _Key:
 
 @dataclass
 class _Whole:
-    """A parameter that is put together from parts: where each begins in it."""
+    """A parameter that is put together from parts: where each begins in it. A module's state has none."""
 
     parts: list[tuple[tuple[int, ...], StoredTensor]] = field(default_factory=list)
 
@@ -71,8 +74,9 @@ def is_legacy(folder: Path) -> bool:
     return any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
 
 
-def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a folder under the names and shapes of `torch_dist`, and the state beside the model.
+def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[str, Any]]:
+    """Return the tensors and the modules' states of a folder under the names and shapes of `torch_dist`, and the state
+    beside the model. The states are None, as a module's is that has none: those of FP8 are not read.
 
     Raises:
         NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
@@ -94,7 +98,9 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for expert_rank, tensor_rank in itertools.product(range(ranks.expert), range(ranks.tensor)):
             state = states[tensor_rank, pipeline, expert_rank].get(chunk, {})
             for name, value in state.items():
-                if isinstance(value, StoredTensor):
+                if name.endswith(_MODULE_STATE):
+                    stage[_key(name, model, ranks, expert_rank)] = _Whole()
+                elif isinstance(value, StoredTensor):
                     _place(stage, folder, name, value, model, ranks, tensor_rank, expert_rank)
         for key, whole in stage.items():
             layer = None if key.layer is None else key.layer + num_layers
@@ -103,9 +109,12 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         num_layers += 1 + max((key.layer for key in stage if key.layer is not None), default=-1)
     if not model.get("untie_embeddings_and_output_weights"):
         wholes.pop(_Key("output_layer.weight"), None)
-    tensors = _joined(folder, wholes, num_layers, model)
+    if not model.is_hybrid:
+        # GPTModel does not store it.
+        wholes.pop(_Key(f"output_layer{_MODULE_STATE}"), None)
+    tensors, objects = _joined(folder, wholes, num_layers, model)
     kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
-    return tensors, kept
+    return tensors, objects, kept
 
 
 @dataclass(frozen=True)
@@ -205,11 +214,14 @@ def _stored_name(name: str) -> str:
     return name
 
 
-def _joined(folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: ModelConfig) -> dict[str, Tensor]:
-    """Return tensors as `torch_dist` stores them: experts and, where all layers are alike, layers on axes before the
+def _joined(
+    folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: ModelConfig
+) -> tuple[dict[str, Tensor], dict[str, None]]:
+    """Return what `torch_dist` stores: experts and, where all layers are alike, layers lie on axes before a
     parameter's own."""
     experts = 1 + max((key.expert for key in wholes if key.expert is not None), default=0)
     is_stacked = _alike(wholes, num_layers) and not isinstance(model.get("moe_layer_freq"), list)
+    objects: dict[str, None] = {}
     blocks: dict[str, list[Block]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes = {}
@@ -222,6 +234,10 @@ def _joined(folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: Mo
                 before, sizes = [key.layer], [num_layers]
         if key.expert is not None:
             before, sizes = [*before, key.expert], [*sizes, experts]
+        if not whole.parts:
+            place = (".".join(map(str, indices or [0])) for indices in (before, sizes or [1]))
+            objects["{}/shard_{}_{}".format(name, *place)] = None
+            continue
         shapes[name] = (*sizes, *whole.shape)
         dtypes[name] = whole.parts[0][1].dtype
         blocks.setdefault(name, []).extend(
@@ -231,13 +247,13 @@ def _joined(folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: Mo
     tensors = {name: Tensor(name, dtypes[name], shapes[name], tuple(blocks[name])) for name in blocks}
     for tensor in tensors.values():
         check_blocks(folder, tensor)
-    return tensors
+    return tensors, objects
 
 
 def _alike(wholes: dict[_Key, _Whole], num_layers: int) -> bool:
     """Whether every layer has the same parameters."""
     layers = [
-        {(key.name, key.expert, whole.shape) for key, whole in wholes.items() if key.layer == layer}
+        {(key.name, key.expert, whole.shape) for key, whole in wholes.items() if key.layer == layer and whole.parts}
         for layer in range(num_layers)
     ]
     return all(layer == layers[0] for layer in layers)

@@ -81,6 +81,7 @@ def plan_transfer(
     keep: Iterable[str] = (),
     reinit: Iterable[str] = (),
     drop: Iterable[str] = (),
+    kept_rows: str = "",
 ) -> list[Step]:
     """Return what happens to every entry of a checkpoint: one step each, or one for each run of layers alike.
 
@@ -90,6 +91,8 @@ def plan_transfer(
     Args:
         tensors: shapes by name.
         objects: names of the entries that are no tensors.
+        num_layers: of the decoder.
+        kept_rows: the option that keeps rows of embedding and output, if there is one: they are kept for its sake.
 
     Raises:
         NCAPluginError: an unknown preset or selector, selectors that contradict each other, one that matches nothing or
@@ -97,7 +100,7 @@ def plan_transfer(
     """
     names = [*tensors, *objects]
     parameters = {name: parameter(name) for name in names}
-    rules = _rules(preset, {"keep": keep, "reinit": reinit, "drop": drop}, num_layers)
+    rules = _rules(preset, {"keep": keep, "reinit": reinit, "drop": drop}, num_layers, kept_rows)
     unknown = [name for name, found in parameters.items() if found.role == "unknown"]
     unknown = [
         name for name in unknown if not any(rule.selector.matches(name, parameters[name], None) for rule in rules)
@@ -131,7 +134,7 @@ def plan_transfer(
     return steps
 
 
-def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int) -> list[_Rule]:
+def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int, kept_rows: str) -> list[_Rule]:
     if preset not in PRESETS:
         raise NCAPluginError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
     base = PRESETS[preset]
@@ -140,6 +143,9 @@ def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int)
         _Rule(base.rest, Selector("all", "all"), f"preset {preset}", is_users=False),
         *(_Rule(other, Selector(role, role), f"preset {preset}", is_users=False) for role in base.others),
     ]
+    if kept_rows:
+        rules = [rule for rule in rules if rule.selector.role not in _VOCABULARY]
+        rules += [_Rule("keep", Selector(role, role), kept_rows, is_users=False) for role in _VOCABULARY]
     # Within one specificity the user's word comes after the preset's.
     own = [
         _Rule(action, parse_selector(text, num_layers), f"--{action} {text}", is_users=True)

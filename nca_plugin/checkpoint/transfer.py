@@ -1,7 +1,6 @@
 """`nca-plugin transfer`: read, plan, write, report."""
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import importlib.metadata
@@ -106,8 +105,7 @@ def transfer(
         "format": checkpoint.format,
         "nca_plugin": importlib.metadata.version("nca-plugin"),
         "command": list(command),
-        **dataclasses.asdict(transition),
-        "row_map": None if transition.row_map is None else str(transition.row_map),
+        **transition.described(),
         "vocab_size": vocabulary.new_ids,
         "padded_vocab_size": vocabulary.rows,
         "tensors": [change.described(checkpoint) for change in changes],
@@ -253,7 +251,7 @@ def _write(
     folder: Path,
     checkpoint: Checkpoint,
     entries: Sequence[Entry],
-    objects: dict[str, Item],
+    objects: dict[str, Item | None],
     arguments: dict[str, Any],
     links: bool,
     num_workers: int,

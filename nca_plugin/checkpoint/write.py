@@ -98,10 +98,13 @@ class Writer:
             else:
                 self._add_values(entry, start, block)
 
-    def add_object(self, name: str, item: Item) -> None:
-        """Plan an object that is kept as it is."""
+    def add_object(self, name: str, item: Item | None) -> None:
+        """Plan an object that is kept as it is, or the state of a module that has none."""
         self._objects.append(name)
-        self._add_item(name, None, item, None)
+        if item is None:
+            self._jobs.append(_Job(name, None, 0, lambda file: save([None], file)))
+        else:
+            self._add_item(name, None, item, None)
 
     @property
     def num_bytes(self) -> int:
@@ -132,7 +135,9 @@ class Writer:
         self._run({path.name for path in linked})
         with (self._folder / ".metadata").open("xb") as file:
             tensors = ((e.name, e.dtype, e.shape, [block.region for block in e.blocks]) for e in self._entries)
-            file.write(dump_metadata(tensors, self._objects, self._places))
+            # In an order that does not depend on which thread was first.
+            places = dict(sorted(self._places.items(), key=lambda place: (place[0][0], place[0][1] or ())))
+            file.write(dump_metadata(tensors, self._objects, places))
             flush(file)
         with (self._folder / "metadata.json").open("xb") as file:
             file.write(json.dumps(FORMAT).encode())

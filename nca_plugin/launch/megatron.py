@@ -64,8 +64,22 @@ def _pretrain() -> None:
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
     if args.freeze_list is not None:
         selectors = read_freeze_list(Path(args.freeze_list))
+        _check_frozen_layers(args, selectors)
         model.pre_wrap_hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
     pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def _check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
+    """Refuse what Megatron only finds out when it saves: it stores optimizer state of layers as one tensor, which has
+    gaps where some of them have none. The distributed optimizer's own format does not mind."""
+    has_gaps = not args.use_distributed_optimizer or args.dist_ckpt_optim_fully_reshardable
+    if has_gaps and args.save is not None and not args.no_save_optim:
+        for selector in selectors:
+            if "[" in selector or selector.startswith("re:"):
+                raise NCAPluginError(
+                    f"--freeze-list: '{selector}' freezes some layers and not others, and Megatron cannot save such an "
+                    "optimizer: add --use-distributed-optimizer (without --dist-ckpt-optim-fully-reshardable)"
+                )
 
 
 def _use_shipped_dataset_helper() -> None:
