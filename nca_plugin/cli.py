@@ -281,7 +281,7 @@ def export(
         print(f"Vocabulary: {llama.vocab_size:,} ids. Load it with AutoModelForCausalLM.from_pretrained('{target}').")
         return
     print(f"Vocabulary: {llama.vocab_size:,} ids in {imported.rows:,} rows.")
-    print(f"Start a run with {_HOW_TO_START['megatron'].format(target)} --use-checkpoint-args")
+    print(f"Start a run with {_HOW_TO_START['megatron'].format(target)} {' '.join(imported.arguments)}")
 
 
 @app.command()

@@ -19,9 +19,12 @@ from nca_plugin.checkpoint.initial import distribution, draw, padded_vocab_size
 from nca_plugin.checkpoint.llama import (
     FINAL_MODULE_WITH_STATE,
     LLAMA3_SCALING,
+    MEGATRON_LM_FACTOR,
     MODULES_WITH_STATE,
+    NO_OTHER_FACTOR,
     Llama,
     Mapped,
+    command_line,
     megatron_arguments,
 )
 from nca_plugin.checkpoint.model import ModelConfig
@@ -41,12 +44,14 @@ _BUFFERS: Final = (".rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: values and bytes, rows of the vocabulary with the padding."""
+    """What was written: values and bytes, rows of the vocabulary with the padding, and the arguments that a run from it
+    needs besides --pretrained-checkpoint."""
 
     num_values: int
     num_bytes: int
     rows: int
     llama: Llama
+    arguments: tuple[str, ...]
 
 
 def import_hf(
@@ -88,8 +93,9 @@ def import_hf(
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
     tensors, llama = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
+    dtype = short_dtype(DTYPES[tensors["model.embed_tokens.weight"].dtype])
     arguments = {
-        **megatron_arguments(llama, short_dtype(DTYPES[tensors["model.embed_tokens.weight"].dtype])),
+        **megatron_arguments(llama, dtype),
         "padded_vocab_size": rows,
         "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
         "tensor_model_parallel_size": tensor_model_parallel_size,
@@ -122,7 +128,9 @@ def import_hf(
             (partial / TRACKER).write_text("release")
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
-    return Imported(sum(torch.Size(entry.shape).numel() for entry in entries), num_bytes, rows, llama)
+    return Imported(
+        sum(torch.Size(entry.shape).numel() for entry in entries), num_bytes, rows, llama, command_line(llama, dtype)
+    )
 
 
 def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
@@ -144,7 +152,7 @@ def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
         linear_bias=config.mlp_bias,
         norm_epsilon=config.rms_norm_eps,
         rope_theta=float(rope["rope_theta"]),
-        rope_scaling={"factor": float(rope["factor"]), **LLAMA3_SCALING} if rope["rope_type"] == "llama3" else None,
+        rope_scaling={"factor": MEGATRON_LM_FACTOR, **LLAMA3_SCALING} if rope["rope_type"] == "llama3" else None,
         max_positions=config.max_position_embeddings,
         init_std=config.initializer_range,
     )
@@ -209,6 +217,8 @@ def _read_config(folder: Path) -> Any:
         reason = f"rotary embeddings of type {rope['rope_type']}, which Megatron does not scale in the same way"
     elif rope["rope_type"] == "llama3" and scaling != LLAMA3_SCALING:
         reason = f"a scaling of rotary embeddings with {scaling}, where Megatron's has {LLAMA3_SCALING}"
+    elif rope["rope_type"] == "llama3" and rope["factor"] != MEGATRON_LM_FACTOR:
+        reason = f"a scaling of rotary embeddings by {rope['factor']}, {NO_OTHER_FACTOR}"
     if reason is not None:
         raise NCAPluginError(f"{file} has {reason}")
     return config

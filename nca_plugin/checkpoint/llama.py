@@ -7,6 +7,7 @@ conversion moves runs of whole rows, and nothing else.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.model import ModelConfig
@@ -39,6 +40,10 @@ LLAMA3_SCALING: Final = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+#: Megatron-LM's parser takes --rope-scaling-factor, but no model is made with it (megatron-core 0.19.2,
+#: megatron.training.argument_utils.gpt_config_from_args).
+MEGATRON_LM_FACTOR: Final = 8.0
+NO_OTHER_FACTOR: Final = f"but Megatron-LM computes with {MEGATRON_LM_FACTOR}, whatever --rope-scaling-factor says"
 
 _SILU: Final = ("torch.nn.functional.silu", "torch.nn.functional.swish")
 #: Options of Megatron, and the one value with which the model is a Llama. Those that must be known come first.
@@ -166,25 +171,33 @@ class Llama:
             yield Mapped(f"{_FC2}.bias", (), whole("mlp.down_proj.bias"), layer)
 
 
-def llama_of_megatron(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:
+def llama_of_megatron(checkpoint: Path, model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:
     """Return the Llama that a checkpoint's configuration describes.
 
     Args:
+        checkpoint: its folder, for messages.
         canonical_names: of its parameters, which tell where biases are.
         vocab_size: ids of the tokenizer.
 
     Raises:
         NCAPluginError: a model that LlamaForCausalLM does not compute.
     """
+    try:
+        return _llama(model, canonical_names, vocab_size)
+    except NCAPluginError as error:
+        raise NCAPluginError(
+            f"checkpoint {checkpoint} is no Llama, of which alone there is an export: {error}"
+        ) from error
+
+
+def _llama(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:
     _check_is_llama(model)
     heads, hidden = int(_need(model, "num_attention_heads")), int(_need(model, "hidden_size"))
     # Megatron-LM has a switch beside the number, TransformerConfig the number only.
     grouped = model.get("group_query_attention", default=True)
     groups = int(model.get("num_query_groups", default=heads)) if grouped else heads
     if hidden % heads or heads % groups:
-        raise NCAPluginError(
-            f"the model is no Llama: {hidden} hidden units, {heads} heads and {groups} groups of them do not divide"
-        )
+        raise NCAPluginError(f"its {hidden} hidden units, {heads} heads and {groups} groups of them do not divide")
     tied = model.get("share_embeddings_and_output_weights")
     return Llama(
         num_layers=int(_need(model, "num_layers")),
@@ -207,26 +220,32 @@ def llama_of_megatron(model: ModelConfig, canonical_names: set[str], vocab_size:
 
 def _check_is_llama(model: ModelConfig) -> None:
     if model.is_hybrid:
-        raise NCAPluginError("the model is no Llama: it is a hybrid of several kinds of layers")
+        raise NCAPluginError("it is a hybrid of several kinds of layers")
     for name in _REQUIRED:
         _need(model, name)
     for name, wanted in {**_REQUIRED, **_ALLOWED}.items():
         if model.get(name, default=wanted) != wanted:
-            raise NCAPluginError(f"the model is no Llama: its {name} is {model.get(name)}, a Llama's is {wanted}")
+            raise NCAPluginError(f"its {name} is {model.get(name)}, a Llama's is {wanted}")
     for name in _UNUSED:
         if model.get(name):
-            raise NCAPluginError(f"the model is no Llama: its {name} is {model.get(name)}, which a Llama does not have")
+            raise NCAPluginError(f"its {name} is {model.get(name)}, which a Llama does not have")
     gated = bool(_need(model, "swiglu", "gated_linear_unit"))
     if gated and model.get("swiglu") is None:
         activation = model.get("activation_func")
         gated = isinstance(activation, dict) and activation.get("_target_") in _SILU
     if not gated:
-        raise NCAPluginError("the model is no Llama: its MLP is not gated by SiLU (--swiglu)")
+        raise NCAPluginError("its MLP is not gated by SiLU (--swiglu)")
 
 
 def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
-    if model.get("use_rope_scaling", "rope_scaling"):
-        return {"factor": float(model.get("rope_scaling_factor", default=8.0)), **LLAMA3_SCALING}
+    factor = float(model.get("rope_scaling_factor", default=MEGATRON_LM_FACTOR))
+    if model.get("use_rope_scaling"):
+        if factor != MEGATRON_LM_FACTOR:
+            raise NCAPluginError(f"its rope_scaling_factor is {factor}, {NO_OTHER_FACTOR}")
+        return {"factor": factor, **LLAMA3_SCALING}
+    # Megatron-Bridge hands its models the factor.
+    if model.get("rope_scaling"):
+        return {"factor": factor, **LLAMA3_SCALING}
     # NeMo's configuration of Llama 3.1.
     if model.get("old_context_len"):
         names = ("scale_factor", "low_freq_factor", "high_freq_factor")
@@ -238,13 +257,12 @@ def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
 def _need(model: ModelConfig, *names: str) -> Any:
     value = model.get(*names)
     if value is None:
-        raise NCAPluginError(f"the checkpoint does not say the model's {names[0]}: whether it is a Llama is not known")
+        raise NCAPluginError(f"it does not say its {names[0]}")
     return value
 
 
 def megatron_arguments(llama: Llama, dtype: str) -> dict[str, Any]:
     """Return the arguments that Megatron-LM would have been started with, as its checkpoints keep them."""
-    scaling = llama.rope_scaling or {}
     return {
         "num_layers": llama.num_layers,
         "hidden_size": llama.hidden_size,
@@ -261,8 +279,8 @@ def megatron_arguments(llama: Llama, dtype: str) -> dict[str, Any]:
         "rotary_base": int(llama.rope_theta) if llama.rope_theta == int(llama.rope_theta) else llama.rope_theta,
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
-        "use_rope_scaling": bool(scaling),
-        "rope_scaling_factor": scaling.get("factor", 8.0),
+        "use_rope_scaling": llama.rope_scaling is not None,
+        "rope_scaling_factor": MEGATRON_LM_FACTOR,
         "normalization": "RMSNorm",
         "norm_epsilon": llama.norm_epsilon,
         "layernorm_epsilon": llama.norm_epsilon,
@@ -281,3 +299,13 @@ def megatron_arguments(llama: Llama, dtype: str) -> dict[str, Any]:
         "fp16": dtype == "float16",
         "ckpt_format": "torch_dist",
     }
+
+
+def command_line(llama: Llama, dtype: str) -> tuple[str, ...]:
+    """Return the arguments that Megatron-LM's --use-checkpoint-args does not take from a checkpoint."""
+    precision = {"bfloat16": ("--bf16",), "float16": ("--fp16",)}
+    return (
+        *("--use-checkpoint-args", "--norm-epsilon", str(llama.norm_epsilon)),
+        *(() if llama.rope_scaling is None else ("--use-rope-scaling",)),
+        *precision.get(dtype, ()),
+    )

@@ -79,7 +79,7 @@ def export_hf(
     ids = _vocab_size(checkpoint, embedding.num_rows, vocab_size, special)
     if checkpoint.model.vocab_size is None and vocab_size is None:
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
-    llama = llama_of_megatron(checkpoint.model, {name for name, _ in found}, ids)
+    llama = llama_of_megatron(checkpoint.root, checkpoint.model, {name for name, _ in found}, ids)
     tensors = _hf_tensors(checkpoint, llama, found)
     config = _hf_config(llama, special, functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}))
     if llama.zero_biases:
@@ -276,4 +276,4 @@ def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: torch.dtype) -> 
         **{name: special.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
     # Versions of transformers before 5, and others that read its folders, know the frequencies by these names.
-    return {**config.to_dict(), "rope_theta": llama.rope_theta, "rope_scaling": scaling or None}
+    return {**config.to_diff_dict(), "rope_theta": llama.rope_theta, "rope_scaling": scaling or None}
