@@ -172,8 +172,8 @@ def test_rows_that_pad_the_vocabulary_are_drawn(done: Done, tmp_path: Path) -> N
 def test_half_precision_and_many_files(tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     write_hf(tmp_path / "hf", "grouped", dtype)
     # Blocks of few rows, which begin and end within heads.
-    for module in ("to_huggingface", "from_huggingface"):
-        monkeypatch.setattr(f"nca_plugin.checkpoint.{module}.BLOCK_BYTES", 320)
+    monkeypatch.setattr("nca_plugin.checkpoint.to_huggingface.PIECE_BYTES", 320)
+    monkeypatch.setattr("nca_plugin.checkpoint.from_huggingface.BLOCK_BYTES", 320)
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     exported = export_hf(tmp_path / "megatron", tmp_path / "again", max_shard_bytes=20_000)
     assert exported.num_files > 4

@@ -1,6 +1,6 @@
 """`nca-plugin export --to hf`: a checkpoint of a Llama as a Hugging Face folder.
 
-Nothing of the model is built: values stream from file to file, at most `BLOCK_BYTES` of them in memory.
+Nothing of the model is built: values stream from file to file, at most `PIECE_BYTES` of them in memory.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
-from nca_plugin.checkpoint.write import BLOCK_BYTES
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
 
 #: Bytes of a safetensors file, as the model hub advises.
 SHARD_BYTES: Final = 5 * 10**9
+#: Bytes that are read and written at once.
+PIECE_BYTES: Final = 1 << 23
 #: What a tokenizer's folder may hold beside other things, such as a model's weights.
 _TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
@@ -77,7 +78,7 @@ def export_hf(
         raise NCAPluginError(f"checkpoint {checkpoint.root} holds no word embedding: it is not of a language model")
     special = {} if tokenizer is None else _special_ids(tokenizer)
     ids = _vocab_size(checkpoint, embedding.num_rows, vocab_size, special)
-    if checkpoint.model.vocab_size is None and vocab_size is None:
+    if checkpoint.model.vocab_size is None and vocab_size is None and tokenizer is None:
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
     llama = llama_of_megatron(checkpoint.root, checkpoint.model, {name for name, _ in found}, ids)
     tensors = _hf_tensors(checkpoint, llama, found)
@@ -123,8 +124,8 @@ class _Rows:
         return _Rows(tuple((_within(tensor, region).opened(), region) for tensor, region in self.tensors))
 
     def read(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Yield rows `start` .. `stop - 1` in pieces of at most `BLOCK_BYTES`, if a row is not larger."""
-        step = max(1, BLOCK_BYTES // (torch.Size(self.shape[1:]).numel() * self.dtype.itemsize))
+        """Yield rows `start` .. `stop - 1` in pieces of at most `PIECE_BYTES`, if a row is not larger."""
+        step = max(1, PIECE_BYTES // (torch.Size(self.shape[1:]).numel() * self.dtype.itemsize))
         first = 0
         for tensor, region in self.tensors:
             last = first + tensor.shape[len(region)]
