@@ -278,7 +278,7 @@ def test_other_models_are_not_exported(values: dict[str, Any], reason: str) -> N
     assert llama_of_megatron(Path("c"), ModelConfig(LLAMA_VALUES), set(), 100).num_groups == 4
     with pytest.raises(NCAPluginError, match=reason) as error:
         llama_of_megatron(Path("c"), ModelConfig({**LLAMA_VALUES, **values}), set(), 100)
-    assert "\n" not in str(error.value) and str(error.value).startswith("checkpoint c is no Llama")
+    assert "\n" not in str(error.value) and str(error.value).startswith("checkpoint c is no Llama, and")
 
 
 def test_nemos_scaling_of_frequencies_is_exported() -> None:

@@ -62,8 +62,8 @@ def export_hf(
         origin: see `read_checkpoint`.
         target: a folder that does not exist.
         tokenizer: a folder that `AutoTokenizer` loads; its files are copied, and its special ids enter the config.
-        vocab_size: ids of the tokenizer, whose rows are written; None takes the tokenizer's or the checkpoint's, all
-            rows if neither is known. Rows beyond pad the vocabulary and are left out.
+        vocab_size: ids of the tokenizer, whose rows are written; None takes the checkpoint's, else the tokenizer's,
+            else all rows. Rows beyond pad the vocabulary and are left out.
 
     Raises:
         NCAPluginError: see `read_checkpoint` and `llama_of_megatron`; a parameter that a Llama does not have or lacks;
