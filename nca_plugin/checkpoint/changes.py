@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 
-from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions, short_dtype
+from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
 from nca_plugin.checkpoint.initial import Distribution, distribution, padded_vocab_size
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.plan import PRESETS, Step, plan_transfer
@@ -23,8 +23,6 @@ from nca_plugin.checkpoint.vocabulary import (
 )
 from nca_plugin.errors import NCAPluginError
 
-#: Types that new values can be drawn in.
-_FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PIECE_VALUES: Final = 1 << 22
 
 
@@ -107,7 +105,7 @@ class Change:
         row["reason"] = step.reason
         if step.name in checkpoint.tensors:
             tensor = checkpoint.tensors[step.name]
-            row |= {"shape": list(tensor.shape), "dtype": short_dtype(tensor.dtype)}
+            row |= {"shape": list(tensor.shape), "dtype": tensor.dtype.name}
             if self.shape is not None and self.shape != tensor.shape:
                 row["new_shape"] = list(self.shape)
         if self.drawn is not None:
@@ -198,9 +196,9 @@ def _same_vocabulary(tensor: Tensor, vocabulary: Vocabulary) -> RowMap:
 def _distribution(
     checkpoint: Checkpoint, step: Step, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
 ) -> Distribution:
-    if tensor.dtype not in _FLOATS:
+    if not tensor.dtype.is_drawable:
         raise NCAPluginError(
-            f"'{step.name}' is stored as {short_dtype(tensor.dtype)}, in which no values are drawn; keep or drop it"
+            f"'{step.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
         )
     rule = PRESETS[transition.preset].rows
     if step.parameter.canonical in ROW_TENSORS and not step.name.endswith("bias"):
@@ -217,7 +215,7 @@ def _root_mean_square(tensor: Tensor, rows: int) -> float:
     opened = tensor.opened()
     total = 0.0
     for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):
-        total += float(opened.read(*region).double().square().sum())
+        total += float(np.square(tensor.dtype.to_float32(opened.read(*region)), dtype=np.float64).sum())
     scale = math.sqrt(total / (rows * math.prod(tensor.shape[1:])))
     if not 0 < scale < math.inf:
         raise NCAPluginError(f"'{tensor.name}' has no scale to match: its values are all 0, or not all finite")

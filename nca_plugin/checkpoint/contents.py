@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
@@ -35,7 +36,7 @@ class Tensor:
     """A tensor of a checkpoint; its blocks cover it, each value once."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
 
@@ -57,10 +58,10 @@ class Tensor:
         """Return the same tensor with the places of its values looked up: for many reads."""
         return replace(self, blocks=tuple(replace(block, source=self.stored(block)) for block in self.blocks))
 
-    def read(self, *region: tuple[int, int]) -> torch.Tensor:
+    def read(self, *region: tuple[int, int]) -> Values:
         """Return the values from start to stop along the first axes, all along the others."""
         whole: Region = (*region, *((0, size) for size in self.shape[len(region) :]))
-        values = torch.empty([stop - start for start, stop in whole], dtype=self.dtype)
+        values = np.empty([stop - start for start, stop in whole], self.dtype.array)
         for block in self.blocks:
             common = [
                 (max(a, c), min(b, d)) for (a, b), (c, d) in zip(whole, block.region, strict=True)
@@ -98,7 +99,7 @@ class Checkpoint:
     def names(self) -> list[str]:
         return [*self.tensors, *self.objects]
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> Values:
         """Return a whole tensor."""
         return self.tensors[name].read()
 
@@ -128,13 +129,8 @@ def _overlap(regions: Iterable[Region]) -> bool:
     return False
 
 
-def _described(dtype: torch.dtype, shape: Iterable[int]) -> str:
-    return f"{short_dtype(dtype)} {list(shape)}"
-
-
-def short_dtype(dtype: torch.dtype) -> str:
-    """Return a type's name without its package."""
-    return str(dtype).removeprefix("torch.")
+def _described(dtype: DType, shape: Iterable[int]) -> str:
+    return f"{dtype.name} {list(shape)}"
 
 
 def contiguous_regions(shape: tuple[int, ...], most_values: int) -> list[Region]:

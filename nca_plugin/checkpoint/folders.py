@@ -8,14 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import torch
+import numpy as np
 import yaml
 
 from nca_plugin.checkpoint.contents import Checkpoint
+from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
 from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.pickling import Foreign
+from nca_plugin.checkpoint.stored import NewTensor, StoredTensor, save
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
-from nca_plugin.checkpoint.unpickling import Foreign
 from nca_plugin.errors import NCAPluginError
 
 TRACKER: Final = "latest_checkpointed_iteration.txt"
@@ -32,10 +34,11 @@ _PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_sampl
 #: Megatron-Bridge's `TrainState` of a run that has not begun.
 _TRAIN_STATE: Final = {
     **dict.fromkeys(
-        ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples"), torch.tensor(0)
+        ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples"),
+        NewTensor(np.array(0), DTYPES["int64"]),
     ),
-    "floating_point_operations_so_far": torch.tensor(0.0, dtype=torch.float64),
-    **dict.fromkeys(("do_train", "do_valid", "do_test"), torch.tensor(False)),
+    "floating_point_operations_so_far": NewTensor(np.array(0.0), DTYPES["float64"]),
+    **dict.fromkeys(("do_train", "do_valid", "do_test"), NewTensor(np.array(False), DTYPES["bool"])),
 }
 
 
@@ -171,7 +174,8 @@ def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]
         names = ("vocab_size", "make_vocab_size_divisible_by") if checkpoint.model.pads_vocabulary else ("vocab_size",)
         config["model"].update({name: arguments[name] for name in names})
         (folder / RUN_CONFIG).write_text(yaml.safe_dump(config))
-        torch.save(_TRAIN_STATE, folder / TRAIN_STATE)
+        with (folder / TRAIN_STATE).open("xb") as file:
+            save(_TRAIN_STATE, file)
 
 
 def _set_nemo_vocabulary(context: Path, vocab_size: int) -> None:
@@ -203,11 +207,11 @@ def _leaves(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without the parts that are `Foreign`."""
+    """Return a value without the parts that are `Foreign`, or tensors."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not isinstance(item, Foreign)}
+        return {key: _plain(item) for key, item in value.items() if not isinstance(item, Foreign | StoredTensor)}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value if not isinstance(item, Foreign))
+        return type(value)(_plain(item) for item in value if not isinstance(item, Foreign | StoredTensor))
     if isinstance(value, Namespace | SimpleNamespace):
         return type(value)(**_plain(vars(value)))
     return value

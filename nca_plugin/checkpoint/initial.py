@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-import torch
 
 from nca_plugin.automata import rng
 from nca_plugin.checkpoint.contents import Region
+from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import Parameter
 from nca_plugin.errors import NCAPluginError
@@ -85,8 +85,8 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
 
 
 def draw(
-    drawn: Distribution, parameter: Parameter, shape: tuple[int, ...], region: Region, dtype: torch.dtype, seed: int
-) -> torch.Tensor:
+    drawn: Distribution, parameter: Parameter, shape: tuple[int, ...], region: Region, dtype: DType, seed: int
+) -> Values:
     """Return new values of a part of a tensor.
 
     Args:
@@ -97,7 +97,7 @@ def draw(
     sizes = tuple(stop - start for start, stop in region)
     count = math.prod(sizes)
     if drawn.kind == "constant":
-        return torch.full(sizes, drawn.scale, dtype=dtype)
+        return dtype.from_float32(np.full(sizes, drawn.scale, np.float32))
     layer = region[0][0] if parameter.is_stacked else parameter.layer or 0
     own, starts = shape, [start for start, _ in region]
     if parameter.is_stacked:
@@ -122,7 +122,7 @@ def draw(
         values = _each(_mamba_step, values)
     elif drawn.kind == "mamba_a":
         values = _each(_mamba_a, values)
-    return torch.from_numpy(values).to(dtype).reshape(sizes)
+    return dtype.from_float32(values.reshape(sizes))
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:

@@ -17,7 +17,7 @@ _IN_LAYER: Final = (
     ("attention.qkv", r"(self|cross)_attention\.linear_(qkv|q|kv|k|v)(_proj|_down_proj|_up_proj)?\.(weight|bias)"),
     ("attention.other", r"(self|cross)_attention\..*(weight|bias|softmax_offset)"),
     ("router", r"mlp\.router\.(weight|bias|expert_bias)|mlp\.shared_experts\.gate_weight"),
-    ("mlp", r"mlp\.((shared_experts|experts(\.experts)?(\.\d+)?)\.)?linear_fc[12]\.(weight|bias)(_[wv])?"),
+    ("mlp", r"mlp\.((shared_experts|experts(\.(local_)?experts)?(\.\d+)?)\.)?linear_fc[12]\.(weight|bias)(\d+|_[wv])?"),
     ("mlp", r"mlp\.fc[12]_latent_proj\.(weight|bias)"),
     ("mamba", r"mixer\..*"),
 )

@@ -117,9 +117,6 @@ def plan_transfer(
         place: [rule for rule in rules if rule.selector.matches(place[0], parameters[place[0]], place[1])]
         for place in places
     }
-    for rule in rules:
-        if rule.is_users:
-            _check_effect(rule, matching, preset)
     steps: list[Step] = []
     for name, group in itertools.groupby(places, key=lambda place: place[0]):
         found = parameters[name]
@@ -128,6 +125,9 @@ def plan_transfer(
             layers = [layer for layer, *_ in run if layer is not None]
             stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
             steps.append(Step(name, found, action, reason, stacked))
+    for rule in rules:
+        if rule.is_users:
+            _check_effect(rule, matching, preset)
     return steps
 
 

@@ -1,12 +1,14 @@
-"""What one `torch.save` wrote, read in place: objects, and tensors as references to the bytes they lie in.
+"""The format of `torch.save`, read in place and written: objects, and tensors as references to the bytes they lie in.
 
-The format is a zip archive without compression: `data.pkl`, `byteorder`, and one record for each storage (PyTorch,
+It is a zip archive without compression: `data.pkl`, `byteorder`, `version`, and one record for each storage (PyTorch,
 "Serialization semantics"). The archive holds a CRC-32 of each record, which PyTorch itself does not check.
 """
 
+import collections
 import io
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,26 +16,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 
-from nca_plugin.checkpoint.unpickling import Globals, load_pickle
+from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
+from nca_plugin.checkpoint.pickling import Globals, Reference, dump_pickle, load_pickle
 from nca_plugin.errors import NCAPluginError
 
 _STORAGES: Final = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    "DoubleStorage": DTYPES["float64"],
+    "FloatStorage": DTYPES["float32"],
+    "HalfStorage": DTYPES["float16"],
+    "BFloat16Storage": DTYPES["bfloat16"],
+    "LongStorage": DTYPES["int64"],
+    "IntStorage": DTYPES["int32"],
+    "ShortStorage": DTYPES["int16"],
+    "CharStorage": DTYPES["int8"],
+    "ByteStorage": DTYPES["uint8"],
+    "BoolStorage": DTYPES["bool"],
 }
+_STORAGE_NAMES: Final = {dtype: name for name, dtype in _STORAGES.items()}
 #: Bytes of a zip entry's local header before its name.
 _LOCAL_HEADER: Final = 30
-_COPY_BYTES: Final = 1 << 23
+_ALIGNMENT: Final = 64
+#: Version, flags, compression, time and date of a zip entry.
+_ZIP_FIELDS: Final = (0, 0, 0, 0, 33)
+#: Little enough that a piece stays in a core's cache from its reading to its writing.
+_COPY_BYTES: Final = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class StoredTensor:
     """A tensor, or a part of one, that lies in a record: `offset` and `strides` count elements."""
 
     record: Record
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
@@ -73,18 +81,17 @@ class StoredTensor:
         """Return the same values with `axes` axes of size 1 before the others."""
         return replace(self, shape=(1,) * axes + self.shape, strides=(0,) * axes + self.strides)
 
-    def read(self) -> torch.Tensor:
+    def read(self) -> Values:
         """Return the values, contiguous."""
         if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return np.empty(self.shape, self.dtype.array)
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        position = self.record.position + self.offset * self.dtype.itemsize
-        data = bytearray(span * self.dtype.itemsize)
+        values = np.empty(span, self.dtype.array)
         with self.record.file.open("rb", buffering=0) as file:
-            file.seek(position)
-            _read_into(file, memoryview(data))
-        values = torch.frombuffer(data, dtype=self.dtype)
-        return values.as_strided(self.shape, self.strides).contiguous()
+            file.seek(self.record.position + self.offset * self.dtype.itemsize)
+            _read_into(file, memoryview(values).cast("B"))
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(values, self.shape, strides))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ class Item:
                     f"{origin} cannot be read: it is damaged, or was not written by torch.save (PyTorch 1.6 or later)"
                 ) from error
 
-            def storage(identity: tuple[Any, ...]) -> tuple[Record, torch.dtype | None]:
+            def storage(identity: tuple[Any, ...]) -> tuple[Record, DType | None]:
                 _, dtype, key, _, _ = identity
                 return self._record(file, entries[f"data/{key}"]), dtype
 
@@ -148,7 +155,7 @@ def check_record(record: Record) -> None:
 
 def pieces(path: Path, position: int, size: int) -> Iterator[memoryview]:
     """Yield `size` bytes of a file in pieces of one buffer, each valid until the next."""
-    buffer = memoryview(bytearray(min(_COPY_BYTES, size)))
+    buffer = memoryview(np.empty(min(_COPY_BYTES, size), np.uint8))
     with path.open("rb", buffering=0) as file:
         file.seek(position)
         while size:
@@ -194,9 +201,9 @@ class _Window(io.RawIOBase):
 
 
 def _rebuild_tensor(
-    storage: tuple[Record, torch.dtype | None],
+    storage: tuple[Record, DType | None],
     offset: int,
-    shape: torch.Size,
+    shape: tuple[int, ...],
     strides: tuple[int, ...],
     _requires_grad: bool,
     _hooks: object,
@@ -205,8 +212,8 @@ def _rebuild_tensor(
 ) -> StoredTensor:
     record, stored_dtype = storage
     # _rebuild_tensor_v3 names the type itself; v2 has metadata in its place, which is empty for what a model stores.
-    found = dtype if isinstance(dtype, torch.dtype) else stored_dtype
-    if not isinstance(found, torch.dtype):
+    found = dtype if isinstance(dtype, DType) else stored_dtype
+    if not isinstance(found, DType):
         raise ValueError("a tensor of no known type")
     tensor = StoredTensor(record, found, tuple(shape), tuple(strides), offset)
     if min((0, offset, *tensor.shape, *tensor.strides)) < 0 or len(tensor.shape) != len(tensor.strides):
@@ -238,3 +245,90 @@ _TENSORS: Final[Globals] = {
     ("torch.storage", "UntypedStorage"): None,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """Values to save as a tensor."""
+
+    values: Values
+    dtype: DType
+
+
+def save(value: object, file: io.BufferedWriter) -> None:
+    """Append what `torch.save` would write: `value`, and every `NewTensor` in it as a tensor.
+
+    Values lie at multiples of 64 bytes from the archive's start, as PyTorch has them.
+    """
+    storages: list[NewTensor] = []
+
+    def storage(found: object) -> tuple[Any, ...] | None:
+        if not isinstance(found, _Storage):
+            return None
+        storages.append(found.tensor)
+        kind = Reference("torch", _STORAGE_NAMES[found.tensor.dtype])
+        return ("storage", kind, str(len(storages) - 1), "cpu", found.tensor.values.size)
+
+    pickled = dump_pickle(_with_tensors(value), storage)
+    archive = _Archive(file)
+    archive.add("data.pkl", pickled)
+    archive.add("byteorder", b"little")
+    for number, tensor in enumerate(storages):
+        archive.add(f"data/{number}", memoryview(np.ascontiguousarray(tensor.values).reshape(-1)).cast("B"))
+    archive.add("version", b"3\n")
+    archive.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    tensor: NewTensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Rebuilt:
+    """A tensor as PyTorch pickles it: a function, and what to call it with."""
+
+    tensor: NewTensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        shape = self.tensor.values.shape
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        hooks: collections.OrderedDict[int, object] = collections.OrderedDict()
+        arguments = (_Storage(self.tensor), 0, shape, strides, False, hooks)
+        return Reference("torch._utils", "_rebuild_tensor_v2"), arguments
+
+
+def _with_tensors(value: Any) -> Any:
+    if isinstance(value, NewTensor):
+        return _Rebuilt(value)
+    return {key: _with_tensors(item) for key, item in value.items()} if type(value) is dict else value
+
+
+class _Archive:
+    """A zip archive without compression, as a part of a file: places count from where it began."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self._start = file.tell()
+        self._directory = b""
+        self._count = 0
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        encoded = f"archive/{name}".encode()
+        header_offset = self._file.tell() - self._start
+        sizes = (zlib.crc32(data), len(data), len(data), len(encoded))
+        # The padding is an extra field of at least four bytes, its own header.
+        padding = -(header_offset + _LOCAL_HEADER + len(encoded) + 4) % _ALIGNMENT
+        extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+        self._file.write(struct.pack("<4s5HIIIHH", b"PK\3\4", *_ZIP_FIELDS, *sizes, len(extra)) + encoded + extra)
+        self._file.write(data)
+        self._directory += struct.pack(
+            "<4s6HIIIHHHHHII", b"PK\1\2", 0, *_ZIP_FIELDS, *sizes, 0, 0, 0, 0, 0, header_offset
+        )
+        self._directory += encoded
+        self._count += 1
+
+    def close(self) -> None:
+        at = self._file.tell() - self._start
+        counts = (0, 0, self._count, self._count, len(self._directory), at, 0)
+        self._file.write(self._directory + struct.pack("<4s4HIIH", b"PK\5\6", *counts))

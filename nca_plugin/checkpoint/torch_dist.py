@@ -6,15 +6,24 @@ state that all ranks share is an object among the others, or a file `common.pt` 
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch.distributed.checkpoint import filesystem, metadata
-
-from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
+from nca_plugin.checkpoint.contents import Block, Region, Tensor, check_blocks
+from nca_plugin.checkpoint.dtypes import DType
+from nca_plugin.checkpoint.pickling import (
+    Call,
+    Globals,
+    Reference,
+    Size,
+    StandIn,
+    dump_pickle,
+    foreign,
+    load_pickle,
+    stand_in,
+)
 from nca_plugin.checkpoint.stored import Item
-from nca_plugin.checkpoint.unpickling import Foreign, Globals, load_pickle
 from nca_plugin.errors import NCAPluginError
 
 #: What `metadata.json` says. Versions before megatron-core 0.19 need the last two, later ones do not mind them.
@@ -27,21 +36,31 @@ FORMAT: Final = {
 COMMON_STATE: Final = "common_state/shard_0_1"
 COMMON_FILE: Final = "common.pt"
 
+_MODULE: Final = "torch.distributed.checkpoint.metadata"
+Metadata = stand_in(_MODULE, "Metadata")
+TensorStorageMetadata = stand_in(_MODULE, "TensorStorageMetadata")
+BytesStorageMetadata = stand_in(_MODULE, "BytesStorageMetadata")
+ChunkStorageMetadata = stand_in(_MODULE, "ChunkStorageMetadata")
+TensorProperties = stand_in(_MODULE, "TensorProperties")
+MetadataIndex = stand_in(_MODULE, "MetadataIndex")
+StorageInfo = stand_in("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+_GET_LAYOUT: Final = ("torch.serialization", "_get_layout")
+_MEMORY_FORMAT: Final = (_MODULE, "_MEM_FORMAT_ENCODING")
+
 _METADATA_TYPES: Final[Globals] = {
     **{
-        (metadata.__name__, name): getattr(metadata, name)
-        for name in (
-            *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
-            *("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+        (kind.reference.module, kind.reference.name): kind
+        for kind in (
+            *(Metadata, TensorStorageMetadata, BytesStorageMetadata, ChunkStorageMetadata),
+            *(TensorProperties, MetadataIndex, StorageInfo),
         )
     },
-    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     # megatron-core 0.15 and before.
-    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): metadata.Metadata,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): Metadata,
+    **{names: foreign(names[1]) for names in (_GET_LAYOUT, _MEMORY_FORMAT, (_MODULE, "StorageMeta"))},
     # How the save was planned, which nobody needs to read it.
     **{
-        ("torch.distributed.checkpoint.planner", name): type(name, (Foreign,), {})
+        ("torch.distributed.checkpoint.planner", name): foreign(name)
         for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
     },
 }
@@ -89,18 +108,55 @@ def common_state(folder: Path, objects: dict[str, Item]) -> dict[str, Any] | Non
     return state
 
 
+def dump_metadata(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...], Iterable[Region]]],
+    objects: Iterable[str],
+    places: Mapping[tuple[str, tuple[int, ...] | None], Item],
+) -> bytes:
+    """Return a `.metadata`.
+
+    Args:
+        tensors: name, type, shape and blocks of each.
+        objects: names of the other entries.
+        places: by name, and first indices of a block, where its bytes lie.
+    """
+    layout = Call(Reference(*_GET_LAYOUT), ("torch.strided",))
+    contiguous = Call(Reference(*_MEMORY_FORMAT), (0,))
+    contents: dict[str, StandIn] = {}
+    for name, dtype, shape, regions in tensors:
+        chunks = [
+            ChunkStorageMetadata(
+                offsets=Size(start for start, _ in region), sizes=Size(stop - start for start, stop in region)
+            )
+            for region in regions
+        ]
+        # Later versions of PyTorch add strides, which earlier ones cannot read.
+        properties = TensorProperties(state=(dtype, layout, False, contiguous, False))
+        contents[name] = TensorStorageMetadata(properties=properties, size=Size(shape), chunks=chunks)
+    contents.update((name, BytesStorageMetadata()) for name in objects)
+    storage = {
+        MetadataIndex(fqn=name, offset=None if start is None else Size(start), index=None): StorageInfo(
+            relative_path=item.file.name, offset=item.offset, length=item.length
+        )
+        for (name, start), item in places.items()
+    }
+    absent = dict.fromkeys(("planner_data", "storage_meta", "version"))
+    return dump_pickle(Metadata(state_dict_metadata=contents, storage_data=storage, **absent))
+
+
 def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, Item]]:
-    if not isinstance(contents, metadata.Metadata):
+    if not isinstance(contents, Metadata):
         raise TypeError(f"it holds {type(contents).__name__}")
     sizes: dict[str, int] = {}
     items: dict[str, dict[tuple[int, ...] | None, Item]] = {}
     for index, info in contents.storage_data.items():
         item = _item(folder, info, sizes)
-        items.setdefault(index.fqn, {})[None if index.offset is None else tuple(index.offset)] = item
+        offset = getattr(index, "offset", None)
+        items.setdefault(index.fqn, {})[None if offset is None else tuple(offset)] = item
     tensors: dict[str, Tensor] = {}
     objects: dict[str, Item] = {}
     for name, entry in contents.state_dict_metadata.items():
-        if isinstance(entry, metadata.TensorStorageMetadata):
+        if isinstance(entry, TensorStorageMetadata):
             try:
                 blocks = tuple(
                     Block(tuple(chunk.offsets), tuple(chunk.sizes), items[name][tuple(chunk.offsets)])
@@ -108,7 +164,10 @@ def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, 
                 )
             except KeyError:
                 raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is nowhere") from None
-            tensors[name] = Tensor(name, entry.properties.dtype, tuple(entry.size), blocks)
+            dtype = entry.properties.state[0]
+            if not isinstance(dtype, DType):
+                raise TypeError(f"'{name}' has no type")
+            tensors[name] = Tensor(name, dtype, tuple(entry.size), blocks)
             check_blocks(folder, tensors[name])
         elif name in items:
             objects[name] = next(iter(items[name].values()))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from nca_plugin.checkpoint.changes import Change, Transition, changes_of, num_layers
 from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
+from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import copy_context, data_folder, new_common_state, read_checkpoint
 from nca_plugin.checkpoint.initial import draw
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
@@ -39,16 +39,16 @@ class _Record:
     checksums: dict[tuple[int, ...], int] = field(default_factory=dict)
     sums: dict[tuple[int, ...], tuple[int, float, float]] = field(default_factory=dict)
 
-    def add_drawn(self, start: tuple[int, ...], values: torch.Tensor) -> None:
-        flat = values.float().flatten().numpy()
+    def add_drawn(self, start: tuple[int, ...], dtype: DType, values: Values) -> None:
+        flat = dtype.to_float32(values).reshape(-1)
         # In pieces, whose float32 sums lose nothing that six digits show.
         pieces = np.array_split(flat, flat.size // (1 << 16) + 1)
         total = math.fsum(float(piece.sum()) for piece in pieces)
         squares = math.fsum(float(np.dot(piece, piece)) for piece in pieces)
         self.sums[start] = (flat.size, total, squares)
 
-    def add_kept(self, start: tuple[int, ...], values: torch.Tensor) -> None:
-        self.checksums[start] = zlib.crc32(values.flatten().view(torch.uint8).numpy())
+    def add_kept(self, start: tuple[int, ...], values: Values) -> None:
+        self.checksums[start] = zlib.crc32(np.ascontiguousarray(values))
 
     def described(self) -> dict[str, Any]:
         """Return what a report says of it: CRC-32 of the values kept, moments of those drawn."""
@@ -198,14 +198,12 @@ def _drawn(tensor: Tensor, change: Change, record: _Record, seed: int) -> Iterat
         start = tuple(start for start, _ in region)
         new = functools.partial(draw, change.drawn, change.step.parameter, change.shape, region, tensor.dtype, seed)
         if opened is None:
-            yield NewBlock(region, _recorded(new, functools.partial(record.add_drawn, start)))
+            yield NewBlock(region, _recorded(new, functools.partial(record.add_drawn, start, tensor.dtype)))
         else:
             yield NewBlock(region, functools.partial(_resized, new, opened, change, region[0], record))
 
 
-def _resized(
-    new: Callable[[], torch.Tensor], old: Tensor, change: Change, span: tuple[int, int], record: _Record
-) -> torch.Tensor:
+def _resized(new: Callable[[], Values], old: Tensor, change: Change, span: tuple[int, int], record: _Record) -> Values:
     """Return rows of a vocabulary: those that are taken over, and new ones between them."""
     assert change.rows is not None
     values = new()
@@ -213,16 +211,16 @@ def _resized(
     is_new = np.ones(len(values), bool)
     is_new[places - span[0]] = False
     if is_new.any():
-        record.add_drawn((span[0],), values[torch.from_numpy(is_new)])
+        record.add_drawn((span[0],), old.dtype, values[is_new])
     if len(ids):
         kept = read_rows(old, ids)
-        values[torch.from_numpy(places - span[0])] = kept
+        values[places - span[0]] = kept
         record.add_kept((span[0],), kept)
     return values
 
 
-def _recorded(make: Callable[[], torch.Tensor], record: Callable[[torch.Tensor], None]) -> Callable[[], torch.Tensor]:
-    def made() -> torch.Tensor:
+def _recorded(make: Callable[[], Values], record: Callable[[Values], None]) -> Callable[[], Values]:
+    def made() -> Values:
         values = make()
         record(values)
         return values

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nca_plugin.checkpoint.contents import Tensor
+from nca_plugin.checkpoint.dtypes import Values
 from nca_plugin.errors import NCAPluginError
 
 #: Tensors with a row for every token id.
@@ -88,9 +88,9 @@ def check_rows(rows: RowMap, tensor: Tensor, old_ids: int, new_ids: int) -> None
         raise NCAPluginError(f"row {rows.new[-1]} is to be kept, but the new vocabulary has {new_ids} ids")
 
 
-def read_rows(tensor: Tensor, ids: NDArray[np.int64]) -> torch.Tensor:
+def read_rows(tensor: Tensor, ids: NDArray[np.int64]) -> Values:
     """Return rows of a tensor, in the order of `ids`; the tensor should be `opened`."""
-    out = torch.empty((len(ids), *tensor.shape[1:]), dtype=tensor.dtype)
+    out = np.empty((len(ids), *tensor.shape[1:]), tensor.dtype.array)
     order = np.argsort(ids, kind="stable")
     # Rows that follow each other are read at once.
     for _, group in itertools.groupby(enumerate(order), key=lambda item: int(ids[item[1]]) - item[0]):

@@ -4,12 +4,11 @@ Blocks are written by several threads, each to a file of its own, one block at a
 with the checkpoint. Which thread writes what is fixed beforehand: the same transition gives the same bytes.
 """
 
-import copyreg
 import io
 import itertools
 import json
+import math
 import os
-import pickle
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,23 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-
 from nca_plugin.checkpoint.contents import Region
-from nca_plugin.checkpoint.stored import Item, Record, check_record, pieces
-from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT
+from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, pieces, save
+from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
 
 #: Bytes of the values of a new block, which is what a worker holds in memory.
-BLOCK_BYTES: Final = 1 << 25
+BLOCK_BYTES: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +31,7 @@ class NewBlock:
     """A part of a tensor whose values are made when they are written."""
 
     region: Region
-    make: Callable[[], torch.Tensor]
+    make: Callable[[], Values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ class Entry:
     """A tensor of the new checkpoint and the blocks that it is made of."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     blocks: Sequence[KeptBlock | NewBlock]
 
@@ -95,26 +84,23 @@ class Writer:
         self._stop = threading.Event()
         self._jobs: list[_Job] = []
         self._linked: set[Path] = set()
-        self._contents: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+        self._entries: list[Entry] = []
+        self._objects: list[str] = []
+        self._places: dict[tuple[str, tuple[int, ...] | None], Item] = {}
 
     def add(self, entry: Entry) -> None:
         """Plan a tensor."""
-        chunks = []
+        self._entries.append(entry)
         for block in entry.blocks:
             start = tuple(start for start, _ in block.region)
-            sizes = torch.Size(stop - start for start, stop in block.region)
-            chunks.append(ChunkStorageMetadata(torch.Size(start), sizes))
             if isinstance(block, KeptBlock):
                 self._add_item(entry.name, start, block.item, block.record)
             else:
-                self._add_values(entry.name, start, sizes.numel() * entry.dtype.itemsize, block.make)
-        properties = TensorProperties(dtype=entry.dtype)
-        self._contents[entry.name] = TensorStorageMetadata(properties, torch.Size(entry.shape), chunks)
+                self._add_values(entry, start, block)
 
     def add_object(self, name: str, item: Item) -> None:
         """Plan an object that is kept as it is."""
-        self._contents[name] = BytesStorageMetadata()
+        self._objects.append(name)
         self._add_item(name, None, item, None)
 
     @property
@@ -136,35 +122,36 @@ class Writer:
         """
         self._advance = advance
         with (self._folder / COMMON_FILE).open("xb") as file:
-            torch.save(dict(common_state), file)
+            save(dict(common_state), file)
             flush(file)
-        self._contents[COMMON_STATE] = BytesStorageMetadata()
-        self._jobs.append(_Job(COMMON_STATE, None, 0, lambda file: torch.save([dict(common_state)], file)))
+        self._objects.append(COMMON_STATE)
+        self._jobs.append(_Job(COMMON_STATE, None, 0, lambda file: save([dict(common_state)], file)))
         linked = sorted(self._linked)
         for path in linked:
             os.link(path.resolve(), self._folder / path.name)
         self._run({path.name for path in linked})
         with (self._folder / ".metadata").open("xb") as file:
-            _MetadataPickler(file).dump(Metadata(self._contents, storage_data=self._storage))
+            tensors = ((e.name, e.dtype, e.shape, [block.region for block in e.blocks]) for e in self._entries)
+            file.write(dump_metadata(tensors, self._objects, self._places))
             flush(file)
         with (self._folder / "metadata.json").open("xb") as file:
             file.write(json.dumps(FORMAT).encode())
             flush(file)
         return linked
 
-    def _add_values(
-        self, name: str, offsets: tuple[int, ...], num_bytes: int, make: Callable[[], torch.Tensor]
-    ) -> None:
+    def _add_values(self, entry: Entry, offsets: tuple[int, ...], block: NewBlock) -> None:
+        num_bytes = math.prod(stop - start for start, stop in block.region) * entry.dtype.itemsize
+
         def append(file: io.BufferedWriter) -> None:
-            torch.save(make(), file)
+            save(NewTensor(block.make(), entry.dtype), file)
             self._advance_by(num_bytes)
 
-        self._jobs.append(_Job(name, offsets, num_bytes, append))
+        self._jobs.append(_Job(entry.name, offsets, num_bytes, append))
 
     def _add_item(self, name: str, offsets: tuple[int, ...] | None, item: Item, record: Record | None) -> None:
         if self._links:
             self._linked.add(item.file)
-            self._refer(name, offsets, item)
+            self._places[name, offsets] = item
             return
 
         def append(file: io.BufferedWriter) -> None:
@@ -180,10 +167,6 @@ class Writer:
                 record.check(crc)
 
         self._jobs.append(_Job(name, offsets, item.length, append))
-
-    def _refer(self, name: str, offsets: tuple[int, ...] | None, item: Item) -> None:
-        index = MetadataIndex(name, None if offsets is None else torch.Size(offsets))
-        self._storage[index] = _StorageInfo(item.file.name, item.offset, item.length)
 
     def _run(self, taken: set[str]) -> None:
         """Write the new files, under names that no link has: a checkpoint that was transferred before has some."""
@@ -210,7 +193,7 @@ class Writer:
                 start = file.tell()
                 job.append(file)
                 with self._lock:
-                    self._refer(job.name, job.offsets, Item(path, start, file.tell() - start))
+                    self._places[job.name, job.offsets] = Item(path, start, file.tell() - start)
             flush(file)
 
     def _advance_by(self, num_bytes: int) -> None:
@@ -218,15 +201,6 @@ class Writer:
             raise _Stopped
         with self._lock:
             self._advance(num_bytes)
-
-
-class _MetadataPickler(pickle.Pickler):
-    """Pickles a tensor's properties without the strides that PyTorch 2.15 adds and earlier versions cannot read."""
-
-    def reducer_override(self, value: object) -> Any:
-        if isinstance(value, TensorProperties):
-            return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:5]  # type: ignore[attr-defined]
-        return NotImplemented
 
 
 def check_kept(entries: Iterable[Entry], num_workers: int, advance: Callable[[int], None]) -> None:

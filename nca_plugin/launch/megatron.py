@@ -9,6 +9,7 @@ CPU mode and says so.
 import os
 import sys
 from argparse import Namespace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def _pretrain() -> None:
     )
     from megatron.training.arguments import parse_and_validate_args
 
+    from nca_plugin.megatron.freeze import freeze, read_freeze_list
     from nca_plugin.megatron.provider import check_arguments, provider
     from nca_plugin.megatron.step import forward_step
 
@@ -60,6 +62,9 @@ def _pretrain() -> None:
     check_arguments(args)
     _check_vocabulary(args)
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
+    if args.freeze_list is not None:
+        selectors = read_freeze_list(Path(args.freeze_list))
+        model.pre_wrap_hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
     pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
 
 

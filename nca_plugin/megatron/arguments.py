@@ -23,7 +23,9 @@ _NCA_SCHEMES: Final = ("nca", "shuffled")
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the plugin's argument group: an `extra_args_provider` for Megatron's parser, and its help."""
-    group = parser.add_argument_group(_GROUP, "Synthetic pre-pre-training data; replaces every other data argument.")
+    group = parser.add_argument_group(
+        _GROUP, "Synthetic pre-pre-training data, which replaces every other data argument, and what to freeze."
+    )
     group.add_argument(
         "--data-source",
         metavar="SOURCE",
@@ -35,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         group.add_argument(
             _spelling(field.name), metavar="VALUE", help=f"NCAConfig.{field.name} (default: the preset's)"
         )
+    group.add_argument(
+        "--freeze-list",
+        metavar="FILE",
+        help="what not to train: selectors, as nca-plugin transfer --freeze writes them to freeze.txt",
+    )
     _repair_help(parser)
     return parser
 
@@ -83,6 +90,8 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     source = parse(with_options(ours.data_source, options, _spelling))
     rest, tokenizer = without_data_arguments(rest)
     resolved = [*rest, "--data-path", source.uri]
+    if ours.freeze_list is not None:
+        resolved += ["--freeze-list", ours.freeze_list]
     if tokenizer.tokenizer_type is None:
         resolved += ["--tokenizer-type", "NullTokenizer"]
         if tokenizer.vocab_size is None:

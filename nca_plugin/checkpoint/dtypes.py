@@ -1,0 +1,71 @@
+"""Types of tensors, by PyTorch's names, and how their values lie in numpy arrays."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+#: An array of values, or of the bits of values that numpy has no type for.
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A type that PyTorch has.
+
+    Attributes:
+        name: PyTorch's, such as "bfloat16".
+        array: numpy's type of an array of such values: of their bits, where numpy has no such type.
+    """
+
+    name: str
+    array: "np.dtype[Any]"
+
+    @property
+    def itemsize(self) -> int:
+        return self.array.itemsize
+
+    @property
+    def is_drawable(self) -> bool:
+        """Whether new values can be drawn in this type."""
+        return self.name in ("float64", "float32", "float16", "bfloat16")
+
+    def from_float32(self, values: NDArray[np.float32]) -> Values:
+        """Return values in this type, to the nearest, ties to even."""
+        return _to_bfloat16(values) if self.name == "bfloat16" else values.astype(self.array, copy=False)
+
+    def to_float32(self, values: Values) -> NDArray[np.float32]:
+        """Return values of this type as float32."""
+        if self.name != "bfloat16":
+            return values.astype(np.float32, copy=False)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+_ONE_BYTE: Final = ("uint8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+DTYPES: Final = {
+    name: DType(name, np.dtype(array))
+    for name, array in {
+        **{name: name for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "bool")},
+        **{name: name for name in ("uint16", "uint32", "uint64")},
+        **dict.fromkeys(_ONE_BYTE, "uint8"),
+        "bfloat16": "uint16",
+        "complex64": "complex64",
+        "complex128": "complex128",
+    }.items()
+}
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> Values:
+    return _upper_halves(np.ascontiguousarray(values).reshape(-1).view(np.uint32)).reshape(values.shape)
+
+
+@njit(cache=True, nogil=True)
+def _upper_halves(bits: np.ndarray) -> np.ndarray:
+    """Return the upper halves of finite float32 values, rounded to the nearest, ties to even."""
+    out = np.empty(bits.size, np.uint16)
+    for i in range(bits.size):
+        odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+        out[i] = (bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    return out

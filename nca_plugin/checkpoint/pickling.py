@@ -1,0 +1,219 @@
+"""Pickles that name PyTorch's and Megatron's types, read and written without importing these.
+
+What is read is of untrusted origin: types on a list are built or replaced by a stand-in, what Megatron, Transformer
+Engine and numpy put beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that
+a pickle names is ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
+"""
+
+import argparse
+import collections
+import io
+import pathlib
+import pickle
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from nca_plugin.checkpoint.dtypes import DTYPES, DType
+from nca_plugin.errors import NCAPluginError
+
+Globals = Mapping[tuple[str, str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a pickle names: a class or a function of a module."""
+
+    module: str
+    name: str
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise TypeError(f"{self.module}.{self.name} is not run")
+
+
+class StandIn:
+    """An object of a class that is not imported: its attributes, or its `state` if that is no mapping."""
+
+    reference: Reference
+
+    def __init__(self, **attributes: object) -> None:
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self.reference.name} has no {name}")
+
+    def __getstate__(self) -> Any:
+        return self.__dict__.get("state", self.__dict__)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.state = state
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a pickle makes by a call."""
+
+    function: Reference
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+class Foreign:
+    """Stands for an object of a type that is known to occur and is of no use here: enumerations, random states."""
+
+    def __new__(cls, *_: object, **__: object) -> "Foreign":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        pass
+
+    def extend(self, _: object) -> None:
+        pass
+
+
+class Size(tuple[int, ...]):
+    """PyTorch's class of shapes."""
+
+    __slots__ = ()
+    reference = Reference("torch", "Size")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Size, (tuple(self),)
+
+
+def stand_in(module: str, name: str) -> type[StandIn]:
+    """Return a class that stands for another."""
+    return type(name, (StandIn,), {"reference": Reference(module, name)})
+
+
+def foreign(name: str) -> type[Foreign]:
+    """Return a class whose objects hold nothing."""
+    return type(name, (Foreign,), {})
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """What protocol 2 stores bytes as."""
+    return str(text).encode(encoding)
+
+
+def _member(enumeration: object, _: str) -> Foreign:
+    """What some Python versions store a member of an enumeration as."""
+    if not (isinstance(enumeration, type) and issubclass(enumeration, Foreign)):
+        raise pickle.UnpicklingError("refused to load builtins.getattr")
+    return Foreign()
+
+
+_KNOWN: Final[Globals] = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("__builtin__", "set"): set,
+    ("builtins", "getattr"): _member,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("types", "SimpleNamespace"): types.SimpleNamespace,
+    ("pathlib", "PosixPath"): pathlib.PosixPath,
+    ("pathlib._local", "PosixPath"): pathlib.PosixPath,
+    ("torch", "Size"): Size,
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{
+        names: foreign(names[1])
+        for names in (("signal", "Signals"), ("_io", "BytesIO"), ("torch._C", "Generator"), ("torch", "device"))
+    },
+}
+#: Packages whose own types become `Foreign`.
+_FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_resiliency_ext")
+
+
+def load_pickle(
+    data: bytes, origin: str, extra: Globals | None = None, storage: Callable[[tuple[Any, ...]], Any] | None = None
+) -> Any:
+    """Return what `data` holds.
+
+    Args:
+        data: a pickle.
+        origin: of the pickle, for messages.
+        extra: by module and name, more types and what is built in their place.
+        storage: what a persistent identity of the pickle becomes.
+
+    Raises:
+        NCAPluginError: the pickle is damaged, or names anything else.
+    """
+    try:
+        return _Unpickler(data, {**_KNOWN, **(extra or {})}, storage).load()
+    # A damaged pickle can fail in any operation: every type of error says the same of it.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NCAPluginError(f"{origin} cannot be read: {reason}") from error
+
+
+def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: None) -> bytes:
+    """Return the pickle of a value of plain types, stand-ins, `Size`, `DType` and `Reference`.
+
+    Args:
+        storage: returns the persistent identity of what is stored outside the pickle, None for all else.
+    """
+    out = io.BytesIO()
+    _Pickler(out, storage).dump(value)
+    return out.getvalue()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, known: Globals, storage: Callable[[tuple[Any, ...]], Any] | None) -> None:
+        super().__init__(io.BytesIO(data))
+        self._known = known
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._known:
+            return self._known[module, name]
+        if module.split(".")[0] in _FOREIGN_PACKAGES:
+            return foreign(name)
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
+
+    def persistent_load(self, identity: Any) -> Any:
+        if self._storage is None:
+            raise pickle.UnpicklingError("it refers to tensors outside it")
+        return self._storage(identity)
+
+
+# The one in C cannot name what is not imported.
+class _Pickler(pickle._Pickler):
+    def __init__(self, out: io.BytesIO, storage: Callable[[object], Any]) -> None:
+        super().__init__(out, protocol=2)
+        self._storage = storage
+
+    def persistent_id(self, value: object) -> Any:
+        return self._storage(value)
+
+    def reducer_override(self, value: object) -> Any:
+        return value.name if isinstance(value, Reference | DType) else NotImplemented
+
+    def save_global(self, value: Any, name: str | None = None) -> None:
+        reference = _reference(value)
+        if reference is None:
+            super().save_global(value, name)  # type: ignore[misc]
+            return
+        self.write(f"c{reference.module}\n{reference.name}\n".encode())  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
+
+
+def _reference(value: Any) -> Reference | None:
+    if isinstance(value, DType):
+        return Reference("torch", value.name)
+    return value if isinstance(value, Reference) else getattr(value, "reference", None)
