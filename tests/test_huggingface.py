@@ -86,7 +86,7 @@ def model_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {
         name: values[:NUM_IDS] if name.startswith(is_row) else values
         for name in names
-        for values in [checkpoint.tensor(name)]
+        for values in [torch.from_numpy(checkpoint.tensor(name))]
     }
 
 
@@ -159,7 +159,7 @@ def test_a_run_may_spell_out_the_architecture(done: Done) -> None:
 def test_rows_that_pad_the_vocabulary_are_drawn(done: Done, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(done.folder / "imported" / "grouped")
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-        padding = checkpoint.tensor(name)[NUM_IDS:]
+        padding = torch.from_numpy(checkpoint.tensor(name))[NUM_IDS:]
         assert len(padding) == done.imported["grouped"].rows - NUM_IDS == 12
         assert padding.std() == pytest.approx(0.02, rel=0.15)
     # With all rows, they are exported too.

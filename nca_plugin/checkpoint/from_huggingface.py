@@ -5,15 +5,17 @@ Nothing of the model is built: values stream from file to file, at most `BLOCK_B
 
 import functools
 import json
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 
-from nca_plugin.checkpoint.contents import Region, short_dtype
+from nca_plugin.checkpoint.contents import Region
+from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import TRACKER
 from nca_plugin.checkpoint.initial import distribution, draw, padded_vocab_size
 from nca_plugin.checkpoint.llama import (
@@ -30,8 +32,8 @@ from nca_plugin.checkpoint.llama import (
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
-from nca_plugin.checkpoint.safetensors_files import DTYPES, SavedTensor, read_folder
-from nca_plugin.checkpoint.stored import Item
+from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, SavedTensor, read_folder
+from nca_plugin.checkpoint.stored import Item, save
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
 from nca_plugin.errors import NCAPluginError
@@ -93,7 +95,7 @@ def import_hf(
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
     tensors, llama = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
-    dtype = short_dtype(DTYPES[tensors["model.embed_tokens.weight"].dtype])
+    dtype = WEIGHT_DTYPES[tensors["model.embed_tokens.weight"].dtype].name
     arguments = {
         **megatron_arguments(llama, dtype),
         "padded_vocab_size": rows,
@@ -112,7 +114,7 @@ def import_hf(
             # Objects are copied from a file; all these are alike.
             empty = partial / "empty"
             with empty.open("xb") as file:
-                torch.save([None], file)
+                save([None], file)
                 flush(file)
             for name in _module_states(llama.num_layers):
                 writer.add_object(name, Item(empty, 0, empty.stat().st_size))
@@ -129,7 +131,7 @@ def import_hf(
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
     return Imported(
-        sum(torch.Size(entry.shape).numel() for entry in entries), num_bytes, rows, llama, command_line(llama, dtype)
+        sum(math.prod(entry.shape) for entry in entries), num_bytes, rows, llama, command_line(llama, dtype)
     )
 
 
@@ -170,12 +172,14 @@ def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
             raise NCAPluginError(
                 f"{folder}: '{name}' is {list(tensors[name].shape)}, its config.json says {list(shape)}"
             )
-        if tensors[name].dtype not in DTYPES:
-            raise NCAPluginError(f"{folder}: '{name}' is stored as {tensors[name].dtype}, not as {', '.join(DTYPES)}")
+        if tensors[name].dtype not in WEIGHT_DTYPES:
+            raise NCAPluginError(
+                f"{folder}: '{name}' is stored as {tensors[name].dtype}, not as {', '.join(WEIGHT_DTYPES)}"
+            )
     if left:
         raise NCAPluginError(f"{folder}: '{min(left)}' is no tensor of LlamaForCausalLM")
     for name in llama.zero_biases:
-        if tensors[name].read(0, llama.hidden_size).any():
+        if WEIGHT_DTYPES[tensors[name].dtype].to_float32(tensors[name].read(0, llama.hidden_size)).any():
             raise NCAPluginError(
                 f"{folder}: '{name}' is not zero; Megatron has biases in query, key and value only, or in all "
                 "projections"
@@ -239,7 +243,7 @@ def _entries(
                     f"'{part.name}' is stored as {tensors[part.name].dtype}, others of its kind as {dtypes[name]}: "
                     "Megatron stores them as one tensor"
                 )
-        dtype = DTYPES[dtypes[name]]
+        dtype = WEIGHT_DTYPES[dtypes[name]]
         layers: Region = () if mapped.layer is None else ((mapped.layer, mapped.layer + 1),)
         shapes[name] = (*([llama.num_layers] if layers else []), *mapped.shape)
         rest: Region = tuple((0, columns) for columns in mapped.columns)
@@ -256,21 +260,21 @@ def _entries(
                 NewBlock((span, *rest), functools.partial(draw, drawn, parsed, shape, (span, *rest), dtype, seed))
                 for span in _spans(rows, padded_rows, mapped.columns, dtype)
             )
-    return [Entry(name, DTYPES[dtypes[name]], shapes[name], blocks[name]) for name in blocks]
+    return [Entry(name, WEIGHT_DTYPES[dtypes[name]], shapes[name], blocks[name]) for name in blocks]
 
 
-def _spans(start: int, stop: int, columns: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
+def _spans(start: int, stop: int, columns: tuple[int, ...], dtype: DType) -> list[tuple[int, int]]:
     """Return spans of rows of at most `BLOCK_BYTES`, if a row is not larger."""
-    step = max(1, BLOCK_BYTES // (torch.Size(columns).numel() * dtype.itemsize))
+    step = max(1, BLOCK_BYTES // (math.prod(columns) * dtype.itemsize))
     return [(at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
 def _joined(
-    mapped: Mapped, tensors: Mapping[str, SavedTensor], span: tuple[int, int], num_axes: int, dtype: torch.dtype
-) -> torch.Tensor:
+    mapped: Mapped, tensors: Mapping[str, SavedTensor], span: tuple[int, int], num_axes: int, dtype: DType
+) -> Values:
     """Return rows of one of Megatron's parameters, with axes of size 1 before them."""
     start, stop = span
-    values = torch.empty((stop - start, *mapped.columns), dtype=dtype)
+    values = np.empty((stop - start, *mapped.columns), dtype.array)
     at = 0
     for part in mapped.parts:
         first, last = max(start, at), min(stop, at + part.rows)

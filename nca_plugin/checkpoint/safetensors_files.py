@@ -6,37 +6,46 @@ reads it back.
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import safetensors
-import torch
 
+from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
 from nca_plugin.checkpoint.write import flush
 from nca_plugin.errors import NCAPluginError
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+#: Types of weights, by their names in a file.
+WEIGHT_DTYPES: Final = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"]}
+_NAMES: Final = {dtype.name: name for name, dtype in WEIGHT_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class SavedTensor:
-    """A tensor of a file; `dtype` as safetensors calls it."""
+    """A tensor of a file, whose values begin at byte `position`; `dtype` as safetensors calls it."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    position: int
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Return rows `start` .. `stop - 1`."""
-        with _open(self.file) as file:
-            return file.get_slice(self.name)[start:stop]
+    def read(self, start: int, stop: int) -> Values:
+        """Return rows `start` .. `stop - 1` of one of the `WEIGHT_DTYPES`."""
+        dtype = WEIGHT_DTYPES[self.dtype].array
+        columns = math.prod(self.shape[1:])
+        position = self.position + start * columns * dtype.itemsize
+        values = np.fromfile(self.file, dtype, (stop - start) * columns, offset=position)
+        if values.size != (stop - start) * columns:
+            raise NCAPluginError(f"{self.file} became shorter while it was read")
+        return values.reshape(stop - start, *self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +53,13 @@ class PiecewiseTensor:
     """A tensor to write; `pieces` yields its values in order, each piece contiguous."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterator[torch.Tensor]]
+    pieces: Callable[[], Iterator[Values]]
 
     @property
     def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_folder(folder: Path) -> dict[str, SavedTensor]:
@@ -113,7 +122,7 @@ def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[in
     for tensor in ordered:
         start, end = end, end + tensor.num_bytes
         header[tensor.name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": _NAMES[tensor.dtype.name],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -123,22 +132,22 @@ def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[in
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in ordered:
             for piece in tensor.pieces():
-                file.write(memoryview(piece.flatten().view(torch.uint8).numpy()))
+                file.write(np.ascontiguousarray(piece).data)
                 advance(piece.nbytes)
         flush(file)
 
 
 def _contents(path: Path) -> Iterator[SavedTensor]:
-    with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            yield SavedTensor(path, name, part.get_dtype(), tuple(part.get_shape()))
-
-
-def _open(path: Path) -> Any:
     try:
-        return safetensors.safe_open(path, framework="pt")
+        # The library checks the header and the size of the file, but does not tell where values lie.
+        with safetensors.safe_open(path, framework="np"), path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
     except FileNotFoundError:
         raise NCAPluginError(f"{path.parent} is incomplete: {path.name} is missing") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise NCAPluginError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    for name, entry in header.items():
+        if name != "__metadata__":
+            position = 8 + length + entry["data_offsets"][0]
+            yield SavedTensor(path, name, entry["dtype"], tuple(entry["shape"]), position)

@@ -6,20 +6,22 @@ Nothing of the model is built: values stream from file to file, at most `PIECE_B
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 
-from nca_plugin.checkpoint.contents import Checkpoint, Region, Tensor, short_dtype
+from nca_plugin.checkpoint.contents import Checkpoint, Region, Tensor
+from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.llama import EMBEDDING, SAME_AS, Llama, Mapped, llama_of_megatron
 from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
-from nca_plugin.checkpoint.safetensors_files import DTYPES, PiecewiseTensor, write_folder
+from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
@@ -82,7 +84,9 @@ def export_hf(
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
     llama = llama_of_megatron(checkpoint.root, checkpoint.model, {name for name, _ in found}, ids)
     tensors = _hf_tensors(checkpoint, llama, found)
-    config = _hf_config(llama, special, functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}))
+    dtypes = {tensor.dtype.name for tensor in tensors}
+    # The narrowest type that holds them all: transformers loads a model in one.
+    config = _hf_config(llama, special, dtypes.pop() if len(dtypes) == 1 else "float32")
     if llama.zero_biases:
         notes.append("the biases of o_proj, which Megatron's model does not have, are written as zeros")
     num_bytes = sum(tensor.num_bytes for tensor in tensors)
@@ -95,7 +99,7 @@ def export_hf(
                     shutil.copyfile(file, partial / file.name)
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
-    num_values = sum(torch.Size(tensor.shape).numel() for tensor in tensors)
+    num_values = sum(math.prod(tensor.shape) for tensor in tensors)
     return Exported(num_values, num_bytes, num_files, llama, tuple(notes))
 
 
@@ -116,22 +120,23 @@ class _Rows:
         return self.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> DType:
         return self.tensors[0][0].dtype
 
     def opened(self) -> "_Rows":
         """Return the same rows with the places of their values looked up, and nothing but them to look through."""
         return _Rows(tuple((_within(tensor, region).opened(), region) for tensor, region in self.tensors))
 
-    def read(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+    def read(self, start: int, stop: int) -> Iterator[Values]:
         """Yield rows `start` .. `stop - 1` in pieces of at most `PIECE_BYTES`, if a row is not larger."""
-        step = max(1, PIECE_BYTES // (torch.Size(self.shape[1:]).numel() * self.dtype.itemsize))
+        step = max(1, PIECE_BYTES // (math.prod(self.shape[1:]) * self.dtype.itemsize))
         first = 0
         for tensor, region in self.tensors:
             last = first + tensor.shape[len(region)]
             for at in range(max(start, first), min(stop, last), step):
                 piece = (at - first, min(at + step, stop, last) - first)
-                yield tensor.read(*region, piece).flatten(0, len(region))
+                values = tensor.read(*region, piece)
+                yield values.reshape(values.shape[len(region) :])
             first = last
 
 
@@ -200,8 +205,8 @@ def _hf_tensors(
                 f"checkpoint {checkpoint.root} is no Llama's: {where} is {list(rows.shape)}, its configuration says "
                 f"{list(shape)}"
             )
-        if rows.dtype not in DTYPES.values():
-            raise NCAPluginError(f"checkpoint {checkpoint.root}: {where} is stored as {short_dtype(rows.dtype)}")
+        if rows.dtype not in WEIGHT_DTYPES.values():
+            raise NCAPluginError(f"checkpoint {checkpoint.root}: {where} is stored as {rows.dtype.name}")
         tensors.extend(_split(mapped, rows))
     if left:
         name, layer = min(left, key=lambda key: (key[0], key[1] or 0))
@@ -221,7 +226,7 @@ def _split(mapped: Mapped, rows: _Rows) -> Iterator[PiecewiseTensor]:
         places.setdefault(part.name, []).append((at, at + part.rows))
         at += part.rows
 
-    def pieces(spans: list[tuple[int, int]]) -> Iterator[torch.Tensor]:
+    def pieces(spans: list[tuple[int, int]]) -> Iterator[Values]:
         opened = rows.opened()
         for start, stop in spans:
             yield from opened.read(start, stop)
@@ -231,8 +236,8 @@ def _split(mapped: Mapped, rows: _Rows) -> Iterator[PiecewiseTensor]:
         yield PiecewiseTensor(name, rows.dtype, shape, functools.partial(pieces, spans))
 
 
-def _zeros(name: str, size: int, dtype: torch.dtype) -> PiecewiseTensor:
-    return PiecewiseTensor(name, dtype, (size,), lambda: iter([torch.zeros(size, dtype=dtype)]))
+def _zeros(name: str, size: int, dtype: DType) -> PiecewiseTensor:
+    return PiecewiseTensor(name, dtype, (size,), lambda: iter([np.zeros(size, dtype.array)]))
 
 
 def _special_ids(folder: Path) -> dict[str, Any]:
@@ -252,7 +257,7 @@ def _special_ids(folder: Path) -> dict[str, Any]:
     return {"num_ids": highest + 1, **{name: getattr(loaded, name) for name in names}}
 
 
-def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     from transformers import LlamaConfig
 
     scaling = {} if llama.rope_scaling is None else {"rope_type": "llama3", **llama.rope_scaling}
@@ -272,7 +277,7 @@ def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: torch.dtype) -> 
         rope_parameters={"rope_type": "default", "rope_theta": llama.rope_theta, **scaling},
         attention_bias=llama.attention_bias,
         mlp_bias=llama.linear_bias,
-        dtype=short_dtype(dtype),
+        dtype=dtype,
         # Llama's own ids are not this tokenizer's.
         **{name: special.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
