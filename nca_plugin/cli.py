@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.errors import NCAPluginError, one_line_errors
-from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, stages
+from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, short, stages
 
 _SELECTORS = ", ".join(SELECTORS)
 
@@ -228,6 +228,60 @@ def transfer(
         return
     print(f"Written in {time.monotonic() - start:.1f} s; every tensor is listed in {target}/transfer_report.json.")
     print(f"Start the next stage with {_HOW_TO_START[report['stack']].format(target)}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of a Llama, or its Hugging Face folder.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    to: Annotated[str | None, typer.Option("--to", help="hf: write a Hugging Face folder.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="hf: read one, write a Megatron-LM checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="To hf: the tokenizer's folder, which is copied.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="To hf: ids of the tokenizer, whose rows are written.")] = None,
+    make_vocab_size_divisible_by: Annotated[
+        int | None, typer.Option(help="From hf: Megatron's padding of the vocabulary (128).")
+    ] = None,
+    tensor_model_parallel_size: Annotated[
+        int | None, typer.Option(help="From hf: of the next stage; the vocabulary is padded to a multiple of it (1).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="From hf: seed of the rows that pad it (1234).")] = None,
+) -> None:
+    """Turn a Megatron checkpoint of a Llama into a Hugging Face folder, or the other way."""
+    from nca_plugin.checkpoint.from_huggingface import import_hf
+    from nca_plugin.checkpoint.to_huggingface import export_hf
+
+    if (to, from_) not in (("hf", None), (None, "hf")):
+        raise NCAPluginError("say which way: --to hf, or --from hf; there is no other format")
+    of_export = {"tokenizer": tokenizer, "vocab_size": vocab_size}
+    of_import = {
+        "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
+        "tensor_model_parallel_size": tensor_model_parallel_size,
+        "seed": seed,
+    }
+    ours, others = (of_export, of_import) if to else (of_import, of_export)
+    for name, value in others.items():
+        if value is not None:
+            raise NCAPluginError(f"--{name.replace('_', '-')} has no meaning with {'--to' if to else '--from'} hf")
+    options: dict[str, Any] = {name: value for name, value in ours.items() if value is not None}
+    start = time.monotonic()
+    with stages("B") as start_stage:
+        if to:
+            exported = export_hf(source, target, **options, start_stage=start_stage)
+        else:
+            imported = import_hf(source, target, **options, num_workers=min(num_cores(), 8), start_stage=start_stage)
+    done = exported if to else imported
+    llama = done.llama
+    print(
+        f"{target}: a Llama of {llama.num_layers} layers, {short(done.num_values)} values in {short(done.num_bytes)}B "
+        f"({time.monotonic() - start:.1f} s)."
+    )
+    if to:
+        for note in exported.notes:
+            print(f"Note: {note}.")
+        print(f"Vocabulary: {llama.vocab_size:,} ids. Load it with AutoModelForCausalLM.from_pretrained('{target}').")
+        return
+    print(f"Vocabulary: {llama.vocab_size:,} ids in {imported.rows:,} rows.")
+    print(f"Start a run with {_HOW_TO_START['megatron'].format(target)} {' '.join(imported.arguments)}")
 
 
 @app.command()

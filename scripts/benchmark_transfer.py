@@ -49,7 +49,9 @@ def main() -> None:
         seconds, memory, out = _transfer(saved, folder / "out", *options)
         new = [path for path in out.rglob("*") if path.is_file() and path.stat().st_nlink == 1]
         written = sum(path.stat().st_size for path in new)
-        drawn = sum(row.get("drawn", 0) * 4 for row in json.loads((out / "transfer_report.json").read_text())["tensors"])
+        drawn = sum(
+            row.get("drawn", 0) * 4 for row in json.loads((out / "transfer_report.json").read_text())["tensors"]
+        )
         base = _write(folder / "bytes", written)
         print(
             f"| {name} | {written:,} ({written - drawn:,} more than drawn) | {seconds:.2f} | {base:.2f} s to write | "
@@ -61,7 +63,9 @@ def main() -> None:
         copied = _copy(out / "release", folder / "copied")
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         ratio = seconds / copied
-        print(f"| {name} | {written:,} | {seconds:.2f} | {copied:.2f} s with cp | {ratio:.2f} | {memory / 1e6:.0f} MB |")
+        print(
+            f"| {name} | {written:,} | {seconds:.2f} | {copied:.2f} s with cp | {ratio:.2f} | {memory / 1e6:.0f} MB |"
+        )
         shutil.rmtree(out)
 
 

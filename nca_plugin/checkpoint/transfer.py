@@ -1,14 +1,10 @@
 """`nca-plugin transfer`: read, plan, write, report."""
 
-import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import itertools
 import json
 import math
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +18,7 @@ from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import copy_context, data_folder, new_common_state, read_checkpoint
 from nca_plugin.checkpoint.initial import draw
+from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.selectors import parse_selector
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.vocabulary import read_rows
@@ -90,8 +87,7 @@ def transfer(
             is damaged, or is being written to.
     """
     transition = transition or Transition()
-    if target.exists() or target.is_symlink():
-        raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
+    check_absent(target)
     if not dry_run:
         check_folder(target.parent)
     checkpoint = read_checkpoint(origin)
@@ -118,7 +114,7 @@ def transfer(
         "make_vocab_size_divisible_by": vocabulary.divisible_by,
     }
     try:
-        with _partial_folder(target) as partial:
+        with complete_folder(target) as partial:
             folder = data_folder(partial, checkpoint)
             folder.mkdir()
             records = [_Record() for _ in changes]
@@ -143,9 +139,6 @@ def transfer(
             (partial / REPORT).write_text(json.dumps(report, indent=1))
             if _signature(checkpoint) != before:
                 raise NCAPluginError(f"checkpoint {checkpoint.root} changed while it was read: is a run writing to it?")
-            _flush_tree(partial)
-            partial.rename(target)
-            _flush_path(target.parent)
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
     return report
@@ -271,43 +264,3 @@ def _signature(checkpoint: Checkpoint) -> dict[Path, tuple[int, int, int]]:
     """Return what changes when a file of the checkpoint is written to."""
     files = (path for path in checkpoint.folder.rglob("*") if path.is_file())
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]}
-
-
-@contextlib.contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, which is gone afterwards unless it was renamed. What an earlier process
-    that was killed left there is removed; what another process is writing is not."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NCAPluginError(f"output {target} is being written by another process") from None
-        for left in partial.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            yield partial
-        finally:
-            if partial.exists():
-                shutil.rmtree(partial)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_tree(folder: Path) -> None:
-    """Have the disk hold the files of a folder and their names."""
-    for parent, _, files in os.walk(folder):
-        # Data files were flushed when they were written, and linked ones are not ours to flush.
-        small = [Path(parent, name) for name in files if not name.endswith(".distcp")]
-        for path in (*small, Path(parent)):
-            _flush_path(path)
-
-
-def _flush_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

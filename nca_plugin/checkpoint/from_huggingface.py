@@ -1,0 +1,295 @@
+"""`nca-plugin export --from hf`: a Hugging Face folder of a Llama as a checkpoint that Megatron-LM starts from.
+
+Nothing of the model is built: values stream from file to file, at most `BLOCK_BYTES` of them in memory for each thread.
+"""
+
+import functools
+import json
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from nca_plugin.checkpoint.contents import Region
+from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.folders import TRACKER
+from nca_plugin.checkpoint.initial import distribution, draw, padded_vocab_size
+from nca_plugin.checkpoint.llama import (
+    FINAL_MODULE_WITH_STATE,
+    LLAMA3_SCALING,
+    MEGATRON_LM_FACTOR,
+    MODULES_WITH_STATE,
+    NO_OTHER_FACTOR,
+    Llama,
+    Mapped,
+    command_line,
+    megatron_arguments,
+)
+from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.partial import check_absent, complete_folder
+from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, SavedTensor, read_folder
+from nca_plugin.checkpoint.stored import Item, save
+from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
+from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import check_folder
+from nca_plugin.progress import StartStage, silent_stage
+
+#: Entries of old Hugging Face checkpoints that follow from the configuration.
+_BUFFERS: Final = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written: values and bytes, rows of the vocabulary with the padding, and the arguments that a run from it
+    needs besides --pretrained-checkpoint."""
+
+    num_values: int
+    num_bytes: int
+    rows: int
+    llama: Llama
+    arguments: tuple[str, ...]
+
+
+def import_hf(
+    origin: Path,
+    target: Path,
+    *,
+    tensor_model_parallel_size: int = 1,
+    make_vocab_size_divisible_by: int = 128,
+    seed: int = 1234,
+    num_workers: int = 1,
+    start_stage: StartStage = silent_stage,
+) -> Imported:
+    """Write the Hugging Face Llama at `origin` as a checkpoint that Megatron-LM starts from; values keep their bits.
+
+    Args:
+        origin: a folder with `config.json` and safetensors.
+        target: a folder that does not exist; give it to Megatron as --pretrained-checkpoint. It is stored whole, for
+            any parallel layout.
+        tensor_model_parallel_size, make_vocab_size_divisible_by: of the next stage, for Megatron's padding of the
+            vocabulary.
+        seed: of the rows that pad it, drawn as the model's embeddings are.
+        num_workers: threads, each with `BLOCK_BYTES` in memory.
+
+    Raises:
+        NCAPluginError: another model than LlamaForCausalLM, or one that Megatron has no options for; a tensor that is
+            missing, of another shape or type; a target that exists or cannot be written.
+    """
+    check_absent(target)
+    check_folder(target.parent)
+    for option, value in (
+        ("tensor-model-parallel-size", tensor_model_parallel_size),
+        ("make-vocab-size-divisible-by", make_vocab_size_divisible_by),
+    ):
+        if value < 1:
+            raise NCAPluginError(f"--{option} {value}: must be at least 1")
+    if not 0 <= seed < 1 << 64:
+        raise NCAPluginError(f"--seed {seed}: must lie in 0 .. 2^64 - 1")
+    if not origin.is_dir():
+        raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
+    tensors, llama = _read_hf(origin)
+    rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
+    dtype = WEIGHT_DTYPES[tensors["model.embed_tokens.weight"].dtype].name
+    arguments = {
+        **megatron_arguments(llama, dtype),
+        "padded_vocab_size": rows,
+        "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
+        "tensor_model_parallel_size": tensor_model_parallel_size,
+        "pipeline_model_parallel_size": 1,
+        **dict.fromkeys(("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples"), 0),
+    }
+    entries = _entries(llama, tensors, rows, ModelConfig(arguments), seed)
+    try:
+        with complete_folder(target) as partial:
+            (partial / "release").mkdir()
+            writer = Writer(partial / "release", links=False, num_workers=num_workers)
+            for entry in entries:
+                writer.add(entry)
+            # Objects are copied from a file; all these are alike.
+            empty = partial / "empty"
+            with empty.open("xb") as file:
+                save([None], file)
+                flush(file)
+            for name in _module_states(llama.num_layers):
+                writer.add_object(name, Item(empty, 0, empty.stat().st_size))
+            num_bytes = writer.num_bytes
+            state = {
+                "args": Namespace(**arguments),
+                "checkpoint_version": 3.0,
+                "iteration": 0,
+                "num_floating_point_operations_so_far": 0,
+            }
+            writer.write(state, start_stage("writing", num_bytes))
+            empty.unlink()
+            (partial / TRACKER).write_text("release")
+    except OSError as error:
+        raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
+    return Imported(
+        sum(math.prod(entry.shape) for entry in entries), num_bytes, rows, llama, command_line(llama, dtype)
+    )
+
+
+def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
+    """Return the tensors of a Hugging Face folder and the Llama that they are. Raises `NCAPluginError` if they are
+    something else."""
+    config = _read_config(folder)
+    tensors = {name: tensor for name, tensor in read_folder(folder).items() if not name.endswith(_BUFFERS)}
+    rope = config.rope_parameters
+    llama = Llama(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_groups=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        tied=config.tie_word_embeddings,
+        attention_bias=config.attention_bias,
+        linear_bias=config.mlp_bias,
+        norm_epsilon=config.rms_norm_eps,
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling={"factor": MEGATRON_LM_FACTOR, **LLAMA3_SCALING} if rope["rope_type"] == "llama3" else None,
+        max_positions=config.max_position_embeddings,
+        init_std=config.initializer_range,
+    )
+    left = set(tensors) - ({"lm_head.weight"} if llama.tied else set())
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(llama.zero_biases, (llama.hidden_size,))
+    for mapped in llama.parameters():
+        for part in mapped.parts:
+            rows = part.rows + shapes.get(part.name, (0,))[0]
+            shapes[part.name] = (rows, *mapped.columns)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise NCAPluginError(f"{folder} is incomplete: it has no '{name}'")
+        left.remove(name)
+        if tensors[name].shape != shape:
+            raise NCAPluginError(
+                f"{folder}: '{name}' is {list(tensors[name].shape)}, its config.json says {list(shape)}"
+            )
+        if tensors[name].dtype not in WEIGHT_DTYPES:
+            raise NCAPluginError(
+                f"{folder}: '{name}' is stored as {tensors[name].dtype}, not as {', '.join(WEIGHT_DTYPES)}"
+            )
+    if left:
+        raise NCAPluginError(f"{folder}: '{min(left)}' is no tensor of LlamaForCausalLM")
+    for name in llama.zero_biases:
+        if WEIGHT_DTYPES[tensors[name].dtype].to_float32(tensors[name].read(0, llama.hidden_size)).any():
+            raise NCAPluginError(
+                f"{folder}: '{name}' is not zero; Megatron has biases in query, key and value only, or in all "
+                "projections"
+            )
+    return tensors, llama
+
+
+def _read_config(folder: Path) -> Any:
+    """Return the configuration of a Llama that Megatron computes too."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text())
+        kind, architectures = values.get("model_type"), values.get("architectures") or ["LlamaForCausalLM"]
+    except FileNotFoundError:
+        raise NCAPluginError(f"{folder} is no Hugging Face model: config.json is missing") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise NCAPluginError(f"{file} cannot be read: it holds no configuration") from error
+    if kind != "llama" or architectures != ["LlamaForCausalLM"]:
+        raise NCAPluginError(f"{folder} holds a model of type '{kind}' ({', '.join(architectures)}), not a Llama")
+    from transformers import LlamaConfig
+
+    try:
+        config = LlamaConfig.from_dict(values)
+    # transformers raises whatever it meets.
+    except Exception as error:
+        raise NCAPluginError(f"{file} is no Llama's: {' '.join(str(error).split())}") from error
+    rope = config.rope_parameters
+    scaling = {name: rope.get(name) for name in LLAMA3_SCALING}
+    reason = None
+    if config.hidden_act != "silu":
+        reason = f"hidden_act {config.hidden_act}, where Megatron's --swiglu has SiLU"
+    elif values.get("quantization_config"):
+        reason = "a quantization_config: its weights are not of a plain type"
+    elif config.mlp_bias and not config.attention_bias:
+        reason = "mlp_bias without attention_bias, which Megatron has no option for"
+    elif config.num_attention_heads % config.num_key_value_heads:
+        reason = f"{config.num_attention_heads} heads for {config.num_key_value_heads} of keys, which do not divide"
+    elif rope["rope_type"] not in ("default", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        reason = f"rotary embeddings of type {rope['rope_type']}, which Megatron does not scale in the same way"
+    elif rope["rope_type"] == "llama3" and scaling != LLAMA3_SCALING:
+        reason = f"a scaling of rotary embeddings with {scaling}, where Megatron's has {LLAMA3_SCALING}"
+    elif rope["rope_type"] == "llama3" and rope["factor"] != MEGATRON_LM_FACTOR:
+        reason = f"a scaling of rotary embeddings by {rope['factor']}, {NO_OTHER_FACTOR}"
+    if reason is not None:
+        raise NCAPluginError(f"{file} has {reason}")
+    return config
+
+
+def _entries(
+    llama: Llama, tensors: Mapping[str, SavedTensor], padded_rows: int, model: ModelConfig, seed: int
+) -> list[Entry]:
+    """Return Megatron's tensors, the layers of each on axis 0."""
+    blocks: dict[str, list[NewBlock]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
+    for mapped in llama.parameters():
+        name, rows = mapped.canonical, mapped.rows
+        for part in mapped.parts:
+            if dtypes.setdefault(name, tensors[part.name].dtype) != tensors[part.name].dtype:
+                raise NCAPluginError(
+                    f"'{part.name}' is stored as {tensors[part.name].dtype}, others of its kind as {dtypes[name]}: "
+                    "Megatron stores them as one tensor"
+                )
+        dtype = WEIGHT_DTYPES[dtypes[name]]
+        layers: Region = () if mapped.layer is None else ((mapped.layer, mapped.layer + 1),)
+        shapes[name] = (*([llama.num_layers] if layers else []), *mapped.shape)
+        rest: Region = tuple((0, columns) for columns in mapped.columns)
+        spans = _spans(0, rows, mapped.columns, dtype)
+        blocks.setdefault(name, []).extend(
+            NewBlock((*layers, span, *rest), functools.partial(_joined, mapped, tensors, span, len(layers), dtype))
+            for span in spans
+        )
+        if name in ROW_TENSORS:
+            shapes[name] = shape = (padded_rows, *mapped.columns)
+            parsed = parameter(name)
+            drawn = distribution(name, parsed, model)
+            blocks[name].extend(
+                NewBlock((span, *rest), functools.partial(draw, drawn, parsed, shape, (span, *rest), dtype, seed))
+                for span in _spans(rows, padded_rows, mapped.columns, dtype)
+            )
+    return [Entry(name, WEIGHT_DTYPES[dtypes[name]], shapes[name], blocks[name]) for name in blocks]
+
+
+def _spans(start: int, stop: int, columns: tuple[int, ...], dtype: DType) -> list[tuple[int, int]]:
+    """Return spans of rows of at most `BLOCK_BYTES`, if a row is not larger."""
+    step = max(1, BLOCK_BYTES // (math.prod(columns) * dtype.itemsize))
+    return [(at, min(at + step, stop)) for at in range(start, stop, step)]
+
+
+def _joined(
+    mapped: Mapped, tensors: Mapping[str, SavedTensor], span: tuple[int, int], num_axes: int, dtype: DType
+) -> Values:
+    """Return rows of one of Megatron's parameters, with axes of size 1 before them."""
+    start, stop = span
+    values = np.empty((stop - start, *mapped.columns), dtype.array)
+    at = 0
+    for part in mapped.parts:
+        first, last = max(start, at), min(stop, at + part.rows)
+        if first < last:
+            rows = tensors[part.name].read(part.start + first - at, part.start + last - at)
+            values[first - start : last - start] = rows
+        at += part.rows
+    return values.reshape((1,) * num_axes + values.shape)
+
+
+def _module_states(num_layers: int) -> list[str]:
+    """Return the names that Megatron stores the state of modules under."""
+    of_layers = [
+        f"{module}._extra_state/shard_{layer}_{num_layers}"
+        for module in MODULES_WITH_STATE
+        for layer in range(num_layers)
+    ]
+    return [*of_layers, f"{FINAL_MODULE_WITH_STATE}._extra_state/shard_0_1"]

@@ -1,0 +1,153 @@
+"""Folders of `.safetensors` files, read in parts and written piece by piece.
+
+The safetensors library writes a file only from tensors that are all in memory. A file is eight bytes with the length of
+a header, the header (JSON: type, shape and place of each tensor), and the values, so it is written here; the library
+reads it back.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import safetensors
+
+from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
+from nca_plugin.checkpoint.write import flush
+from nca_plugin.errors import NCAPluginError
+
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+#: Types of weights, by their names in a file.
+WEIGHT_DTYPES: Final = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"]}
+_NAMES: Final = {dtype.name: name for name, dtype in WEIGHT_DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A tensor of a file, whose values begin at byte `position`; `dtype` as safetensors calls it."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    position: int
+
+    def read(self, start: int, stop: int) -> Values:
+        """Return rows `start` .. `stop - 1` of one of the `WEIGHT_DTYPES`."""
+        dtype = WEIGHT_DTYPES[self.dtype].array
+        columns = math.prod(self.shape[1:])
+        position = self.position + start * columns * dtype.itemsize
+        values = np.fromfile(self.file, dtype, (stop - start) * columns, offset=position)
+        if values.size != (stop - start) * columns:
+            raise NCAPluginError(f"{self.file} became shorter while it was read")
+        return values.reshape(stop - start, *self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class PiecewiseTensor:
+    """A tensor to write; `pieces` yields its values in order, each piece contiguous."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Values]]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_folder(folder: Path) -> dict[str, SavedTensor]:
+    """Return the tensors of a folder by name.
+
+    Raises:
+        NCAPluginError: no model in safetensors, a file that is missing or damaged, or a tensor that is nowhere.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return {tensor.name: tensor for tensor in _contents(folder / SINGLE)}
+    if not index.is_file():
+        old = any(folder.glob("*.bin"))
+        raise NCAPluginError(
+            f"{folder} holds no {SINGLE}"
+            + (": its weights are pickled (.bin); save them with save_pretrained of transformers first" if old else "")
+        )
+    try:
+        places = {name: folder / Path(file).name for name, file in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NCAPluginError(f"{index} cannot be read: it names no weights") from error
+    found = {tensor.name: tensor for file in sorted(set(places.values())) for tensor in _contents(file)}
+    for name, file in places.items():
+        if name not in found or found[name].file != file:
+            raise NCAPluginError(f"{folder} is incomplete: '{name}' is not in {file.name}, where {INDEX} says")
+    return found
+
+
+def write_folder(
+    folder: Path, tensors: Iterable[PiecewiseTensor], max_shard_bytes: int, advance: Callable[[int], None]
+) -> int:
+    """Write tensors to an existing folder, in files of at most `max_shard_bytes` unless one tensor is larger, flushed
+    to disk; with an index if there is more than one. Returns how many files."""
+    shards: list[list[PiecewiseTensor]] = []
+    size = 0
+    for tensor in tensors:
+        if not shards or size + tensor.num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.num_bytes
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE]
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, shard, advance)
+    if len(shards) > 1:
+        places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        total = sum(tensor.num_bytes for shard in shards for tensor in shard)
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2))
+    return len(shards)
+
+
+def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[int], None]) -> None:
+    # Wide types first keep every tensor aligned to its values.
+    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    # transformers refuses a file that does not say which framework it is for.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        start, end = end, end + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in ordered:
+            for piece in tensor.pieces():
+                file.write(np.ascontiguousarray(piece).data)
+                advance(piece.nbytes)
+        flush(file)
+
+
+def _contents(path: Path) -> Iterator[SavedTensor]:
+    try:
+        # The library checks the header and the size of the file, but does not tell where values lie.
+        with safetensors.safe_open(path, framework="np"), path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise NCAPluginError(f"{path.parent} is incomplete: {path.name} is missing") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise NCAPluginError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    for name, entry in header.items():
+        if name != "__metadata__":
+            position = 8 + length + entry["data_offsets"][0]
+            yield SavedTensor(path, name, entry["dtype"], tuple(entry["shape"]), position)
