@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
-from model_zoo import SaveJob, save_checkpoints
+from model_zoo import Results, SaveJob, save_checkpoints
+from transition_cases import FEW
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,9 +57,8 @@ def three_parts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints that Megatron saved from two by two ranks."""
-    folder = tmp_path_factory.mktemp("zoo")
+def zoo_saved(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What Megatron said of the checkpoints in `zoo` as it saved them."""
     kinds: dict[str, dict[str, Any]] = {
         "llama": {"optimizer": "distributed"},
         "bf16": {"optimizer": "plain", "arguments": ("--bf16",)},
@@ -67,5 +67,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [SaveJob(name=name, arch="llama", tp=2, pp=2, **options) for name, options in kinds.items()]
     experts = {"experts": "torch_dist", "experts-legacy": "torch"}
     jobs += [SaveJob(name=name, arch="moe", tp=1, pp=2, ep=2, format=kind) for name, kind in experts.items()]
-    save_checkpoints(folder, jobs)
-    return folder
+    jobs += [case.job for case in FEW]
+    return save_checkpoints(tmp_path_factory.getbasetemp() / "zoo", jobs)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory, zoo_saved: Results) -> Path:
+    """Checkpoints that Megatron saved: a Llama and a mixture of experts from two by two ranks, and those of `FEW`."""
+    return tmp_path_factory.getbasetemp() / "zoo"

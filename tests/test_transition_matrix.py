@@ -1,14 +1,12 @@
 """The stage transition of real checkpoints: every architecture, saved at one parallel layout and loaded at another."""
 
-import itertools
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
-from model_zoo import ARCHITECTURES, LoadJob, SaveJob, load_checkpoints, save_checkpoints
+from model_zoo import LoadJob, Results, load_checkpoints, save_checkpoints
+from transition_cases import ALL, FEW, NOT_RUN, Case
 
 from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.contents import Checkpoint
@@ -18,103 +16,32 @@ from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.transfer import transfer
 
 VOCAB_SIZE = 150
-LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2))
-#: Where a checkpoint of each layout is loaded.
-LOADED_AT = {(1, 1): (2, 2), (2, 1): (1, 2), (1, 2): (2, 1), (2, 2): (1, 1)}
-#: It cannot run on a CPU, so it has no loss, and no training step.
-NOT_RUN = "mamba"
 
 
-@dataclass(frozen=True)
-class Case:
-    arch: str
-    layout: tuple[int, int]
-    optimizer: Literal["none", "plain", "distributed"]
-    format: Literal["torch_dist", "torch"] = "torch_dist"
-    vpp: int = 1
-    ep: int = 1
-
-    @property
-    def name(self) -> str:
-        sizes = f"tp{self.layout[0]}pp{self.layout[1]}vpp{self.vpp}ep{self.ep}"
-        return f"{self.arch}-{sizes}-{self.optimizer}-{self.format}"
-
-    @property
-    def job(self) -> SaveJob:
-        tp, pp = self.layout
-        return SaveJob(
-            name=self.name,
-            arch=self.arch,
-            tp=tp,
-            pp=pp,
-            vpp=self.vpp,
-            ep=self.ep,
-            optimizer=self.optimizer,
-            format=self.format,
-        )
-
-    @property
-    def loaded_at(self) -> tuple[int, int]:
-        return LOADED_AT[self.layout]
+def test_the_next_stage_starts_from_what_was_planned(zoo: Path, zoo_saved: Results, tmp_path: Path) -> None:
+    check(FEW, zoo, zoo_saved, tmp_path)
 
 
-LEGACY = (
-    Case("llama", (2, 2), "none", "torch", vpp=2),
-    Case("tied", (1, 2), "distributed", "torch"),
-    Case("moe", (1, 2), "distributed", "torch", ep=2),
-    Case("mtp", (2, 2), "none", "torch"),
-)
-#: Every architecture, every layout, with and without an optimizer; all combinations take minutes.
-FEW = (
-    *(
-        Case(arch, LAYOUTS[i % 4], "none" if arch == NOT_RUN or (i // 4 + i) % 2 else "distributed")
-        for i, arch in enumerate(ARCHITECTURES)
-    ),
-    Case("llama", (1, 2), "plain", vpp=2),
-    Case("moe", (2, 1), "none", ep=2),
-    *LEGACY,
-)
-ALL = (
-    *FEW,
-    *(
-        Case(arch, layout, optimizer)
-        for arch, layout, optimizer in itertools.product(ARCHITECTURES, LAYOUTS, ("none", "plain", "distributed"))
-        if arch != NOT_RUN or optimizer == "none"
-    ),
-    *(
-        Case(arch, layout, optimizer, "torch", vpp=vpp)
-        for arch, layout, optimizer in itertools.product(ARCHITECTURES, LAYOUTS, ("none", "distributed"))
-        for vpp in (1, layout[1])
-        if arch != NOT_RUN
-    ),
-    *(Case(arch, (1, 2), "distributed", vpp=2) for arch in ARCHITECTURES if arch != NOT_RUN),
-    *(
-        Case(arch, layout, "distributed", kind, ep=2)
-        for arch, layout, kind in itertools.product(
-            ("moe", "moe_bias", "moe_freq"), ((1, 1), (2, 1), (1, 2)), ("torch_dist", "torch")
-        )
-    ),
-)
+@pytest.mark.slow
+def test_it_does_so_for_every_combination(tmp_path: Path) -> None:
+    cases = tuple(dict.fromkeys(ALL))
+    saved = save_checkpoints(tmp_path / "saved", [case.job for case in cases])
+    check(cases, tmp_path / "saved", saved, tmp_path)
 
 
-@pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_the_next_stage_starts_from_what_was_planned(cases: tuple[Case, ...], tmp_path: Path) -> None:
-    cases = tuple(dict.fromkeys(cases))
-    saved = save_checkpoints(
-        tmp_path / "saved",
-        [case.job for case in cases],
-    )
+def check(cases: tuple[Case, ...], origins: Path, saved: Results, folder: Path) -> None:
+    """Transfer checkpoints to a new vocabulary, to the same one, and to new values, and have Megatron load them."""
     jobs = []
     for case in cases:
-        jobs += [new_vocabulary(case, tmp_path), same_vocabulary(case, tmp_path)]
-    loaded = load_checkpoints(tmp_path, jobs)
+        jobs += [new_vocabulary(case, origins, folder), same_vocabulary(case, origins, folder)]
+    loaded = load_checkpoints(folder, jobs)
 
     scratch: dict[tuple[str, str], Values] = {}
     for case in cases:
-        origin = read_checkpoint(tmp_path / "saved" / case.name)
-        again = read_checkpoint(tmp_path / "again" / case.name)
+        origin = read_checkpoint(origins / case.name)
+        again = read_checkpoint(folder / "again" / case.name)
         check_new_vocabulary(case, origin, again)
-        check_scratch(case, origin, tmp_path, scratch)
+        check_scratch(case, origin, folder, scratch)
         for kind in ("new", "same"):
             assert loaded[f"{case.name}-{kind}"]["iteration"] == 0
             assert not loaded[f"{case.name}-{kind}"]["passed_over"]
@@ -124,12 +51,12 @@ def test_the_next_stage_starts_from_what_was_planned(cases: tuple[Case, ...], tm
             assert loaded[f"{case.name}-same"]["loss"] == pytest.approx(saved[case.name]["loss"], abs=2e-6), case.name
 
 
-def new_vocabulary(case: Case, folder: Path) -> LoadJob:
+def new_vocabulary(case: Case, origins: Path, folder: Path) -> LoadJob:
     """Transfer to another vocabulary, and have Megatron load that at another layout and save it again."""
     tp, pp = case.loaded_at
     start = folder / "new" / case.name
     transition = Transition(vocab_size=VOCAB_SIZE, tensor_model_parallel_size=tp, seed=5)
-    transfer(folder / "saved" / case.name, start, transition, num_workers=2)
+    transfer(origins / case.name, start, transition, num_workers=2)
     return LoadJob(
         name=f"{case.name}-new",
         arch=case.arch,
@@ -141,7 +68,7 @@ def new_vocabulary(case: Case, folder: Path) -> LoadJob:
     )
 
 
-def same_vocabulary(case: Case, folder: Path) -> LoadJob:
+def same_vocabulary(case: Case, origins: Path, folder: Path) -> LoadJob:
     """Transfer with everything kept, whose loss is that of the weights that were saved."""
     tp, pp = case.loaded_at
     start = folder / "same" / case.name
@@ -153,7 +80,7 @@ def same_vocabulary(case: Case, folder: Path) -> LoadJob:
         tensor_model_parallel_size=tp,
         layout="copy",
     )
-    transfer(folder / "saved" / case.name, start, transition, num_workers=2)
+    transfer(origins / case.name, start, transition, num_workers=2)
     arguments = ("--make-vocab-size-divisible-by", str(divisible_by))
     return LoadJob(name=f"{case.name}-same", arch=case.arch, tp=tp, pp=pp, checkpoint=str(start), arguments=arguments)
 
