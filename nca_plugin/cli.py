@@ -221,7 +221,9 @@ def transfer(
             num_workers=min(num_cores(), 8) if workers is None else workers,
             start_stage=start_stage,
         )
-    Console().print(plan_table(report))
+    table = plan_table(report)
+    # A name that is cut, or folded, is of no use: a line may be longer than the terminal.
+    Console(width=Console(width=1000).measure(table).maximum).print(table)
     print(summary(report))
     if dry_run:
         print("Dry run: nothing was written.")

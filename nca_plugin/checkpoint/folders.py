@@ -70,7 +70,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         NCAPluginError: no complete checkpoint of a known format.
     """
-    folder = find_checkpoint(path)
+    try:
+        return _read(find_checkpoint(path))
+    except OSError as error:
+        raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def _read(folder: Path) -> Checkpoint:
     state: dict[str, Any] | None
     objects: dict[str, Item | None]
     if is_torch_dist(folder):

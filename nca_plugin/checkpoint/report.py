@@ -15,7 +15,7 @@ def plan_table(report: Mapping[str, Any]) -> Table:
     """Return what happens to each tensor of the model, one row for each; the finished run's state is left out."""
     table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in ("action", "tensor", "shape", "type", "new values", "because of"):
-        table.add_column(column, overflow="fold", no_wrap=column == "action")
+        table.add_column(column, no_wrap=True)
     for row in _of_model(report):
         shape = "x".join(map(str, row["shape"]))
         if "new_shape" in row:

@@ -16,7 +16,7 @@ import numpy as np
 from nca_plugin.checkpoint.changes import Change, Transition, changes_of, num_layers
 from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.folders import copy_context, data_folder, new_common_state, read_checkpoint
+from nca_plugin.checkpoint.folders import copy_context, data_folder, find_checkpoint, new_common_state, read_checkpoint
 from nca_plugin.checkpoint.initial import draw
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.selectors import parse_selector
@@ -90,8 +90,11 @@ def transfer(
     check_absent(target)
     if not dry_run:
         check_folder(target.parent)
-    checkpoint = read_checkpoint(origin)
-    before = _signature(checkpoint)
+    if num_workers < 1:
+        raise NCAPluginError(f"--workers {num_workers}: must be at least 1")
+    source = find_checkpoint(origin)
+    before = _signature(source)
+    checkpoint = read_checkpoint(source)
     changes, vocabulary = changes_of(checkpoint, transition)
     for selector in transition.freeze:
         parse_selector(selector, num_layers(checkpoint))
@@ -137,10 +140,10 @@ def transfer(
             if transition.freeze:
                 (partial / FREEZE_LIST).write_text("".join(f"{selector}\n" for selector in transition.freeze))
             (partial / REPORT).write_text(json.dumps(report, indent=1))
-            if _signature(checkpoint) != before:
-                raise NCAPluginError(f"checkpoint {checkpoint.root} changed while it was read: is a run writing to it?")
+            if _signature(source) != before:
+                raise NCAPluginError(f"checkpoint {source} changed while it was read: is a run writing to it?")
     except OSError as error:
-        raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
+        raise NCAPluginError(f"output {target} cannot be written: {error}") from error
     return report
 
 
@@ -260,7 +263,7 @@ def _write(
     return [path.name for path in linked]
 
 
-def _signature(checkpoint: Checkpoint) -> dict[Path, tuple[int, int, int]]:
-    """Return what changes when a file of the checkpoint is written to."""
-    files = (path for path in checkpoint.folder.rglob("*") if path.is_file())
+def _signature(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return what changes when a file of a checkpoint is written to."""
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]}
