@@ -48,7 +48,7 @@ def test_errors_of_launches_are_one_line_and_code_2(tmp_path: Path, command: tup
     ("arguments", "reason"),
     [
         (("transfer", "--from", "missing", "--to", "out"), "checkpoint missing does not exist"),
-        (("transfer", "--from", ".", "--to", "out"), "unknown format"),
+        (("transfer", "--from", ".", "--to", "out"), "is no checkpoint: it holds"),
         (("transfer", "--from", ".", "--to", "existing.txt"), "exists already"),
         (("transfer", "--from", "."), "Missing option '--to'"),
         (("prepare", "empty.txt", "--out", "out"), "holds no text"),

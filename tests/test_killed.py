@@ -24,7 +24,8 @@ def assert_complete_or_absent(prefix: Path, expected: dict[str, bytes]) -> None:
         assert not path.exists() or path.read_bytes() == expected[suffix]
 
 
-def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
     uri, documents = "nca://toy?seed=5", 12 * BLOCK
     write(tmp_path / "undisturbed", uri, documents=documents, workers=2)
     expected = contents(tmp_path / "undisturbed")
@@ -32,7 +33,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     command = [*GENERATE, uri, "--tokens", str(documents * 1024), "--out", str(prefix), "--workers", "2"]
     moments = random.Random(1)
     kills = 0
-    while kills < 20:
+    while kills < times:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             # A start takes a second, an undisturbed run two more.

@@ -36,7 +36,7 @@ def test_threads() -> None:
         {},
         {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
         {"NUMBA_CPU_FEATURES": "-avx512f,-avx2,-fma"},
-        {"NUMBA_CPU_FEATURES": "-avx512f"},
+        pytest.param({"NUMBA_CPU_FEATURES": "-avx512f"}, marks=pytest.mark.slow),
     ],
     ids=["this processor", "SSE2", "no AVX2", "no AVX-512"],
 )

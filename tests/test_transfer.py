@@ -30,6 +30,8 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.freeze import freeze
 
 DATA = Path(__file__).with_name("data") / "checkpoints"
+#: In NeMo's description of its objects.
+VOCABULARY_LEAF = '{{"type": "leaf", "value": {}, "paths": ["<root>.model.config.vocab_size"]}}'
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 MLP = "decoder.layers.mlp.linear_fc1.weight"
 #: Of the zoo's checkpoints: 100 ids, padded for two tensor-parallel ranks.
@@ -285,7 +287,11 @@ def test_checkpoints_of_other_stacks(tmp_path: Path, stack: str) -> None:
         assert all(value == 0 for value in state.values())
     if stack == "nemo2":
         assert {"weights", "context"} <= {path.name for path in (tmp_path / "start").iterdir()}
-        assert (tmp_path / "start/context/io.json").is_file()
+        before_and_after = [(folder / "context/io.json").read_text() for folder in (DATA / stack, tmp_path / "start")]
+        old, new = map(json.loads, before_and_after)
+        # It is the vocabulary that was set, and nothing else.
+        assert json.dumps(old) == json.dumps(new).replace(VOCABULARY_LEAF.format(200), VOCABULARY_LEAF.format(128))
+        assert json.dumps(old) != json.dumps(new)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +311,7 @@ def test_checkpoints_of_other_stacks(tmp_path: Path, stack: str) -> None:
         ({"row_map": Path("no-such-file")}, "no-such-file cannot be read"),
         ({"keep_rows": "0:5", "reinit": ["output", "embedding"]}, "no rows are kept"),
         ({"freeze": ["mamab"]}, "unknown selector 'mamab'"),
+        ({"freeze": ["router"]}, "--freeze router matches nothing"),
     ],
 )
 def test_impossible_transitions_are_refused(zoo: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:

@@ -1,7 +1,9 @@
 """Damaged, incomplete and malicious checkpoints, and a transition that is killed: refused or recovered, and the source
 as it was."""
 
+import argparse
 import fcntl
+import io
 import multiprocessing
 import os
 import pickle
@@ -9,6 +11,7 @@ import random
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from checkpoints import digests, edit_metadata, remove_entry, replace_item
 from torch.distributed.checkpoint.metadata import Metadata
 
 from nca_plugin.checkpoint.changes import Transition
+from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import COMMON_STATE
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 
+EMBEDDING = "embedding.word_embeddings.weight"
 MLP = "decoder.layers.mlp.linear_fc1.weight"
 COPY = Transition(vocab_size=150, layout="copy")
 
@@ -195,17 +201,89 @@ def test_a_rank_that_is_missing_is_refused(zoo: Path, tmp_path: Path) -> None:
     refused(tmp_path / "source", r"is incomplete: mp_rank_01_001/model_optim_rng\.pt is missing")
 
 
-@pytest.mark.parametrize("transition", [COPY, Transition(vocab_size=150, verify=True)], ids=["copy", "verify"])
-def test_a_byte_that_was_altered_is_found(source: Path, transition: Transition) -> None:
-    record = read_checkpoint(source).tensors[MLP].blocks[0].source
-    assert isinstance(record, Item)
-    position = record.tensor().record.position
+@pytest.mark.parametrize(
+    ("kind", "name", "transition"),
+    [
+        ("llama", MLP, COPY),
+        ("llama", MLP, Transition(vocab_size=150, verify=True)),
+        ("llama", EMBEDDING, Transition(vocab_size=150, keep_rows="0:9")),
+        ("legacy", MLP, Transition(vocab_size=150)),
+    ],
+)
+def test_a_byte_that_was_altered_is_found(
+    zoo: Path, tmp_path: Path, kind: str, name: str, transition: Transition
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(zoo / kind, source)
+    tensor = read_checkpoint(source).tensors[name]
+    record = tensor.stored(tensor.blocks[0]).record
     with record.file.open("r+b") as file:
-        file.seek(position + 5)
+        file.seek(record.position + 5)
         byte = file.read(1)
-        file.seek(position + 5)
+        file.seek(record.position + 5)
         file.write(bytes([byte[0] ^ 1]))
     refused(source, r"is damaged: bytes \d+ to \d+ have CRC-32", transition)
+
+
+def symbolic_link(source: Path) -> None:
+    file = next(iteration(source).glob("*.distcp"))
+    file.rename(iteration(source) / "elsewhere")
+    file.symlink_to("elsewhere")
+
+
+def compressed(source: Path) -> None:
+    item = item_of(source, MLP)
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+
+    def edit(metadata: Metadata) -> None:
+        for info in metadata.storage_data.values():
+            if (info.relative_path, info.offset) == (item.file.name, item.offset):
+                info.relative_path, info.offset, info.length = "zip", 0, len(buffer.getvalue())
+
+    (iteration(source) / "zip").write_bytes(buffer.getvalue())
+    edit_metadata(iteration(source), edit)
+
+
+def expanded(source: Path) -> None:
+    shape = read_checkpoint(source).tensors[MLP].blocks[0].shape
+    replace_item(iteration(source), item_of(source, MLP), torch.zeros(1).expand(shape))
+
+
+def odd_tracker(source: Path) -> None:
+    (source / "latest_checkpointed_iteration.txt").write_bytes(b"\xff\xfe" * 4000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (symbolic_link, "is a symbolic link"),
+        (compressed, "cannot be read: it is damaged"),
+        (expanded, "does not lie within its record"),
+        (odd_tracker, "neither an iteration nor 'release'"),
+    ],
+)
+def test_a_hostile_checkpoint_is_refused(source: Path, damage: Callable[[Path], None], reason: str) -> None:
+    damage(source)
+    refused(source, reason)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # What a pickle builds with a state: PyTorch's float32, a namespace's class, a function.
+        b"ctorch\nfloat32\n(lV bfloat16\nab.",
+        b"cargparse\nNamespace\n(N(dV__init__\nc_codecs\nencode\nstb.",
+        b"c_codecs\nencode\n(N(dV_make\nNstb.",
+        b"ctorch\nSize\n(N(dV__reduce__\nNstb.",
+        b"c_codecs\nencode\n(c_codecs\nencode\nVlatin1\ntR.",
+    ],
+)
+def test_a_pickle_cannot_change_what_it_names(data: bytes) -> None:
+    with pytest.raises(NCAPluginError, match="cannot be read"):
+        load_pickle(data, "it")
+    assert DTYPES["float32"].name == "float32"
+    assert argparse.Namespace(a=1).a == 1
 
 
 def test_a_source_that_is_being_written_to_is_refused(source: Path) -> None:

@@ -13,6 +13,7 @@ from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_region
 from nca_plugin.checkpoint.initial import Distribution, distribution, padded_vocab_size
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.plan import PRESETS, Step, plan_transfer
+from nca_plugin.checkpoint.selectors import parse_selector
 from nca_plugin.checkpoint.vocabulary import (
     ROW_TENSORS,
     RowMap,
@@ -162,6 +163,20 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
     return changes, vocabulary
 
 
+def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
+    """Raise `NCAPluginError` for a selector that is none, or that matches nothing in the checkpoint."""
+    layers = num_layers(checkpoint)
+    for text in selectors:
+        selector = parse_selector(text, layers)
+        found = ((name, parameter(name)) for name in checkpoint.tensors)
+        if not any(
+            selector.matches(name, part, layer)
+            for name, part in found
+            for layer in (range(layers) if part.is_stacked else [part.layer])
+        ):
+            raise NCAPluginError(f"--freeze {text} matches nothing in this checkpoint")
+
+
 def num_layers(checkpoint: Checkpoint) -> int:
     """Return how many layers the decoder has, as its tensors tell."""
     counts = [0]
@@ -190,6 +205,12 @@ def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:
     new_ids = transition.vocab_size or old_ids
     divisible_by = transition.make_vocab_size_divisible_by or model.divisible_by
     tensor_parallel = transition.tensor_model_parallel_size or model.tensor_parallel_size
+    if (
+        transition.vocab_size is None
+        and model.vocab_size is None
+        and (transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size)
+    ):
+        raise NCAPluginError("the checkpoint does not say how many ids its vocabulary has: give --vocab-size")
     is_asked = transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size or transition.vocab_size
     rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else found[0]
     return Vocabulary(old_ids, new_ids, rows, divisible_by)

@@ -23,6 +23,10 @@ class DType:
     name: str
     array: "np.dtype[Any]"
 
+    def __setstate__(self, _: object) -> None:
+        # One for all: a pickle that names a type must not change it.
+        raise TypeError("a type has no state")
+
     @property
     def itemsize(self) -> int:
         return self.array.itemsize

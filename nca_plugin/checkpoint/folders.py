@@ -1,6 +1,7 @@
 """Checkpoint folders as Megatron-LM, Megatron-Bridge and NeMo 2 write them."""
 
 import json
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
 from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.pickling import Foreign
 from nca_plugin.checkpoint.stored import Item, NewTensor, StoredTensor, save
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
@@ -55,10 +57,10 @@ def find_checkpoint(path: Path) -> Path:
     tracker = path / TRACKER
     if not tracker.is_file():
         return path
-    latest = tracker.read_text().strip()
-    if not (latest.isdecimal() or latest == "release"):
+    latest = tracker.read_text(errors="replace").strip()[:100]
+    if not (re.fullmatch(r"\d{1,12}", latest) or latest == "release"):
         raise NCAPluginError(f"checkpoint {path}: {TRACKER} holds '{latest}', neither an iteration nor 'release'")
-    folder = path / (f"iter_{int(latest):07d}" if latest.isdecimal() else latest)
+    folder = path / (latest if latest == "release" else f"iter_{int(latest):07d}")
     if not folder.is_dir():
         raise NCAPluginError(f"checkpoint {path}: {TRACKER} names {folder.name}, which is missing")
     return folder
@@ -89,13 +91,17 @@ def _read(folder: Path) -> Checkpoint:
     else:
         raise NCAPluginError(_unknown(folder))
     root, stack = folder, "megatron"
-    values: Any = vars((state or {}).get("args", Namespace()))
+    args = (state or {}).get("args", Namespace())
+    values: Any = vars(args) if isinstance(args, Namespace) else None
     if (folder / RUN_CONFIG).is_file():
         stack, values = "bridge", _mapping(folder / RUN_CONFIG).get("model")
     elif folder.name == NEMO_WEIGHTS and (folder.parent / NEMO_CONTEXT).is_dir():
         root, stack, values = folder.parent, "nemo", _nemo_model(folder.parent)
     if not isinstance(values, dict):
         raise NCAPluginError(f"checkpoint {root}: its configuration describes no model")
+    for name, tensor in tensors.items():
+        if 0 in tensor.shape and parameter(name).role != "run":
+            raise NCAPluginError(f"checkpoint {folder} is damaged: '{name}' has no values")
     return Checkpoint(root, folder, stack, kind, tensors, objects, state, ModelConfig(values))
 
 
@@ -134,7 +140,7 @@ def _nemo_model(root: Path) -> Any:
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise NCAPluginError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise NCAPluginError(f"{file} cannot be read: it holds no mapping")
@@ -172,7 +178,7 @@ def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any]) -> dict[
 def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes."""
     if checkpoint.stack == "nemo":
-        shutil.copytree(checkpoint.root / NEMO_CONTEXT, target / NEMO_CONTEXT)
+        shutil.copytree(checkpoint.root / NEMO_CONTEXT, target / NEMO_CONTEXT, symlinks=True)
         _set_nemo_vocabulary(target / NEMO_CONTEXT, arguments["vocab_size"])
         return
     (target / TRACKER).write_text("release")
@@ -195,7 +201,10 @@ def _set_nemo_vocabulary(context: Path, vocab_size: int) -> None:
         (context / _NEMO_MODEL).write_text(yaml.safe_dump(config))
     graph = context / _NEMO_GRAPH
     if graph.is_file():
-        described = _mapping(graph)
+        try:
+            described = json.loads(graph.read_text())
+        except (ValueError, RecursionError) as error:
+            raise NCAPluginError(f"{NEMO_CONTEXT}/{_NEMO_GRAPH} cannot be read: {error}") from error
         for entry in _leaves(described):
             if "<root>.model.config.vocab_size" in entry.get("paths", ()) and entry.get("value") is not None:
                 entry["value"] = vocab_size
@@ -217,9 +226,15 @@ def _leaves(value: Any) -> Iterator[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """Return a value without the parts that are `Foreign`, or tensors."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not isinstance(item, Foreign | StoredTensor)}
+        return {
+            key: _plain(item)
+            for key, item in value.items()
+            if not isinstance(item, Foreign | StoredTensor) and not isinstance(key, Foreign)
+        }
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value if not isinstance(item, Foreign | StoredTensor))
+    if isinstance(value, set | frozenset):
+        return type(value)(item for item in value if not isinstance(item, Foreign))
     if isinstance(value, Namespace | SimpleNamespace):
         return type(value)(**_plain(vars(value)))
     return value

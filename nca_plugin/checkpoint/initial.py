@@ -128,23 +128,24 @@ def draw(
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
     """Return the rows that Megatron gives the embedding of a vocabulary (megatron.training.vocab_utils)."""
     multiple = divisible_by * tensor_parallel_size
-    return math.ceil(vocab_size / multiple) * multiple
+    return -(-vocab_size // multiple) * multiple
 
 
 def _std(model: ModelConfig) -> float:
     own = _own_std(model, "init_method")
-    return float(model.need("init_method_std")) / math.sqrt(model.width_multiplier) if own is None else own
+    return model.number("init_method_std") / math.sqrt(model.width_multiplier) if own is None else own
 
 
 def _residual_std(model: ModelConfig) -> float:
     own = _own_std(model, "output_layer_init_method")
     multiplier = 1.0 if model.is_hybrid else 2.0
-    return _std(model) / math.sqrt(multiplier * int(model.need("num_layers"))) if own is None else own
+    return _std(model) / math.sqrt(multiplier * model.integer("num_layers")) if own is None else own
 
 
 def _embedding_std(model: ModelConfig) -> float:
     own = _own_std(model, "embedding_init_method")
-    return float(model.get("embedding_init_method_std", default=model.need("init_method_std"))) if own is None else own
+    name = "init_method_std" if model.get("embedding_init_method_std") is None else "embedding_init_method_std"
+    return model.number(name) if own is None else own
 
 
 def _own_std(model: ModelConfig, option: str) -> float | None:

@@ -7,6 +7,7 @@ parallelism, without a word of how the parts belong together: that follows from 
 
 import itertools
 import re
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,14 +34,20 @@ _EXPERT: Final = (
 #: RowParallelLinear and VocabParallelEmbedding in megatron.core.tensor_parallel.layers).
 _CUT: Final = (
     (0, re.compile(r"(embedding\.word_embeddings|output_layer)\.(weight|bias)")),
-    (0, re.compile(r".*\.(linear_(qkv|q|kv|fc1|q_proj|q_up_proj|kv_up_proj)|eh_proj)\.(weight|bias)")),
-    (1, re.compile(r".*\.linear_(proj|fc2)\.weight")),
+    (0, re.compile(r".*\.(linear_(qkv|q|kv|fc1|q_proj|q_up_proj|kv_up_proj)|eh_proj)\.(weight|bias)\d*")),
+    (0, re.compile(r".*\.softmax_offset")),
+    (1, re.compile(r".*\.linear_(proj|fc2)\.weight\d*")),
+)
+#: What every tensor-parallel rank has the whole of.
+_WHOLE: Final = re.compile(
+    r".*norm[._](weight|bias)|.*\.linear_(proj|fc2)\.bias\d*|.*\.router\..*|.*\.gate_weight|.*_latent_proj\.(weight|bias)"
+    r"|embedding\.(position|tokentype)_embeddings\.weight|.*\.linear_(q|kv)_down_proj\.weight"
 )
 #: Cut on axis 0 by the local layer spec, whole on every rank with Transformer Engine (MLASelfAttention).
 _DOWN_PROJECTION: Final = re.compile(r".*\.linear_(q|kv)_down_proj\.weight")
 _MODULE_STATE: Final = "._extra_state"
 #: Parts of which it is not known how they belong together.
-_UNSUPPORTED: Final = re.compile(r".*(\.mixer\.|mlp\.experts\.weight[12]|^language_model\.).*")
+_UNSUPPORTED: Final = re.compile(r".*\.mixer\..*|.*mlp\.experts\.weight[12]|mtp\..*\.experts\..*|language_model\..*")
 #: Names of the local layer spec, and what `torch_dist` stores them as (megatron.core.models.gpt.gpt_layer_specs).
 _LOCAL_NAMES: Final = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -82,7 +89,7 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
         NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
     """
     first = _load(next(path for path in sorted(folder.iterdir()) if _FOLDER.fullmatch(path.name)))
-    if "args" not in first:
+    if not isinstance(first.get("args"), Namespace):
         raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
     model = ModelConfig(vars(first["args"]))
     ranks = _Ranks.of(folder, model)
@@ -102,6 +109,8 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
                     stage[_key(name, model, ranks, expert_rank)] = _Whole()
                 elif isinstance(value, StoredTensor):
                     _place(stage, folder, name, value, model, ranks, tensor_rank, expert_rank)
+                elif value is not None:
+                    raise NCAPluginError(f"checkpoint {folder}: '{name}' is no plain tensor, and cannot be read")
         for key, whole in stage.items():
             layer = None if key.layer is None else key.layer + num_layers
             # A stage at the end has a copy of a tied embedding.
@@ -129,9 +138,9 @@ class _Ranks:
     @classmethod
     def of(cls, folder: Path, model: ModelConfig) -> "_Ranks":
         tensor = model.tensor_parallel_size
-        pipeline = int(model.get("pipeline_model_parallel_size", default=1))
-        expert = int(model.get("expert_model_parallel_size", default=1))
-        if expert > 1 and int(model.get("expert_tensor_parallel_size", default=tensor)) != tensor:
+        pipeline = model.integer("pipeline_model_parallel_size", 1)
+        expert = model.integer("expert_model_parallel_size", 1)
+        if model.get("num_experts") and model.integer("expert_tensor_parallel_size", tensor) != tensor:
             raise NCAPluginError(
                 f"checkpoint {folder}: experts cut otherwise than the rest (--expert-tensor-parallel-size) are not "
                 "supported in this old format: load and save it with --ckpt-convert-format torch_dist"
@@ -166,7 +175,11 @@ def _place(
     expert_rank: int,
 ) -> None:
     """Add one rank's part of a parameter to the parameters of its pipeline stage."""
-    if _UNSUPPORTED.fullmatch(name):
+    axis = next((axis for axis, pattern in _CUT if pattern.fullmatch(name)), None)
+    if _DOWN_PROJECTION.fullmatch(name) and model.get("transformer_impl") == "local":
+        axis = 0
+    is_known = axis is not None or ranks.tensor == 1 or _WHOLE.fullmatch(name)
+    if _UNSUPPORTED.fullmatch(name) or not is_known:
         raise NCAPluginError(
             f"checkpoint {folder}: '{name}' cannot be put together from this old format: load and save it with "
             "--ckpt-convert-format torch_dist"
@@ -174,9 +187,6 @@ def _place(
     key = _key(name, model, ranks, expert_rank)
     if expert_rank and key.expert is None:
         return
-    axis = next((axis for axis, pattern in _CUT if pattern.fullmatch(name)), None)
-    if _DOWN_PROJECTION.fullmatch(name) and model.get("transformer_impl") == "local":
-        axis = 0
     if axis is None:
         if tensor_rank == 0:
             stage[key] = _Whole([((0,) * len(value.shape), value)])
@@ -220,7 +230,11 @@ def _joined(
     """Return what `torch_dist` stores: experts and, where all layers are alike, layers lie on axes before a
     parameter's own."""
     experts = 1 + max((key.expert for key in wholes if key.expert is not None), default=0)
-    is_stacked = _alike(wholes, num_layers) and not isinstance(model.get("moe_layer_freq"), list)
+    # megatron.core.transformer.transformer_block, TransformerBlock.sharded_state_dict.
+    by_layer = ("heterogeneous_block_specs", "heterogeneous_layers_config_path", "hetereogenous_dist_checkpoint")
+    frequencies = (model.get(name, default=1) for name in ("moe_layer_freq", "linear_attention_freq"))
+    has_kinds = model.is_hybrid or any(map(model.get, by_layer)) or any(frequency != 1 for frequency in frequencies)
+    is_stacked = not has_kinds and _alike(wholes, num_layers)
     objects: dict[str, None] = {}
     blocks: dict[str, list[Block]] = {}
     shapes: dict[str, tuple[int, ...]] = {}

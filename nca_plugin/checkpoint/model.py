@@ -27,6 +27,22 @@ class ModelConfig:
             raise NCAPluginError(f"the checkpoint does not say the model's {name}: nothing can be drawn anew")
         return value
 
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Return a value of at least 1. Raises `NCAPluginError` if it is none, or if it is absent without a default."""
+        value = self.need(name) if default is None else self.get(name, default=default)
+        if not isinstance(value, int) or value < 1:
+            raise NCAPluginError(f"the checkpoint says that the model's {name} is {value!r}: no number of at least 1")
+        return value
+
+    def number(self, name: str) -> float:
+        """Return a value. Raises `NCAPluginError` if it is no number, or absent."""
+        try:
+            return float(self.need(name))
+        except (TypeError, ValueError) as error:
+            raise NCAPluginError(
+                f"the checkpoint says that the model's {name} is {self.get(name)!r}: no number"
+            ) from error
+
     @property
     def is_hybrid(self) -> bool:
         return bool(self.get("hybrid_layer_pattern", "hybrid_override_pattern")) or bool(self.get("is_hybrid_model"))
@@ -41,14 +57,13 @@ class ModelConfig:
         """mu-P's width over its base width; 1 without mu-P."""
         if not self.get("use_mup"):
             return 1.0
-        hidden_size = int(self.need("hidden_size"))
-        return hidden_size / int(self.get("mup_base_hidden_size", default=hidden_size))
+        hidden_size = self.integer("hidden_size")
+        return hidden_size / self.integer("mup_base_hidden_size", hidden_size)
 
     @property
     def vocab_size(self) -> int | None:
         """Ids of the tokenizer; None if the checkpoint does not say it."""
-        value = self.get("vocab_size")
-        return None if value is None else int(value)
+        return None if self.get("vocab_size") is None else self.integer("vocab_size")
 
     @property
     def pads_vocabulary(self) -> bool:
@@ -57,8 +72,8 @@ class ModelConfig:
 
     @property
     def divisible_by(self) -> int:
-        return int(self.get("make_vocab_size_divisible_by", default=128)) if self.pads_vocabulary else 1
+        return self.integer("make_vocab_size_divisible_by", 128) if self.pads_vocabulary else 1
 
     @property
     def tensor_parallel_size(self) -> int:
-        return int(self.get("tensor_model_parallel_size", default=1))
+        return self.integer("tensor_model_parallel_size", 1)

@@ -15,7 +15,7 @@ _IN_LAYER: Final = (
     ("norm", r"(.*[._])?(layer_?norm|norm|enorm|hnorm)[._](weight|bias)"),
     ("attention.proj", r"(self|cross)_attention\.linear_proj\.(weight|bias)"),
     ("attention.qkv", r"(self|cross)_attention\.linear_(qkv|q|kv|k|v)(_proj|_down_proj|_up_proj)?\.(weight|bias)"),
-    ("attention.other", r"(self|cross)_attention\..*(weight|bias|softmax_offset)"),
+    ("attention.other", r"(self|cross)_attention\.core_attention\.softmax_offset"),
     ("router", r"mlp\.router\.(weight|bias|expert_bias)|mlp\.shared_experts\.gate_weight"),
     ("mlp", r"mlp\.((shared_experts|experts(\.(local_)?experts)?(\.\d+)?)\.)?linear_fc[12]\.(weight|bias)(\d+|_[wv])?"),
     ("mlp", r"mlp\.fc[12]_latent_proj\.(weight|bias)"),

@@ -35,6 +35,9 @@ def complete_folder(target: Path) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NCAPluginError(f"output {target} is being written by another process") from None
+        # The process that held it may have renamed, or removed, it in the meantime.
+        if not partial.exists() or os.fstat(descriptor).st_ino != partial.stat().st_ino:
+            raise NCAPluginError(f"output {target} was being written by another process: try again")
         for left in partial.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:

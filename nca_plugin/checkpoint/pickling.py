@@ -92,8 +92,42 @@ class Size(tuple[int, ...]):
     __slots__ = ()
     reference = Reference("torch", "Size")
 
+    def __setstate__(self, _: object) -> None:
+        raise TypeError("a shape has no state")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Size, (tuple(self),)
+
+
+class Maker:
+    """A function that a pickle may call, and cannot change."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _: object) -> None:
+        raise TypeError("a function has no state")
+
+
+class _Namespace(argparse.Namespace):
+    """A namespace whose class a pickle cannot change: what has `__setstate__` is not written to otherwise."""
+
+    reference = Reference("argparse", "Namespace")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _SimpleNamespace(types.SimpleNamespace):
+    reference = Reference("types", "SimpleNamespace")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
@@ -108,7 +142,9 @@ def foreign(name: str) -> type[Foreign]:
 
 def _encode(text: str, encoding: str) -> bytes:
     """What protocol 2 stores bytes as."""
-    return str(text).encode(encoding)
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
+        raise pickle.UnpicklingError("bytes that no pickle has")
+    return text.encode(encoding)
 
 
 def _member(enumeration: object, _: str) -> Foreign:
@@ -122,13 +158,13 @@ _KNOWN: Final[Globals] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("__builtin__", "set"): set,
-    ("builtins", "getattr"): _member,
-    ("_codecs", "encode"): _encode,
+    ("builtins", "getattr"): Maker(_member),
+    ("_codecs", "encode"): Maker(_encode),
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("argparse", "Namespace"): argparse.Namespace,
-    ("types", "SimpleNamespace"): types.SimpleNamespace,
-    ("pathlib", "PosixPath"): pathlib.PosixPath,
-    ("pathlib._local", "PosixPath"): pathlib.PosixPath,
+    ("argparse", "Namespace"): _Namespace,
+    ("types", "SimpleNamespace"): _SimpleNamespace,
+    ("pathlib", "PosixPath"): Maker(pathlib.PosixPath),
+    ("pathlib._local", "PosixPath"): Maker(pathlib.PosixPath),
     ("torch", "Size"): Size,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
     **{

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.table import Table
+from rich.text import Text
 
 from nca_plugin.terminal import short
 
@@ -24,7 +25,9 @@ def plan_table(report: Mapping[str, Any]) -> Table:
         new_values = row.get("new_values", "")
         if "rows_kept" in row:
             new_values = f"{row['rows_kept']:,} rows kept, others {new_values}"
-        table.add_row(row["action"], name, shape, row["dtype"], new_values, row["reason"], style=_STYLES[row["action"]])
+        cells = (row["action"], name, shape, row["dtype"], new_values, row["reason"])
+        # As text: a pattern may look like rich's markup.
+        table.add_row(*map(Text, cells), style=_STYLES[row["action"]])
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from nca_plugin.checkpoint.names import SELECTORS, Parameter
 from nca_plugin.errors import NCAPluginError
 
-_SYNTAX: Final = re.compile(r"(?P<role>[a-z_.]+)(\[(?P<start>\d*)(?P<colon>:?)(?P<stop>\d*)\])?")
+_SYNTAX: Final = re.compile(r"(?P<role>[a-z_.]+)(\[(?P<start>\d{0,6})(?P<colon>:?)(?P<stop>\d{0,6})\])?")
 
 
 @dataclass(frozen=True, slots=True)

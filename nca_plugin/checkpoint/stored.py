@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
-from nca_plugin.checkpoint.pickling import Globals, Reference, dump_pickle, load_pickle
+from nca_plugin.checkpoint.pickling import Globals, Maker, Reference, dump_pickle, load_pickle
 from nca_plugin.errors import NCAPluginError
 
 _STORAGES: Final = {
@@ -114,6 +114,8 @@ class Item:
                 # zipfile finds the archive's end from behind, so it must not see what follows.
                 archive = zipfile.ZipFile(io.BufferedReader(_Window(file, self.offset, self.length), 1 << 12))
                 entries = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+                if any(i.compress_type != zipfile.ZIP_STORED or i.file_size > self.length for i in entries.values()):
+                    raise ValueError("compressed")
                 pickled = archive.read(entries["data.pkl"])
                 if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
                     raise NCAPluginError(f"{origin} cannot be read: saved on a big-endian machine")
@@ -219,7 +221,9 @@ def _rebuild_tensor(
     if min((0, offset, *tensor.shape, *tensor.strides)) < 0 or len(tensor.shape) != len(tensor.strides):
         raise ValueError("a tensor of negative shape")
     last = offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if math.prod(tensor.shape) and (last + 1) * found.itemsize > record.size:
+    count = math.prod(tensor.shape)
+    # Nor may a value be there several times: a few bytes would become any number of them.
+    if count and max(last + 1, count) * found.itemsize > record.size:
         raise ValueError("a tensor that does not lie within its record")
     return tensor
 
@@ -228,18 +232,22 @@ def _rebuild_parameter(data: StoredTensor, *_: object) -> StoredTensor:
     return data
 
 
+_REBUILD_TENSOR: Final = Maker(_rebuild_tensor)
+_REBUILD_PARAMETER: Final = Maker(_rebuild_parameter)
+
+
 def _rebuild_from_type(rebuild: Any, _type: object, arguments: tuple[Any, ...], _state: object) -> StoredTensor:
-    if rebuild not in (_rebuild_tensor, _rebuild_parameter):
+    if rebuild not in (_REBUILD_TENSOR, _REBUILD_PARAMETER):
         raise ValueError("a tensor of a type of its own")
     tensor: StoredTensor = rebuild(*arguments)
     return tensor
 
 
 _TENSORS: Final[Globals] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch._utils", "_rebuild_tensor_v2"): _REBUILD_TENSOR,
+    ("torch._utils", "_rebuild_tensor_v3"): _REBUILD_TENSOR,
+    ("torch._utils", "_rebuild_parameter"): _REBUILD_PARAMETER,
+    ("torch._tensor", "_rebuild_from_type_v2"): Maker(_rebuild_from_type),
     ("torch", "Tensor"): None,
     ("torch.nn.parameter", "Parameter"): None,
     ("torch.storage", "UntypedStorage"): None,

@@ -70,7 +70,7 @@ def is_torch_dist(folder: Path) -> bool:
     """Whether a folder says of itself that it is a `torch_dist` checkpoint."""
     try:
         backend = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
     return bool(backend == FORMAT["sharded_backend"])
 
@@ -184,6 +184,8 @@ def _item(folder: Path, info: Any, sizes: dict[str, int]) -> Item:
     if name not in sizes:
         if Path(name).name != name or not file.is_file():
             raise NCAPluginError(f"checkpoint {folder} is incomplete: {name} is missing")
+        if file.is_symlink():
+            raise NCAPluginError(f"checkpoint {folder}: {name} is a symbolic link: copy the checkpoint with cp -rL")
         sizes[name] = file.stat().st_size
     if info.offset < 0 or info.length < 0 or info.offset + info.length > sizes[name]:
         raise NCAPluginError(

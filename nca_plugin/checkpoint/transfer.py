@@ -13,16 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.checkpoint.changes import Change, Transition, changes_of, num_layers
+from nca_plugin.checkpoint.changes import Change, Transition, changes_of, check_freeze
 from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import copy_context, data_folder, find_checkpoint, new_common_state, read_checkpoint
 from nca_plugin.checkpoint.initial import draw
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
-from nca_plugin.checkpoint.selectors import parse_selector
-from nca_plugin.checkpoint.stored import Item
+from nca_plugin.checkpoint.stored import Item, Record
 from nca_plugin.checkpoint.vocabulary import read_rows
-from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock, Writer, check_kept, why_no_link
+from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock, Writer, check_records, why_no_link
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
@@ -96,8 +95,9 @@ def transfer(
     before = _signature(source)
     checkpoint = read_checkpoint(source)
     changes, vocabulary = changes_of(checkpoint, transition)
-    for selector in transition.freeze:
-        parse_selector(selector, num_layers(checkpoint))
+    check_freeze(checkpoint, transition.freeze)
+    if target.resolve().is_relative_to(checkpoint.root.resolve()):
+        raise NCAPluginError(f"output {target} lies within the checkpoint {checkpoint.root}: choose another place")
     report: dict[str, Any] = {
         "from": str(checkpoint.root),
         "stack": checkpoint.stack,
@@ -108,6 +108,7 @@ def transfer(
         "vocab_size": vocabulary.new_ids,
         "padded_vocab_size": vocabulary.rows,
         "tensors": [change.described(checkpoint) for change in changes],
+        "layout": transition.layout if checkpoint.format == "torch_dist" else "copy",
     }
     if dry_run:
         return report
@@ -123,9 +124,12 @@ def transfer(
             records = [_Record() for _ in changes]
             entries = _entries(checkpoint, changes, records, transition.seed)
             report["layout"], report["why_copied"] = _layout(checkpoint, folder, transition)
+            # Copies of whole blocks are checked as they are made; parts of what was saved at once, before.
+            doubted = _rewritten(checkpoint, changes)
             if transition.verify and report["layout"] == "link":
-                advance = start_stage("verifying", sum(map(_kept_bytes, entries)))
-                check_kept(entries, num_workers, advance)
+                doubted += [b.record for entry in entries for b in entry.blocks if isinstance(b, KeptBlock)]
+            advance = start_stage("verifying", sum(record.size for record in doubted))
+            check_records(doubted, num_workers, advance)
             objects = {
                 change.step.name: checkpoint.objects[change.step.name]
                 for change in changes
@@ -144,6 +148,8 @@ def transfer(
                 raise NCAPluginError(f"checkpoint {source} changed while it was read: is a run writing to it?")
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error}") from error
+    except RecursionError:
+        raise NCAPluginError(f"checkpoint {checkpoint.root}: its common state nests without end") from None
     return report
 
 
@@ -176,11 +182,17 @@ def _kept(tensor: Tensor, change: Change, record: _Record) -> Iterator[KeptBlock
         if isinstance(block.source, Item) and region == block.region:
             record.checksums[start] = stored.record.crc32
             yield KeptBlock(region, block.source, stored.record)
-        else:
-            # A part of what was saved at once: it is written anew, with the values as they are.
-            if change.step.layers is not None:
-                stored = stored.narrow(0, region[0][0] - block.offsets[0], region[0][1] - region[0][0])
-            yield NewBlock(region, _recorded(stored.read, functools.partial(record.add_kept, start)))
+            continue
+        # A part of what was saved at once is written anew, with the values as they are.
+        for part in contiguous_regions(tuple(b - a for a, b in region), BLOCK_BYTES // tensor.dtype.itemsize):
+            values, place = stored, []
+            for axis, ((first_index, _), (low, high), offset) in enumerate(
+                zip(region, part, block.offsets, strict=True)
+            ):
+                values = values.narrow(axis, first_index - offset + low, high - low)
+                place.append((first_index + low, first_index + high))
+            start = tuple(start for start, _ in place)
+            yield NewBlock(tuple(place), _recorded(values.read, functools.partial(record.add_kept, start)))
 
 
 def _drawn(tensor: Tensor, change: Change, record: _Record, seed: int) -> Iterator[NewBlock]:
@@ -239,8 +251,18 @@ def _layout(checkpoint: Checkpoint, folder: Path, transition: Transition) -> tup
     return ("link", None) if reason is None else ("copy", f"no hard links from {checkpoint.folder}: {reason}")
 
 
-def _kept_bytes(entry: Entry) -> int:
-    return sum(block.record.size for block in entry.blocks if isinstance(block, KeptBlock))
+def _rewritten(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[Record]:
+    """Return the records of which values are read to be written elsewhere."""
+    records: dict[Record, None] = {}
+    for change in changes:
+        if change.shape is None or (change.drawn is not None and change.rows is None):
+            continue
+        tensor = checkpoint.tensors[change.step.name]
+        for block in tensor.blocks:
+            is_part = change.step.layers is not None and block.shape[0] > 1
+            if change.rows is not None or is_part or not isinstance(block.source, Item):
+                records[tensor.stored(block).record] = None
+    return list(records)
 
 
 def _write(

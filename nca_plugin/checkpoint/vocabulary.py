@@ -15,6 +15,8 @@ from nca_plugin.errors import NCAPluginError
 
 #: Tensors with a row for every token id.
 ROW_TENSORS: Final = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+#: More than any vocabulary has.
+_MOST_ROWS: Final = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ def parse_keep_rows(text: str) -> RowMap:
     Raises:
         NCAPluginError: another form, an empty range, or a row twice.
     """
-    rows: list[int] = []
+    ranges = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", part.strip())
-        if match is None or int(match[1]) >= int(match[2]):
+        if match is None or not int(match[1]) < int(match[2]) <= _MOST_ROWS:
             raise NCAPluginError(f"--keep-rows '{text}': write start:stop, such as 0:256, several with commas")
-        rows.extend(range(int(match[1]), int(match[2])))
+        ranges.append(np.arange(int(match[1]), int(match[2]), dtype=np.int64))
+    rows = np.concatenate(ranges)
     return _row_map(f"--keep-rows '{text}'", rows, rows)
 
 
@@ -75,7 +78,7 @@ def read_row_map(path: Path) -> RowMap:
         old.append(int(fields[1]))
     if not new:
         raise NCAPluginError(f"--row-map {path} names no rows")
-    return _row_map(f"--row-map {path}", new, old)
+    return _row_map(f"--row-map {path}", np.array(new, np.int64), np.array(old, np.int64))
 
 
 def check_rows(rows: RowMap, tensor: Tensor, old_ids: int, new_ids: int) -> None:
@@ -100,9 +103,9 @@ def read_rows(tensor: Tensor, ids: NDArray[np.int64]) -> Values:
     return out
 
 
-def _row_map(origin: str, new: list[int], old: list[int]) -> RowMap:
-    order = np.argsort(np.array(new, np.int64), kind="stable")
-    rows = RowMap(np.array(new, np.int64)[order], np.array(old, np.int64)[order])
+def _row_map(origin: str, new: NDArray[np.int64], old: NDArray[np.int64]) -> RowMap:
+    order = np.argsort(new, kind="stable")
+    rows = RowMap(new[order], old[order])
     twice = rows.new[1:][np.diff(rows.new) == 0]
     if len(twice):
         raise NCAPluginError(f"{origin}: row {twice[0]} is named twice")

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,9 +208,8 @@ class Writer:
             self._advance(num_bytes)
 
 
-def check_kept(entries: Iterable[Entry], num_workers: int, advance: Callable[[int], None]) -> None:
-    """Read every old block that is kept. Raises `NCAPluginError` if its bytes are not those that were saved."""
-    records = [block.record for entry in entries for block in entry.blocks if isinstance(block, KeptBlock)]
+def check_records(records: Sequence[Record], num_workers: int, advance: Callable[[int], None]) -> None:
+    """Read records. Raises `NCAPluginError` if the bytes of one are not those that were saved."""
     with ThreadPoolExecutor(num_workers) as pool:
         for record, _ in zip(records, pool.map(check_record, records), strict=True):
             advance(record.size)
