@@ -15,15 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, pieces, save
 from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 #: Bytes of the values of a new block, which is what a worker holds in memory.
 BLOCK_BYTES: Final = 1 << 24
+_EAGER_BYTES: Final = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,25 @@ class _Job:
     offsets: tuple[int, ...] | None
     num_bytes: int
     append: Callable[[io.BufferedWriter], None]
+
+
+class _EagerFile(io.BufferedWriter):
+    """Has the disk begin at once with what was written: what piles up in memory slows down all writing, and the flush
+    at the end has to wait for it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("xb", buffering=0))
+        self._begun = 0
+
+    def write(self, data: "ReadableBuffer") -> int:
+        count = super().write(data)
+        end = self.tell()
+        if end - self._begun >= _EAGER_BYTES:
+            self.flush()
+            # What is not on the disk yet is not dropped by this advice, but sent there.
+            os.posix_fadvise(self.fileno(), self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = end
+        return count
 
 
 class _Stopped(Exception):
@@ -193,7 +216,7 @@ class Writer:
                 raise
 
     def _write_file(self, path: Path, jobs: Sequence[_Job]) -> None:
-        with path.open("xb") as file:
+        with _EagerFile(path) as file:
             for job in jobs:
                 start = file.tell()
                 job.append(file)
