@@ -36,10 +36,10 @@ def one_rank(folder: Path, first_weights: Path) -> FinishedRun:
 @pytest.mark.parametrize(
     ("tp", "pp", "dp"),
     [
-        (2, 1, 1),
-        (1, 2, 1),
         (2, 2, 1),
         (1, 1, 2),
+        pytest.param(2, 1, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, 1, marks=pytest.mark.slow),
         pytest.param(2, 1, 2, marks=pytest.mark.slow),
         pytest.param(1, 2, 2, marks=pytest.mark.slow),
         pytest.param(1, 4, 1, marks=pytest.mark.slow),
