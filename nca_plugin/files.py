@@ -29,6 +29,15 @@ def check_folder(folder: Path) -> None:
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder to write to; choose another output")
 
 
+def flush_path(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def complete_files(*targets: Path) -> Iterator[list[Path]]:
     """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.
@@ -52,8 +61,7 @@ def complete_files(*targets: Path) -> Iterator[list[Path]]:
             partials.append(partial)
         yield partials
         for partial in partials:
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+            flush_path(partial)
         for partial, target in zip(partials, targets, strict=True):
             partial.rename(target)
     finally:

@@ -313,7 +313,7 @@ def test_an_output_that_cannot_be_written_is_one_line(source: Path) -> None:
         transfer(source, source.parent / "file" / "out")
 
 
-def _killed_after(operations: int, source: Path, target: Path) -> None:
+def _killed_after(operations: int, source: Path, target: Path, transition: Transition) -> None:
     """Transfer, and die at an operation on the disk."""
     done = 0
 
@@ -326,32 +326,35 @@ def _killed_after(operations: int, source: Path, target: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    transfer(source, target, COPY, num_workers=2)
+    transfer(source, target, transition, num_workers=2)
     os._exit(done if done < 200 else 200)
 
 
-def _in_a_process(operations: int, source: Path, target: Path) -> int:
-    process = multiprocessing.get_context("fork").Process(target=_killed_after, args=(operations, source, target))
+def _in_a_process(operations: int, source: Path, target: Path, transition: Transition) -> int:
+    process = multiprocessing.get_context("fork").Process(
+        target=_killed_after, args=(operations, source, target, transition)
+    )
     process.start()
     process.join()
     assert process.exitcode is not None
     return process.exitcode
 
 
-def test_a_killed_transfer_leaves_nothing_half_there(source: Path) -> None:
+@pytest.mark.parametrize("transition", [COPY, Transition(vocab_size=150)], ids=["copy", "link"])
+def test_a_killed_transfer_leaves_nothing_half_there(source: Path, transition: Transition) -> None:
     before = digests(source)
     target = source.with_name("out")
-    operations = _in_a_process(0, source, target)
+    operations = _in_a_process(0, source, target, transition)
     assert operations > 40
     complete = digests(target)
     finished = 0
     for point in sorted(random.Random(5).sample(range(1, operations), 10)):
         shutil.rmtree(target)
-        assert _in_a_process(point, source, target) == -signal.SIGKILL
+        assert _in_a_process(point, source, target, transition) == -signal.SIGKILL
         if target.exists():
             finished += 1
         else:
-            transfer(source, target, COPY, num_workers=2)
+            transfer(source, target, transition, num_workers=2)
         assert digests(target) == complete
         assert {path.name for path in source.parent.iterdir()} == {"source", "out"}
     assert finished < 10

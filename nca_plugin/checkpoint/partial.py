@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import flush_path
 
 
 def check_absent(target: Path) -> None:
@@ -44,7 +45,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
             yield partial
             _flush_tree(partial)
             partial.rename(target)
-            _flush_path(target.parent)
+            flush_path(target.parent)
         finally:
             if partial.exists():
                 shutil.rmtree(partial)
@@ -58,12 +59,4 @@ def _flush_tree(folder: Path) -> None:
         # Data files were flushed when they were written, and linked ones are not ours to flush.
         small = [Path(parent, name) for name in files if not name.endswith((".distcp", ".safetensors"))]
         for path in (*small, Path(parent)):
-            _flush_path(path)
-
-
-def _flush_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush_path(path)

@@ -204,8 +204,9 @@ class Writer:
             worker = loads.index(min(loads))
             loads[worker] += job.num_bytes
             shares[worker].append(job)
-        stem = next(stem for n in itertools.count() if f"{(stem := f'transfer_{n}')}_0.distcp" not in taken)
-        files = [self._folder / f"{stem}_{worker}.distcp" for worker in range(self._num_workers)]
+        stems = (f"transfer_{n}_" for n in itertools.count())
+        stem = next(stem for stem in stems if not any(name.startswith(stem) for name in taken))
+        files = [self._folder / f"{stem}{worker}.distcp" for worker in range(self._num_workers)]
         with ThreadPoolExecutor(self._num_workers) as pool:
             tasks = [pool.submit(self._write_file, *pair) for pair in zip(files, shares, strict=True) if pair[1]]
             try:

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_folder, flush_path
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
 from nca_plugin.indexed.storage import check_same, load_manifest
 from nca_plugin.progress import StartStage
@@ -149,7 +149,7 @@ class Draft:
                 # Renamed already, if an earlier process came this far.
                 if _partial(self._prefix, suffix).exists():
                     _partial(self._prefix, suffix).rename(_file(self._prefix, suffix))
-                _sync_folder(self._prefix.parent)
+                flush_path(self._prefix.parent)
             self._journal_path.unlink()
         return self.manifest
 
@@ -184,7 +184,7 @@ class Draft:
         self.writer = BlockWriter(self._part, (files[0], files[1]))
         if not lines:
             self._append(json.dumps(self._identity) + "\n")
-        _sync_folder(self._prefix.parent)
+        flush_path(self._prefix.parent)
 
     def _read_journal(self) -> list[str]:
         """Return the complete lines of the journal; what follows them, which a kill cut off, is removed."""
@@ -328,11 +328,3 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         count = os.pwrite(descriptor, data, offset)
         data, offset = data[count:], offset + count
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
