@@ -53,9 +53,11 @@ def main() -> None:
             row.get("drawn", 0) * 4 for row in json.loads((out / "transfer_report.json").read_text())["tensors"]
         )
         base = _write(folder / "bytes", written)
+        # What takes no time to write has no ratio.
+        ratio = f"{(seconds - 1) / base:.2f} after 1 s" if base > 0.1 else ""
         print(
             f"| {name} | {written:,} ({written - drawn:,} more than drawn) | {seconds:.2f} | {base:.2f} s to write | "
-            f"{(seconds - 1) / max(base, 1e-9):.2f} after 1 s | {memory / 1e6:.0f} MB |"
+            f"{ratio} | {memory / 1e6:.0f} MB |"
         )
         shutil.rmtree(out)
     for name, options in {"copy": (), "copy, everything kept": ("--keep", "embedding", "--keep", "output")}.items():
