@@ -3,6 +3,7 @@ bytes."""
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,17 @@ def test_no_worker_outlives_a_killed_writer(tmp_path: Path) -> None:
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+def test_ctrl_c_reaches_no_worker(tmp_path: Path) -> None:
+    """Not even the first one, before whom Python starts a process of its own."""
+    command = [*GENERATE, "nca://toy", "--tokens", str(50 << 20), "--out", str(tmp_path / "corpus"), "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        wait_for_blocks(tmp_path / "corpus")
+        workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+        blocked = [re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{p.pid}/status").read_text()) for p in workers]
+        os.killpg(process.pid, signal.SIGINT)
+    assert [int(mask[1], 16) >> (signal.SIGINT - 1) & 1 for mask in blocked if mask] == [1, 1]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.6])

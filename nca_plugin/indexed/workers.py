@@ -1,6 +1,7 @@
 """Blocks made by several processes, which write them to their places themselves."""
 
 import multiprocessing
+import multiprocessing.resource_tracker
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,6 +93,8 @@ def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], 
 def _without_interrupts() -> Iterator[None]:
     """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
     processes, of which the first ends the others."""
+    # Started by the first process otherwise, it would let interrupts through again.
+    multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
