@@ -1,13 +1,25 @@
 """The one class of error that a user is meant to read, and how an entry point shows it."""
 
+import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class NCAPluginError(Exception):
     """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is none of `known`: with the nearest of them, else with all.
+
+    >>> unknown_name("preset", "wbe", ["web", "code"])
+    "unknown preset 'wbe': did you mean 'web'?"
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    return f"unknown {kind} '{name}': " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
 
 
 #: Whether an option's value is right, the option's name, what the value must be.

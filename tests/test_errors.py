@@ -19,7 +19,7 @@ LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-i
     [
         ((*LAUNCH, "--data-source", "ncaa"), "unknown source 'ncaa': did you mean 'nca'?"),
         ((*LAUNCH, "--data-source", "nca", "--nca-preset", "wbe"), "unknown NCA preset 'wbe'"),
-        ((*LAUNCH, "--data-source", "nca", "--nca-presets", "web"), "unknown option --nca-presets: did you mean"),
+        ((*LAUNCH, "--data-source", "nca", "--nca-presets", "web"), "unknown option '--nca-presets': did you mean"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band", "0.7:0.9"), "above the ceiling 0.674"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band"), "expected one argument"),
         ((*LAUNCH, "--nca-preset", "web"), "needs --data-source"),
@@ -148,7 +148,7 @@ def test_without_a_source_nothing_changes() -> None:
         (["--data-source", "nca://web", "--nca-preset", "code"], "contradicts"),
         (["--data-source", "nca://web?seed=1", "--nca-seed", "2"], "give it once"),
         (["--data-source", "dyck", "--nca-seed", "2"], "do not apply to source 'dyck'"),
-        (["--data-source", "nca", "--nca-presett", "web"], "did you mean --nca-preset"),
+        (["--data-source", "nca", "--nca-presett", "web"], "did you mean '--nca-preset'"),
     ],
 )
 def test_contradictions_are_refused(argv: list[str], reason: str) -> None:

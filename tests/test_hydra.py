@@ -59,8 +59,8 @@ def test_a_blend(config: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["data.sorce=nca"], "unknown key data.sorce; did you mean data.source"),
-        (["data.source=nca", "data.nac.preset=web"], "unknown key data.nac; did you mean data.nca"),
+        (["data.sorce=nca"], "unknown key 'data.sorce': did you mean 'data.source'"),
+        (["data.source=nca", "data.nac.preset=web"], "unknown key 'data.nac': did you mean 'data.nca'"),
         (["data.nca.preset=web"], "data.nca does not apply without data.source=nca"),
         (["data.source=nca", "data.dyck.k=8"], "data.dyck does not apply"),
         (["data.path=[a]", "data.nca.preset=web"], "data.nca does not apply"),
@@ -69,7 +69,7 @@ def test_a_blend(config: Path) -> None:
         (["data.source=nca", "data.path=[a]"], "contradict each other"),
         (["data.source=nca://web", "data.nca.preset=code"], "data.nca.preset: code contradicts source nca://web"),
         (["data.source=nca", "data.nca=web"], "data.nca must be a mapping"),
-        (["+argument.lr=1"], "unknown key argument; did you mean arguments"),
+        (["+argument.lr=1"], "unknown key 'argument': did you mean 'arguments'"),
         (["arguments.num-layer=1"], "Could not override"),
         (["data.source"], "configuration file .*run.yaml"),
     ],
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_of_a_source(config: Path) -> None:
-    with pytest.raises(NCAPluginError, match="unknown option 'burnin'; did you mean 'burn_in'"):
+    with pytest.raises(NCAPluginError, match="unknown option 'burnin': did you mean 'burn_in'"):
         resolve_data_source(load_arguments(config, ["data.source=nca", "data.nca.burnin=5"]))
 
 

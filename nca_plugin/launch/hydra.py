@@ -8,20 +8,17 @@ their data arguments: `data.source` names a source and `data.<source>.<option>` 
 """
 
 import argparse
-import difflib
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.launch.megatron import launch
-from nca_plugin.megatron.arguments import megatron_arguments, with_options, without_data_arguments
-from nca_plugin.sources import schemes
-from nca_plugin.sources.uri import format_value, split_uri
+from nca_plugin.megatron.arguments import megatron_arguments, with_data_path
+from nca_plugin.sources.section import data_path
 
 
 def main() -> None:
@@ -43,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:
-    """Return the Megatron-LM arguments, with `--data-source` if the configuration has a source.
+    """Return the Megatron-LM arguments, with `--data-path` if the configuration has a source or a blend.
 
     Raises:
         NCAPluginError: a file that cannot be read, or an unknown key.
@@ -54,26 +51,16 @@ def load_arguments(path: Path, overrides: list[str]) -> list[str]:
     except OmegaConfBaseException as error:
         raise NCAPluginError(f"{context}: {' '.join(str(error).split())}") from error
     assert isinstance(config, dict)
-    _check_keys(context, "", config, ("arguments", "data"))
+    for key in config:
+        if key not in ("arguments", "data"):
+            raise NCAPluginError(f"{context}: {unknown_name('key', str(key), ('arguments', 'data'))}")
     arguments, data = (_section(context, config, name) for name in ("arguments", "data"))
-    _check_keys(context, "data.", data, ("source", "path", *schemes()))
-    source, paths = data.pop("source", None), data.pop("path", None)
-    if source is not None and paths is not None:
-        raise NCAPluginError(f"{context}: data.source and data.path contradict each other: give one of them")
-    if source is not None and not isinstance(source, str):
-        raise NCAPluginError(f"{context}: data.source={source} must be a name or a URI, such as nca")
-    scheme = None if source is None else split_uri(source).scheme
-    for other in data:
-        if other != scheme:
-            raise NCAPluginError(f"{context}: data.{other} does not apply without data.source={other}: leave it out")
     argv = megatron_arguments(arguments)
-    if paths is not None:
-        values = paths if isinstance(paths, list) else [paths]
-        return [*without_data_arguments(argv)[0], "--data-path", *map(str, values)]
-    if source is None or scheme is None:
-        return argv
-    options = {key: format_value(_tuples(value)) for key, value in _section(context, data, scheme, "data.").items()}
-    return [*argv, "--data-source", with_options(source, options, lambda name: f"data.{scheme}.{name}")]
+    try:
+        paths = data_path(data)
+    except NCAPluginError as error:
+        raise NCAPluginError(f"{context}: {error}") from None
+    return argv if paths is None else with_data_path(argv, paths)
 
 
 def _added(override: str) -> str:
@@ -81,25 +68,12 @@ def _added(override: str) -> str:
     return f"++{override}" if override.startswith("data.") else override
 
 
-def _section(context: str, config: dict[Any, Any], name: str, prefix: str = "") -> dict[Any, Any]:
+def _section(context: str, config: dict[Any, Any], name: str) -> dict[Any, Any]:
     """Return a mapping of the configuration, empty if it is absent or null."""
     section = config.get(name) or {}
     if not isinstance(section, dict):
-        raise NCAPluginError(f"{context}: {prefix}{name} must be a mapping of names to values")
+        raise NCAPluginError(f"{context}: {name} must be a mapping of names to values")
     return section
-
-
-def _check_keys(context: str, prefix: str, section: dict[Any, Any], known: Collection[str]) -> None:
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {prefix}{near[0]}? " if near else ""
-            raise NCAPluginError(f"{context}: unknown key {prefix}{key}; {hint}known: {', '.join(known)}")
-
-
-def _tuples(value: Any) -> Any:
-    """Return a band given as a list as the pair that it is."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 # The checkpoint writer starts a process that imports this module again.

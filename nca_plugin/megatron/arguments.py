@@ -5,14 +5,13 @@ Everything after this file sees a data path that is a source URI: in the log, in
 
 import argparse
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable
 from typing import Any, Final
 
 from nca_plugin.automata import PRESETS, NCAConfig
-from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import parse, schemes
+from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.sources import is_source, parse, schemes
+from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
 
 _GROUP: Final = "nca-plugin"
@@ -60,8 +59,8 @@ def _repair_help(parser: argparse.ArgumentParser) -> None:
 def resolve_data_source(argv: list[str]) -> list[str]:
     """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
 
-    Other data arguments give way to the source. Without `--tokenizer-type`, the run gets a NullTokenizer with the
-    source's vocabulary. Without `--data-source`, `argv` comes back as it is.
+    Other data arguments give way to the source, as in `with_data_path`. Without `--data-source`, `argv` comes back as
+    it is.
 
     Raises:
         NCAPluginError: an unknown source, preset or option, or an `--nca-...` option without a source that has it.
@@ -88,15 +87,9 @@ def resolve_data_source(argv: list[str]) -> list[str]:
             f"{scheme}://?seed=7"
         )
     source = parse(with_options(ours.data_source, options, _spelling))
-    rest, tokenizer = without_data_arguments(rest)
-    resolved = [*rest, "--data-path", source.uri]
     if ours.freeze_list is not None:
-        resolved += ["--freeze-list", ours.freeze_list]
-    if tokenizer.tokenizer_type is None:
-        resolved += ["--tokenizer-type", "NullTokenizer"]
-        if tokenizer.vocab_size is None:
-            resolved += ["--vocab-size", str(source.vocab_size)]
-    return resolved
+        rest += ["--freeze-list", ours.freeze_list]
+    return with_data_path(rest, [source.uri])
 
 
 def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
@@ -105,30 +98,7 @@ def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) ->
     for argument in rest:
         name = argument.partition("=")[0]
         if name.startswith(("--nca-", "--data-source")):
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise NCAPluginError(f"unknown option {name}: {hint}")
-
-
-def with_options(source: str, options: dict[str, str], spelling: Callable[[str], str]) -> str:
-    """Return `source` as a URI that holds the options given beside it, `preset` among them.
-
-    Args:
-        spelling: how the user writes the option of a name.
-
-    Raises:
-        NCAPluginError: an option that the URI holds too.
-    """
-    if not options:
-        return source
-    parsed = split_uri(source)
-    preset = options.get("preset", parsed.preset)
-    if parsed.preset not in ("", preset):
-        raise NCAPluginError(f"{spelling('preset')}: {preset} contradicts source {source}: give one of them")
-    for name in options.keys() & parsed.options.keys():
-        raise NCAPluginError(f"{spelling(name)} is given in source {source} too: give it once")
-    query = (parsed.options | options).items()
-    return f"{parsed.scheme}://{preset}?{'&'.join(f'{k}={v}' for k, v in query if k != 'preset')}".removesuffix("?")
+            raise NCAPluginError(unknown_name("option", name, known))
 
 
 def megatron_arguments(values: dict[str, Any]) -> list[str]:
@@ -143,8 +113,11 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
     return result
 
 
-def without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
-    """Return `argv` without Megatron-LM's data arguments, and the tokenizer arguments that it holds."""
+def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
+    """Return `argv` with `--data-path` and `paths` in place of its data arguments.
+
+    For a single source and without `--tokenizer-type`, the run gets a NullTokenizer with the source's vocabulary.
+    """
     data = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path"):
         data.add_argument(option, nargs="*")
@@ -155,4 +128,10 @@ def without_data_arguments(argv: list[str]) -> tuple[list[str], argparse.Namespa
     tokenizer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     tokenizer.add_argument("--tokenizer-type")
     tokenizer.add_argument("--vocab-size")
-    return rest, tokenizer.parse_known_args(argv)[0]
+    given = tokenizer.parse_known_args(argv)[0]
+    resolved = [*rest, "--data-path", *paths]
+    if len(paths) == 1 and is_source(paths[0]) and given.tokenizer_type is None:
+        resolved += ["--tokenizer-type", "NullTokenizer"]
+        if given.vocab_size is None:
+            resolved += ["--vocab-size", str(parse(paths[0]).vocab_size)]
+    return resolved

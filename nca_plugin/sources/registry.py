@@ -4,12 +4,11 @@ A package adds its own through the entry-point group `nca_plugin.sources`: the e
 function from `ParsedURI` to `Source`.
 """
 
-import difflib
 import functools
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, unknown_name
 from nca_plugin.sources.base import Source
 from nca_plugin.sources.copy import CopySource
 from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
@@ -63,9 +62,7 @@ def parse(uri: str) -> Source:
     parsed = split_uri(uri)
     known = _known()
     if parsed.scheme not in known:
-        near = difflib.get_close_matches(parsed.scheme, known, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise NCAPluginError(f"unknown source '{parsed.scheme or uri}': {hint}known: {', '.join(known)}")
+        raise NCAPluginError(unknown_name("source", parsed.scheme or uri, known))
     parsed, offset = split_offset(parsed)
     source = known[parsed.scheme](parsed)
     return OffsetSource(source, offset) if offset else source

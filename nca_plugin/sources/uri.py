@@ -1,13 +1,12 @@
 """`scheme://preset?option=value&...` to the fields of a configuration dataclass, and back."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, unknown_name
 
 #: Options that every source has, beside the fields of its configuration.
 VOCAB_OFFSET: Final = "vocab_offset"
@@ -60,10 +59,7 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
     values = {}
     for name, text in options.items():
         if name not in field_types:
-            known = (*field_types, *COMMON_OPTIONS)
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise NCAPluginError(f"{context}: unknown option '{name}'; {hint}known: {', '.join(known)}")
+            raise NCAPluginError(f"{context}: {unknown_name('option', name, (*field_types, *COMMON_OPTIONS))}")
         try:
             values[name] = _parse_value(field_types[name], text)
         except ValueError:

@@ -1,0 +1,69 @@
+"""The `data` section of a configuration file: `data.source` names a source and `data.<source>.<option>` its options, or
+`data.path` is a blend, such as `[0.1, nca://web, 0.9, my_text_document]`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.sources.registry import parse, schemes
+from nca_plugin.sources.uri import format_value, split_uri
+
+
+def data_path(data: Mapping[str, Any]) -> list[str] | None:
+    """Return what Megatron-LM's `--data-path` takes for a `data` section, None if the section names no data.
+
+    `{"source": "nca", "nca": {"preset": "code", "band": [0.3, 0.4]}}` is the canonical URI of
+    `nca://code?band=0.3:0.4`.
+
+    Raises:
+        NCAPluginError: an unknown key, with the nearest known one; options of another source than the one named, or
+            what the source refuses. The message names the key as a user writes it, `data.nca.band`.
+    """
+    known = ("source", "path", *schemes())
+    for key in data:
+        if key not in known:
+            raise NCAPluginError(unknown_name("key", f"data.{key}", [f"data.{name}" for name in known]))
+    source, path = data.get("source"), data.get("path")
+    if source is not None and path is not None:
+        raise NCAPluginError("data.source and data.path contradict each other: give one of them")
+    if source is not None and not isinstance(source, str):
+        raise NCAPluginError(f"data.source={source} must be a name or a URI, such as nca")
+    scheme = None if source is None else split_uri(source).scheme
+    for other in data:
+        if other not in ("source", "path", scheme):
+            raise NCAPluginError(f"data.{other} does not apply without data.source={other}: leave it out")
+    if path is not None:
+        return [str(part) for part in (path if isinstance(path, list) else [path])]
+    if source is None or scheme is None:
+        return None
+    section = data.get(scheme) or {}
+    if not isinstance(section, Mapping):
+        raise NCAPluginError(f"data.{scheme} must be a mapping of options to values")
+    options = {str(name): format_value(_tuples(value)) for name, value in section.items()}
+    return [parse(with_options(source, options, lambda name: f"data.{scheme}.{name}")).uri]
+
+
+def with_options(source: str, options: Mapping[str, str], spelling: Callable[[str], str]) -> str:
+    """Return `source` as a URI that holds the options given beside it, `preset` among them.
+
+    Args:
+        spelling: how the user writes the option of a name.
+
+    Raises:
+        NCAPluginError: an option that the URI holds too.
+    """
+    if not options:
+        return source
+    parsed = split_uri(source)
+    preset = options.get("preset", parsed.preset)
+    if parsed.preset not in ("", preset):
+        raise NCAPluginError(f"{spelling('preset')}: {preset} contradicts source {source}: give one of them")
+    for name in options.keys() & parsed.options.keys():
+        raise NCAPluginError(f"{spelling(name)} is given in source {source} too: give it once")
+    query = {**parsed.options, **options}.items()
+    return f"{parsed.scheme}://{preset}?{'&'.join(f'{k}={v}' for k, v in query if k != 'preset')}".removesuffix("?")
+
+
+def _tuples(value: Any) -> Any:
+    """Return a band given as a list as the pair that it is."""
+    return tuple(value) if isinstance(value, list) else value
