@@ -3,16 +3,21 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version 
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-gpu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not gpu"
 
 test-all: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not gpu"
+
+# Parity with CPU mode and resuming on CUDA devices, then tokens a second; says so where there is no device.
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu tests/test_gpu.py
+	$(BIN)/python scripts/benchmark_training.py --only-cuda
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

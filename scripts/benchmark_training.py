@@ -57,7 +57,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()), help="default: one a device")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each kind, in turn")
+    parser.add_argument("--only-cuda", action="store_true", help="do nothing without a CUDA device")
     options = parser.parse_args()
+    if options.only_cuda and not torch.cuda.is_available():
+        print("no CUDA device: nothing is measured")
+        return
     batch = options.ranks * _MICRO_BATCH_SIZE
     tokens = batch * _SEQ_LENGTH
     print(f"{options.ranks} ranks, {batch} sequences of {_SEQ_LENGTH} tokens an iteration, one dataloader worker")
