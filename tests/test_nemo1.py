@@ -85,7 +85,8 @@ def test_every_row_of_one_table_only() -> None:
 def test_a_file_is_what_its_author_would_write_for_megatron(parser: ArgumentParser) -> None:
     by_hand = (
         "--bf16 --train-iters 1000 --log-interval 10 --tensorboard-log-interval 10 --eval-interval 100 --eval-iters 5 "
-        "--clip-grad 1.0 --load nemo_experiments/megatron_gpt/checkpoints --save nemo_experiments/megatron_gpt/"
+        "--clip-grad 1.0 --use-checkpoint-opt-param-scheduler "
+        "--load nemo_experiments/megatron_gpt/checkpoints --save nemo_experiments/megatron_gpt/"
         "checkpoints --save-interval 100 --tensorboard-dir nemo_experiments/megatron_gpt "
         "--micro-batch-size 2 --global-batch-size 8 --tensor-model-parallel-size 2 --sequence-parallel "
         "--seq-length 128 --max-position-embeddings 128 --num-layers 4 --hidden-size 64 --ffn-hidden-size 256 "
@@ -110,6 +111,7 @@ def test_a_file_of_the_launcher(parser: ArgumentParser) -> None:
     by_hand = (
         "--bf16 --train-iters 600000 --exit-duration-in-mins 1410 --log-interval 10 --tensorboard-log-interval 10 "
         "--eval-interval 2000 --eval-iters 50 --save /results/gpt3_126m/results/checkpoints --save-interval 2000 "
+        "--use-checkpoint-opt-param-scheduler "
         "--load /results/gpt3_126m/results/checkpoints --tensorboard-dir /results/gpt3_126m/results "
         "--wandb-project nemo_gpt3 --wandb-exp-name gpt3_126m --wandb-save-dir /results/gpt3_126m/results "
         "--micro-batch-size 4 --global-batch-size 256 --seq-length 2048 --max-position-embeddings 2048 "

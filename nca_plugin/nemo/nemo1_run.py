@@ -23,7 +23,6 @@ _PRECISIONS: Final = {"bf16": "bf16", "bf16-mixed": "bf16", "16": "fp16", "16-mi
 
 _CHECKPOINTS: Final = "exp_manager.checkpoint_callback_params"
 _WANDB: Final = "exp_manager.wandb_logger_kwargs"
-_OTHER_FOLDER: Final = "Megatron-LM keeps its checkpoints and logs in a layout of its own"
 
 
 def precision(value: Any) -> str:
@@ -125,7 +124,8 @@ def _load(value: Any, config: Config) -> Arguments:
     if not boolean(value):
         return {}
     missing = {} if config["exp_manager.resume_ignore_no_checkpoint"] else {"exit-on-missing-checkpoint": True}
-    return {"load": _checkpoint_folder(config)} | missing
+    # Lightning restores the scheduler with the checkpoint: a longer run keeps the schedule that it began with.
+    return {"load": _checkpoint_folder(config), "use-checkpoint-opt-param-scheduler": True} | missing
 
 
 def _tensorboard(value: Any, config: Config) -> Arguments:
@@ -224,7 +224,11 @@ ROWS: Final[tuple[Row, ...]] = (
         "exp_manager.create_checkpoint_callback",
         default=lambda config: config["trainer.val_check_interval"],
     ),
-    Translated("exp_manager.resume_if_exists", _load, ("load", "exit-on-missing-checkpoint")),
+    Translated(
+        "exp_manager.resume_if_exists",
+        _load,
+        ("load", "use-checkpoint-opt-param-scheduler", "exit-on-missing-checkpoint"),
+    ),
     within("exp_manager.resume_ignore_no_checkpoint", "exp_manager.resume_if_exists"),
     *(
         within(f"exp_manager.{key}", "exp_manager.create_checkpoint_callback", default=default)
@@ -243,7 +247,7 @@ ROWS: Final[tuple[Row, ...]] = (
         _dotted(_CHECKPOINTS, "save_top_k", "monitor", "mode", "save_last", "save_best_model", "every_n_epochs"),
     ),
     *ignored(
-        _OTHER_FOLDER,
+        "Megatron-LM keeps its checkpoints and logs in a layout of its own",
         (
             *_dotted(_CHECKPOINTS, "filename", "filepath", "prefix", "postfix", "verbose", "model_parallel_size"),
             *_dotted(_CHECKPOINTS, "always_save_nemo", "save_nemo_on_train_end", "auto_insert_metric_name"),
