@@ -1,0 +1,1 @@
+"""NVIDIA NeMo's configurations, as arguments of Megatron-LM."""
