@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.errors import NCAPluginError, in_context, unknown_name
 
 #: The package of the configuration files that come with nca-plugin.
 SHIPPED: Final = "nca_plugin.conf"
@@ -37,17 +37,19 @@ def compose_file(path: Path, overrides: list[str]) -> DictConfig:
     if not path.is_file():
         raise NCAPluginError(f"configuration file {path} does not exist")
     Plugins.instance().register(_ShippedFiles)
-    try:
-        with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
-            try:
-                return compose(path.stem, overrides=overrides)
-            except HydraException as error:
-                raise NCAPluginError(f"configuration file {path}: {_described(error)}") from error
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise NCAPluginError(f"configuration file {path}: {_one_line(error)}") from error
+    with in_context(f"configuration file {path}"):
+        try:
+            with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
+                try:
+                    return compose(path.stem, overrides=overrides)
+                except HydraException as error:
+                    # Here, where Hydra still knows its groups of files.
+                    raise NCAPluginError(_described(error)) from error
+        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+            raise NCAPluginError(_one_line(error)) from error
 
 
-def checked_by[T](schema: type[T], config: DictConfig, context: str) -> T:
+def checked_by[T](schema: type[T], config: DictConfig) -> T:
     """Return `config` as the dataclass `schema`, its interpolations resolved.
 
     Raises:
@@ -56,9 +58,19 @@ def checked_by[T](schema: type[T], config: DictConfig, context: str) -> T:
     try:
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:
-        raise NCAPluginError(f"{context}: {_described(error)}") from error
+        raise NCAPluginError(_described(error)) from error
     assert isinstance(result, schema)
     return result
+
+
+def resolved(config: DictConfig) -> dict[Any, Any]:
+    """Return `config` as a mapping, its interpolations resolved. Raises `NCAPluginError` if they cannot be."""
+    try:
+        container = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise NCAPluginError(_described(error)) from error
+    assert isinstance(container, dict)
+    return container
 
 
 class _ShippedFiles(SearchPathPlugin):

@@ -13,10 +13,14 @@ from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import shipped_folder
-from nca_plugin.launch.configuration import load_arguments
+from nca_plugin.launch.configuration import load_run
 from nca_plugin.launch.hydra import main
 from nca_plugin.launch.multirun import check_outputs, expand
 from nca_plugin.megatron.arguments import resolve_data_source
+
+
+def load_arguments(path: Path, overrides: list[str]) -> list[str]:
+    return load_run(path, overrides).arguments
 
 
 @pytest.fixture

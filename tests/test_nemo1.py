@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.nemo.nemo1 import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
-from nca_plugin.nemo.nemo1_rows import Refused, Translated
+from nca_plugin.nemo.nemo1.rows import Refused, Translated
+from nca_plugin.nemo.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
 
 DATA = Path(__file__).with_name("data") / "nemo1"
 
@@ -37,7 +37,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def resolvers() -> Iterator[None]:
     for name, resolver in RESOLVERS.items():
-        OmegaConf.register_new_resolver(name, resolver)
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
     yield
     for name in RESOLVERS:
         OmegaConf.clear_resolver(name)
@@ -76,9 +76,9 @@ def test_every_argument_is_one_of_megatrons(parser: ArgumentParser) -> None:
 
 
 def test_every_row_of_one_table_only() -> None:
-    from nca_plugin.nemo import nemo1_data, nemo1_model, nemo1_optimizer, nemo1_run, nemo1_system
+    from nca_plugin.nemo.nemo1 import data, model, optimizer, run, system
 
-    modules = (nemo1_run, nemo1_model, nemo1_system, nemo1_data, nemo1_optimizer)
+    modules = (run, model, system, data, optimizer)
     assert sum(len(module.ROWS) for module in modules) == len(ROWS)
 
 

@@ -5,10 +5,12 @@
 `arguments` holds Megatron-LM's arguments without their dashes; `data`, which the file need not have, takes the place of
 their data arguments: `data.source` names a source and `data.<source>.<option>` its options, or `data.path` is what
 `--data-path` takes, such as `[0.1, nca://web, 0.9, my_text_document]`. Without `--config-dir`, the files are those that
-come with nca-plugin: `--config-name pretrain model=400m stage=nca data=nca`.
+come with nca-plugin: `--config-name pretrain model=400m stage=nca data=nca`. A file of NeMo 1 (`trainer`, `model`) is
+translated, and may have `data` and `arguments` beside its own sections.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,9 +18,10 @@ from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.hydra_files import shipped_folder
-from nca_plugin.launch.configuration import compose_run, key_of, load_arguments
+from nca_plugin.launch.configuration import check_world_size, compose_run, key_of, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
+from nca_plugin.nemo.nemo1.translation import report
 
 
 def main() -> None:
@@ -30,11 +33,18 @@ def main() -> None:
         if options.cfg == "job":
             print(OmegaConf.to_yaml(compose_run(path, overrides), resolve=True), end="")
         elif options.cfg == "megatron":
-            print(*load_arguments(path, overrides))
+            run = load_run(path, overrides)
+            print(*run.arguments)
+            if run.translation is not None:
+                print(report(run.translation, is_full=True))
         elif options.multirun:
             run_jobs(path, overrides)
         else:
-            launch(load_arguments(path, overrides), key_of)
+            run = load_run(path, overrides)
+            check_world_size(run)
+            if run.translation is not None and os.environ.get("RANK", "0") == "0":
+                print(report(run.translation), flush=True)
+            launch(run.arguments, key_of)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.launch.configuration import load_arguments
+from nca_plugin.launch.configuration import load_run
 
 # Folders that a run writes to.
 _OUTPUTS = ("--save", "--tensorboard-dir")
@@ -40,7 +40,7 @@ def run_jobs(path: Path, overrides: list[str]) -> None:
         NCAPluginError: a run that cannot be composed, two with the same output, or one that fails.
     """
     jobs = expand(overrides)
-    check_outputs([load_arguments(path, job.overrides) for job in jobs])
+    check_outputs([load_run(path, job.overrides).arguments for job in jobs])
     rendezvous = _rendezvous()
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)} ({job.name})"

@@ -10,7 +10,7 @@ from typing import Any
 
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.checkpoint.selectors import check_selectors
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.hydra_files import checked_by, compose_file, shipped_folder
 from nca_plugin.prepare import BYTES, Corpus
 from nca_plugin.sources import parse
@@ -104,7 +104,9 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
     """
     path = _find(path)
-    study = checked_by(StudyConfig, compose_file(path, overrides), f"study file {path}")
+    values = compose_file(path, overrides)
+    with in_context(f"study file {path}"):
+        study = checked_by(StudyConfig, values)
     _check(study, path)
     return study
 

@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from nca_plugin.nemo.nemo1_rows import (
+from nca_plugin.nemo.nemo1.rows import (
     Arguments,
     CannotBeHad,
     Config,

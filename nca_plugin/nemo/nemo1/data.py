@@ -6,7 +6,7 @@ With `data.source` or `data.path`, the launcher puts those in place of the data 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from nca_plugin.nemo.nemo1_rows import (
+from nca_plugin.nemo.nemo1.rows import (
     Arguments,
     CannotBeHad,
     Config,

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from nca_plugin.nemo.nemo1_rows import (
+from nca_plugin.nemo.nemo1.rows import (
     Arguments,
     CannotBeHad,
     Config,
@@ -19,7 +19,7 @@ from nca_plugin.nemo.nemo1_rows import (
     whole,
     within,
 )
-from nca_plugin.nemo.nemo1_run import precision
+from nca_plugin.nemo.nemo1.run import precision
 
 _BUILDER: Final = "MegatronGPTModel.model_provider_func"
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from nca_plugin.nemo.nemo1_rows import (
+from nca_plugin.nemo.nemo1.rows import (
     Arguments,
     CannotBeHad,
     Config,
@@ -19,7 +19,7 @@ from nca_plugin.nemo.nemo1_rows import (
     whole,
     within,
 )
-from nca_plugin.nemo.nemo1_run import precision, weights
+from nca_plugin.nemo.nemo1.run import precision, weights
 
 _BUILDER: Final = "MegatronGPTModel.model_provider_func"
 _CONFIG: Final = "build_transformer_config"

@@ -2,8 +2,8 @@
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
-what counts. The tables are in `nemo1_run`, `nemo1_model`, `nemo1_system`, `nemo1_data` and
-`nemo1_optimizer`.
+what counts. The tables are in `run`, `model`, `system`, `data` and
+`optimizer`.
 """
 
 import math
@@ -13,15 +13,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, unknown_name
-from nca_plugin.nemo import nemo1_data, nemo1_model, nemo1_optimizer, nemo1_run, nemo1_system
-from nca_plugin.nemo.nemo1_rows import Arguments, CannotBeHad, Config, Ignored, Refused, Row, Translated
+from nca_plugin.nemo.nemo1 import data, model, optimizer, run, system
+from nca_plugin.nemo.nemo1.rows import Arguments, CannotBeHad, Config, Ignored, Refused, Row, Translated
 
 ROWS: Final[Mapping[str, Row]] = MappingProxyType(
-    {
-        row.key: row
-        for module in (nemo1_run, nemo1_model, nemo1_system, nemo1_data, nemo1_optimizer)
-        for row in module.ROWS
-    }
+    {row.key: row for module in (run, model, system, data, optimizer) for row in module.ROWS}
 )
 
 _SECTIONS: Final = frozenset(
@@ -95,7 +91,7 @@ def translate(config: Mapping[Any, Any]) -> Translation:
         translated=tuple((key, value, made) for key, (value, made) in done.items() if key in values),
         defaults=tuple((key, value, made) for key, (value, made) in done.items() if key not in values and made),
         ignored=tuple((key, row.reason) for key in values if isinstance(row := ROWS[_row_of(key)], Ignored)),
-        world_size=nemo1_run.world_size(view),
+        world_size=run.world_size(view),
     )
 
 

@@ -8,7 +8,7 @@ end, which is Megatron-LM's own cosine over the steps before them.
 
 from typing import Any, Final
 
-from nca_plugin.nemo.nemo1_rows import (
+from nca_plugin.nemo.nemo1.rows import (
     Arguments,
     CannotBeHad,
     Config,
