@@ -8,9 +8,13 @@ import torch
 from megatron.core import mpu
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
-from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from megatron.core.utils import (
+    get_attr_wrapped_model,
+    get_batch_on_this_cp_rank,
+    get_batch_on_this_tp_rank,
+    get_model_config,
+)
 from megatron.training import get_args, get_timers
-from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
 Batch = dict[str, torch.Tensor | None]
@@ -23,7 +27,7 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
     """Run one micro-batch through this stage. Returns the output and the loss as a function of it."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = _next_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    batch = _next_batch(data_iterator, model)
     timers("batch-generator").stop()
     output = model(
         batch["tokens"],
@@ -36,9 +40,10 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
     return output, partial(_loss, cast(torch.Tensor, batch["loss_mask"]))
 
 
-def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
+def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch:
     args = get_args()
-    config = core_transformer_config_from_args(args)
+    config = get_model_config(model)
+    vp_stage = get_attr_wrapped_model(model, "vp_stage")
     has_mtp = mtp_on_this_rank(
         layout=config.pipeline_model_parallel_layout,
         mtp_num_layers=config.mtp_num_layers,
@@ -62,7 +67,7 @@ def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
         broadcast_group=mpu.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
         tp_rank=tp_rank,
-        micro_batch_size=args.micro_batch_size,
+        micro_batch_size=args.micro_batch_size if model.training else args.eval_micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=has_mtp,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
