@@ -13,7 +13,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from itertools import takewhile
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,8 +53,8 @@ def serve(work: Callable[[str, Job, Path], dict[str, Any]]) -> None:
     jobs, results = json.loads(Path(jobs_file).read_text()), Path(results_file)
     while jobs:
         ranks = jobs[0]["ranks"]
-        of_equal_ranks = list(takewhile(lambda job: job["ranks"] == ranks, jobs))
-        error = _fork(ranks, work, command, of_equal_ranks, results, Path(folder))
+        _, of_equal_ranks = next(groupby(jobs, key=itemgetter("ranks")))
+        error = _fork(ranks, work, command, list(of_equal_ranks), results, Path(folder))
         jobs = [job for job in jobs if job["name"] not in _read(results)]
         if error is not None:
             _append(results, jobs.pop(0)["name"], {"error": error})

@@ -20,7 +20,7 @@ MODEL = (
     *("--seq-length", str(SEQ_LENGTH), "--max-position-embeddings", str(SEQ_LENGTH)),
     *("--position-embedding-type", "rope", "--untie-embeddings-and-output-weights", "--disable-bias-linear"),
     *("--attention-dropout", "0", "--hidden-dropout", "0", "--make-vocab-size-divisible-by", "8"),
-    *("--micro-batch-size", "2", "--global-batch-size", "8", "--num-workers", "0"),
+    *("--micro-batch-size", "2", "--num-workers", "0"),
     *("--lr", "1e-3", "--lr-decay-style", "constant", "--eval-interval", "1000", "--eval-iters", "0"),
     *("--no-create-attention-mask-in-dataloader", "--log-interval", "1", "--tensorboard-log-interval", "1"),
 )
@@ -74,7 +74,7 @@ def _done(folder: Path, result: dict[str, Any], ranks: int) -> Done:
     if error or refusal:
         return Done({}, {}, [], refusal, error)
     scalars = _scalars(folder / "tensorboard")
-    validation = {name: values for name, values in scalars.items() if name.endswith("validation")}
+    validation = {name: values for name, values in scalars.items() if "validation" in name}
     records = [RankRecord(**pickle.loads((folder / f"{rank}.pickle").read_bytes())) for rank in range(ranks)]
     return Done(dict(enumerate(scalars.get("lm loss", []), result["first"])), validation, records, None, None)
 
@@ -120,7 +120,8 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     step._next_batch = recorded
     try:
-        launch([*MODEL, *job["arguments"], "--tensorboard-dir", str(own / "tensorboard"), *CPU_ARGUMENTS])
+        batch = () if "--step-batch-size-schedule" in job["arguments"] else ("--global-batch-size", "8")
+        launch([*MODEL, *batch, *job["arguments"], "--tensorboard-dir", str(own / "tensorboard"), *CPU_ARGUMENTS])
     except NCAPluginError as error:
         return {"refusal": str(error)}
     finally:

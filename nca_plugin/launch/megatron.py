@@ -59,7 +59,9 @@ def _pretrain() -> None:
         selectors = read_freeze_list(Path(args.freeze_list))
         _check_frozen_layers(args, selectors)
         hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
-    pretrain(args, hooks)
+    # From here on a rank may be the only one with an error, such as of its own samples.
+    with one_line_errors(of_every_rank=True):
+        pretrain(args, hooks)
 
 
 def _check_frozen_layers(args: Namespace, selectors: list[str]) -> None:

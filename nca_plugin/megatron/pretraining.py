@@ -1,7 +1,7 @@
 """Megatron's `pretrain`, started as Megatron-LM's pretrain_gpt.py starts it.
 
-Its signature tells the releases apart: from 0.19 on it makes the model from a configuration; 0.18 takes a model provider,
-which is Megatron-LM's own file and not in the megatron-core wheel.
+Its signature tells the releases apart: from 0.19 on it makes the model from a configuration; 0.18 takes a model
+provider, which is Megatron-LM's own file and not in the megatron-core wheel.
 """
 
 import inspect
@@ -71,13 +71,13 @@ def _model_provider_of_megatron_lm(builder: str) -> Callable[..., Any]:
         return partial(model_provider, getattr(import_module(f"{builder}s"), builder))
     except ImportError as error:
         raise NCAPluginError(
-            f"megatron-core 0.18 leaves building the model to Megatron-LM's {builder}s.py ({error}): start in a checkout "
-            "of Megatron-LM core_v0.18.2, or install megatron-core 0.19"
+            f"megatron-core 0.18 leaves building the model to Megatron-LM's {builder}s.py ({error}): start in a "
+            "checkout of Megatron-LM core_v0.18.2, or install megatron-core 0.19"
         ) from error
 
 
 def embedding_ranks(args: Namespace, pipeline: list[int]) -> list[int]:
-    """Return those of a pipeline's ranks whose word embeddings are copies of one another: Megatron sums their gradients.
+    """Return the ranks of a pipeline that hold copies of the word embeddings, whose gradients Megatron sums.
 
     They are on the first stage, on the last one where the output layer is tied to them, and where tokens further ahead
     are predicted, which a pipeline layout may put on any stage.
