@@ -8,11 +8,14 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import context_parallel_attention
 import forked_ranks
 import numpy as np
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import Sample, parse, register
 
 SEQ_LENGTH = 96
 MODEL = (
@@ -86,15 +89,35 @@ def _scalars(folder: Path) -> dict[str, list[float]]:
     return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
+class FailingSource:
+    """`nca://toy` without its sample 2."""
+
+    uri = "failing://"
+    vocab_size = 18
+
+    @classmethod
+    def from_uri(cls, _: Any) -> Self:
+        return cls()
+
+    def for_split(self, _: str) -> Self:
+        return self
+
+    def check_seq_length(self, seq_length: int) -> None: ...
+
+    def sample(self, index: int, seq_length: int) -> Sample:
+        if index == 2:
+            raise NCAPluginError("sample 2 cannot be made")
+        return parse("nca://toy").sample(index, seq_length)
+
+
 def main() -> None:
     forked_ranks.import_megatron()
     context_parallel_attention.install()
     import torch.utils.tensorboard  # noqa: F401
 
-    from nca_plugin.sources import parse
-
     # Compile, or load, what makes samples.
     parse("nca://toy").sample(0, SEQ_LENGTH)
+    register("failing", FailingSource.from_uri)
     forked_ranks.serve(_train)
 
 
@@ -102,7 +125,6 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from megatron.core import mpu
     from megatron.training import get_args
 
-    from nca_plugin.errors import NCAPluginError
     from nca_plugin.launch.megatron import launch
     from nca_plugin.megatron import step
     from nca_plugin.megatron.cpu import CPU_ARGUMENTS
