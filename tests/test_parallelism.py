@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     ),
     "schedule by iterations": (1, SCHEDULE[2:], "runs out of samples.*use --train-samples"),
     "schedule that does not end": (1, ("--train-samples", "30", *SCHEDULE[2:]), "use --train-samples 32"),
-    "schedule that is none": (1, ("--train-samples", "30", "--step-batch-size-schedule", "1:4"), "schedule '1:4': "),
+    "schedule that is none": (1, ("--train-samples", "30", "--step-batch-size-schedule", "0:3"), "schedule '0:3': "),
     "phases": (1, ("--phase-transition-iterations", "2"), "would repeat its samples"),
     "full validation alone": (1, ("--full-validation",), "works only with --multiple-validation-sets"),
     "validation sets alone": (1, ("--multiple-validation-sets",), "works only with --full-validation"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,8 @@ from megatron.training.utils import is_first_or_last_pipeline_stage
 Batch = dict[str, torch.Tensor | None]
 # Megatron-LM's pretrain_gpt.py calls a loss of ten times the largest one seen a spike.
 _SPIKE = 10
+# What says that samples are packed documents: 0.18 and 0.19 name it differently.
+_PACKED = "has_cu_seqlens" if "has_cu_seqlens" in signature(get_batch_on_this_tp_rank).parameters else "is_sft"
 _BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
@@ -60,7 +63,7 @@ def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch
         batch = {key: None if t is None else t.cuda(non_blocking=True) for key, t in tensors.items()}
     batch = get_batch_on_this_tp_rank(
         batch,
-        has_cu_seqlens=False,
+        **{_PACKED: False},
         is_hybrid_cp=False,
         create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
@@ -75,9 +78,7 @@ def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
     )
     batch = {key: batch[key] for key in _BATCH_KEYS}
-    result: Batch = get_batch_on_this_cp_rank(
-        batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group(), use_per_sequence_balancing=False
-    )
+    result: Batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     return result
 
 
