@@ -149,6 +149,11 @@ def job(
     return Job(name, (*data, *MODELS[model], *start, *arguments, *length(arguments)), ranks)
 
 
+def checkpoint(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return arguments that save there after each iteration, and those that go on from what is saved."""
+    return ("--save", str(path), "--save-interval", "1"), ("--load", str(path))
+
+
 def length(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return () if {"--train-samples", "--train-iters"} & set(arguments) else THREE
 
@@ -177,7 +182,11 @@ def runs(folder: Path) -> dict[str, Done]:
         ),
         *(*TOKENS, *WHOLE_SETS),
     )
-    halves = ("--save", str(folder / "halves"), "--load", str(folder / "halves"), "--save-interval", "1")
+    forty = str(folder / "forty")
+    (saved, loaded), (saved_blend, loaded_blend) = (
+        checkpoint(folder / f"checkpoint-{name}") for name in ("gpt", "blend")
+    )
+    blended = (*blend, *THREE, "--eval-iters", "1")
     jobs = [
         *first_weights(folder),
         *(job(folder, model, model, 1, ()) for model in MODELS),
@@ -189,10 +198,15 @@ def runs(folder: Path) -> dict[str, Done]:
             job(folder, f"sets on {ranks}", "gpt", ranks, ("--eval-global-batch-size", str(ranks)), sets)
             for ranks in (1, 2)
         ),
-        Job("blend", (*blend, *THREE, "--eval-iters", "1")),
-        Job("blend on stages", (*blend, *THREE, "--eval-iters", "1", *VPP, *OVERLAPPED, "--num-workers", "1"), 4),
-        job(folder, "first half", "gpt", 1, ("--train-iters", "1", *halves)),
-        job(folder, "second half", "gpt", 2, (*halves, *VPP, "--override-opt-param-scheduler")),
+        Job("blend", blended),
+        Job("blend on stages", (*blended, *VPP, *OVERLAPPED, "--num-workers", "1"), 4),
+        job(folder, "interrupted", "gpt", 1, (*saved, "--exit-interval", "1")),
+        job(folder, "resumed", "gpt", 1, loaded),
+        job(folder, "resumed on stages", "gpt", 2, (*loaded, *VPP)),
+        Job("blend interrupted", (*blended, *saved_blend, "--exit-interval", "1")),
+        Job("blend resumed", (*blended, *loaded_blend)),
+        job(folder, "corpus", "gpt", 1, (), ("--data-path", forty, "--split", "100,0,0", *TOKENS)),
+        job(folder, "other vocabulary", "gpt", 1, ("--vocab-size", "65")),
         Job("refused blend", (*BLEND_WITHOUT_VALIDATION, *THREE)),
         Job("a blend that only trains", (*BLEND_WITHOUT_VALIDATION, *THREE, "--split", "100,0,0")),
         Job("a sample that fails", ("--data-source", "failing://", *TOKENS, *THREE, "--num-workers", "1"), 2),
@@ -335,14 +349,37 @@ def test_a_blend_without_validation_needs_a_split_without(runs: dict[str, Done])
     assert len(runs["a blend that only trains"].losses) == ITERATIONS
 
 
-def test_a_run_goes_on_at_another_layout(runs: dict[str, Done]) -> None:
-    first, second, whole = (runs[name] for name in ("first half", "second half", "gpt"))
-    assert not second.error, second.error
-    given = of_all(whole.ranks[0].training)
+@pytest.mark.parametrize(
+    ("names", "whole", "tolerance"),
+    [
+        (("interrupted", "resumed"), "gpt", 1e-6),
+        (("interrupted", "resumed on stages"), "gpt", 1e-3),
+        (("blend interrupted", "blend resumed"), "blend", 1e-6),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    runs: dict[str, Done], names: tuple[str, str], whole: str, tolerance: float
+) -> None:
+    first, second, expected = (runs[name] for name in (*names, whole))
+    assert not first.error and not second.error, first.error or second.error
+    given = of_all(expected.ranks[0].training)
     check_shares(first, {key: values[:BATCH] for key, values in given.items()}, MICRO_BATCH)
     check_shares(second, {key: values[BATCH:] for key, values in given.items()}, MICRO_BATCH)
+    assert list(first.losses) == [1] and list(second.losses) == [2, 3]
     losses = first.losses | second.losses
-    np.testing.assert_allclose([losses[i] for i in whole.losses], list(whole.losses.values()), rtol=1e-3)
+    for iteration, loss in expected.losses.items():
+        assert losses[iteration] == pytest.approx(loss, rel=tolerance)
+
+
+def test_a_corpus_trains_like_the_source_it_was_written_from(runs: dict[str, Done]) -> None:
+    check_shares(runs["corpus"], of_all(runs["gpt"].ranks[0].training), MICRO_BATCH)
+    assert runs["corpus"].losses == runs["gpt"].losses
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(runs: dict[str, Done]) -> None:
+    """Megatron would load it, with zeros for the rows that it lacks."""
+    refusal = str(runs["other vocabulary"].refusal)
+    assert re.search(r"has 64 embedding rows, the run has 72.* --vocab-size", refusal), refusal
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *REFUSED_WHOLE_SETS])

@@ -131,10 +131,13 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     own = folder / job["name"]
     own.mkdir(exist_ok=True)
+    first_iteration = 1
     record: dict[str, Any] = {"training": [], "evaluation": []}
     next_batch = step._next_batch
 
     def recorded(data_iterator: Any, model: Any) -> Any:
+        nonlocal first_iteration
+        first_iteration = get_args().iteration + 1
         batch = next_batch(data_iterator, model)
         tensors = {key: tensor.cpu().numpy().copy() for key, tensor in batch.items() if tensor is not None}
         record["training" if model.training else "evaluation"].append(tensors)
@@ -146,6 +149,10 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
         launch([*MODEL, *batch, *job["arguments"], "--tensorboard-dir", str(own / "tensorboard"), *CPU_ARGUMENTS])
     except NCAPluginError as error:
         return {"refusal": str(error)}
+    except SystemExit as exit:
+        # --exit-interval ends the process.
+        if exit.code:
+            raise
     finally:
         step._next_batch = next_batch
     record["coordinates"] = {
@@ -155,7 +162,7 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "cp": mpu.get_context_parallel_rank(),
     }
     (own / f"{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(record))
-    return {"first": get_args().iteration + 1}
+    return {"first": first_iteration}
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def _samples_of_whole_batches(args: Any) -> int:
             schedule=args.step_batch_size_schedule,
             seq_length=args.seq_length,
         )
+        for threshold, _ in sizes.schedule:
+            sizes.update(threshold, consistency_check=True)
     except (AssertionError, ValueError) as error:
         raise NCAPluginError(f"--step-batch-size-schedule '{args.step_batch_size_schedule}': {error}") from error
     consumed = 0
