@@ -59,5 +59,10 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
         yield
     except NCAPluginError as error:
         if of_every_rank or os.environ.get("RANK", "0") == "0":
-            print(f"nca-plugin: error: {error}", file=sys.stderr, flush=True)
+            print(f"nca-plugin: error: {_message(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _message(error: NCAPluginError) -> str:
+    """Return the line of the error, also where torch raises that of a data loader's process with a traceback in it."""
+    return str(error).rstrip().rpartition("\n")[2].removeprefix(f"{__name__}.{NCAPluginError.__name__}: ")

@@ -1,24 +1,21 @@
 """Megatron checkpoints of many architectures and layouts, saved and loaded by Megatron itself.
 
-Starting Megatron takes seconds, a tiny model a fraction of one: so one start does a list of jobs, each with its own
-arguments and parallel layout. This module is also the script that is started.
+One start does a list of jobs, each with its own arguments and parallel layout. This module is also the script that is
+started.
 """
 
 import contextlib
 import functools
-import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
+
+import forked_ranks
+from forked_ranks import Results
 
 BASE = (
     *("--num-layers", "4", "--hidden-size", "32", "--num-attention-heads", "4"),
@@ -117,9 +114,6 @@ class LoadJob(Layout):
     logits: str | None = None
 
 
-Results = dict[str, dict[str, Any]]
-
-
 def save_checkpoints(folder: Path, jobs: Iterable[SaveJob], ranks: int = 4) -> Results:
     """Save the checkpoint of each job as `folder/<name>`. Fails if one cannot be saved.
 
@@ -144,144 +138,19 @@ def load_checkpoints(folder: Path, jobs: Iterable[LoadJob], ranks: int = 4, may_
 
 
 def _run(folder: Path, command: str, jobs: Iterable[SaveJob | LoadJob], ranks: int, may_fail: bool) -> Results:
-    listed = [asdict(job) for job in jobs]
-    assert len({job["name"] for job in listed}) == len(listed), "two jobs of one name"
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs_file, results_file = folder / f"{command}-jobs.json", folder / f"{command}-results.jsonl"
-    jobs_file.write_text(json.dumps(listed))
-    results_file.unlink(missing_ok=True)
-    arguments = [sys.executable, __file__, command, ranks, jobs_file, results_file, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True)
-    (folder / f"{command}.log").write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    results = _read(results_file)
-    failures = [f"{name}: {result['error']}" for name, result in results.items() if "error" in result]
-    assert may_fail or not failures, "\n".join(failures)
-    return results
-
-
-def _read(results_file: Path) -> Results:
-    return dict(map(json.loads, results_file.open())) if results_file.exists() else {}
-
-
-def _append(results_file: Path, name: str, result: dict[str, Any]) -> None:
-    with results_file.open("a") as file:
-        file.write(json.dumps([name, result]) + "\n")
+    return forked_ranks.run(__file__, folder, command, [{**asdict(job), "ranks": ranks} for job in jobs], may_fail)
 
 
 def main() -> None:
-    """Run jobs on forked ranks: importing Megatron takes longer than many jobs, so it is done once, before the fork.
-
-    A job that fails on one rank ends them all, since the others may wait for it; the next job gets new ones.
-    """
-    command, ranks, jobs_file, results_file, folder = sys.argv[1:]
-    jobs = json.loads(Path(jobs_file).read_text())
-    results = Path(results_file)
-    _import_megatron()
-    while jobs:
-        error = _fork(int(ranks), command, jobs, results, Path(folder))
-        jobs = [job for job in jobs if job["name"] not in _read(results)]
-        if error is not None:
-            _append(results, jobs.pop(0)["name"], {"error": error})
-
-
-def _fork(ranks: int, *work: Any) -> str | None:
-    """Do work on ranks. Returns the first error, if there is one."""
-    with tempfile.TemporaryDirectory() as meeting:
-        processes = set()
-        for rank in range(ranks):
-            process = os.fork()
-            if process == 0:
-                _become_rank(rank, ranks, Path(meeting), *work)
-            processes.add(process)
-        while processes:
-            process, status = os.wait()
-            processes.remove(process)
-            if status:
-                for other in processes:
-                    os.kill(other, signal.SIGKILL)
-                    os.waitpid(other, 0)
-                errors = sorted(Path(meeting).glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
-                return errors[0].read_text() if errors else f"a rank ended with status {status}"
-    return None
-
-
-def _become_rank(rank: int, ranks: int, meeting: Path, *work: Any) -> NoReturn:
-    import torch
-
-    sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in sizes.items()})
-    store = torch.distributed.FileStore(str(meeting / "store"), ranks)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group(store=store, rank=rank, world_size=ranks)
-    status = 0
-    try:
-        _work(*work)
-    # Megatron ends the process on some errors, and those of torch's checkpoints are not of type Exception.
-    except BaseException as error:
-        traceback.print_exc()
-        (meeting / f"error-{rank}").write_text(" ".join(f"{type(error).__name__}: {error}".split()))
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _work(command: str, jobs: list[dict[str, Any]], results: Path, folder: Path) -> None:
-    import torch
-    from megatron.training.training import destroy_global_state
-
-    for job in jobs:
-        start = time.perf_counter()
-        result = _save(SaveJob(**job), folder) if command == "save" else _load(LoadJob(**job))
-        destroy_global_state()
-        result["seconds"] = round(time.perf_counter() - start, 3)
-        # The last rank knows the loss.
-        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            _append(results, job["name"], result)
-        torch.distributed.barrier()
-
-
-def _import_megatron() -> None:
-    """Do once, before the fork, what every rank, and some of it every job, would spend seconds on."""
-    from nca_plugin.megatron import cpu
-
-    cpu.enable()
-    import argparse
-    import queue
-
-    import megatron.core.tokenizers.text  # noqa: F401
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.training import arguments
-
-    import nca_plugin.launch.megatron
-    import nca_plugin.megatron.step
-
-    nca_plugin.launch.megatron._use_shipped_dataset_helper()
-    # Megatron's queue lives in a process of its own, which a save that is not asynchronous has no use for.
-    filesystem_async._results_queue = queue.Queue()
-    parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    arguments.add_megatron_arguments = lambda _: parser
-    arguments._print_args = lambda *_: None
-    _reuse_process_groups()
+    forked_ranks.import_megatron()
     _allow_more_norms()
     _allow_latent_attention()
+    forked_ranks.serve(_work)
 
 
-def _reuse_process_groups() -> None:
-    """Let layouts share the groups of equal ranks: making them took most of a job's time."""
-    import torch
-
-    new_group, groups = torch.distributed.new_group, {}
-
-    def cached(ranks: list[int] | None = None, *_: Any, **options: Any) -> Any:
-        key = None if ranks is None else tuple(ranks)
-        if key not in groups:
-            groups[key] = new_group(ranks, **options)
-        return groups[key]
-
-    torch.distributed.new_group = cached  # type: ignore[assignment]
-    torch.distributed.destroy_process_group = lambda *_: None
+def _work(command: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    del job["ranks"]
+    return _save(SaveJob(**job), folder) if command == "save" else _load(LoadJob(**job))
 
 
 def _allow_more_norms() -> None:

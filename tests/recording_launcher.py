@@ -14,8 +14,8 @@ def _record_batches() -> None:
     next_batch = step._next_batch
     path = Path(os.environ["RECORD_BATCHES_TO"]) / f"batches-{os.environ['RANK']}.txt"
 
-    def recorded(data_iterator, vp_stage):
-        batch = next_batch(data_iterator, vp_stage)
+    def recorded(data_iterator, model):
+        batch = next_batch(data_iterator, model)
         tensors = [batch[key] for key in sorted(batch) if batch[key] is not None]
         digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)).hexdigest()
         with path.open("a") as file:

@@ -1,4 +1,7 @@
-"""Megatron's own pretraining on NCA tokens: the same losses under every parallelism, and the same run when resumed."""
+"""Megatron's own pretraining on NCA tokens, as a user starts it: the same losses at every layout and when resumed.
+
+Most of it takes minutes: test_parallelism.py tries the same in one start, with a smaller model and fewer iterations.
+"""
 
 import json
 from pathlib import Path
@@ -33,17 +36,18 @@ def one_rank(folder: Path, first_weights: Path) -> FinishedRun:
     return run(folder / "one-rank", *NCA, "--train-iters", "20", "--pretrained-checkpoint", first_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tp", "pp", "dp"),
     [
         (2, 2, 1),
         (1, 1, 2),
-        pytest.param(2, 1, 1, marks=pytest.mark.slow),
-        pytest.param(1, 2, 1, marks=pytest.mark.slow),
-        pytest.param(2, 1, 2, marks=pytest.mark.slow),
-        pytest.param(1, 2, 2, marks=pytest.mark.slow),
-        pytest.param(1, 4, 1, marks=pytest.mark.slow),
-        pytest.param(4, 1, 1, marks=pytest.mark.slow),
+        (2, 1, 1),
+        (1, 2, 1),
+        (2, 1, 2),
+        (1, 2, 2),
+        (1, 4, 1),
+        (4, 1, 1),
     ],
 )
 def test_losses_do_not_depend_on_the_layout(
@@ -60,12 +64,14 @@ def test_losses_do_not_depend_on_the_layout(
     np.testing.assert_allclose(list(parallel.losses.values()), list(expected.values()), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_loss_starts_at_uniform_and_falls(one_rank: FinishedRun) -> None:
     losses = one_rank.losses
     assert losses[1] == pytest.approx(np.log(ROWS), abs=0.15)
     assert losses[20] < losses[1] - 0.5
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, first_weights: Path, one_rank: FinishedRun) -> None:
     checkpoint = folder / "interrupted"
     common = (
@@ -81,12 +87,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, first_weights: Pat
     resumed = {**until_10.losses, **from_10.losses}
     for iteration, loss in one_rank.losses.items():
         assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
-
-
-def test_a_checkpoint_of_another_vocabulary_is_refused(folder: Path, first_weights: Path) -> None:
-    """Megatron would load it, with zeros for the rows that it lacks."""
-    with pytest.raises(AssertionError, match=r"has 512 embedding rows, the run has 640.* --vocab-size"):
-        run(folder / "other-vocabulary", *NCA, "--vocab-size", "513", "--pretrained-checkpoint", first_weights)
 
 
 # An id of the text is below 257, one of the source 257 or more.
@@ -123,6 +123,7 @@ def test_a_blend_keeps_its_weights(blended: FinishedRun) -> None:
     assert (largest[80:] >= OFFSET).sum() == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_blend_is_the_uninterrupted_one(folder: Path, text: Path, blended: FinishedRun) -> None:
     checkpoint = folder / "blend-checkpoint"
     arguments = (
@@ -137,6 +138,7 @@ def test_a_resumed_blend_is_the_uninterrupted_one(folder: Path, text: Path, blen
         assert loss == pytest.approx(blended.losses[iteration], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_corpus_trains_like_the_source_it_was_written_from(folder: Path, text: Path, blended: FinishedRun) -> None:
     write(folder / "corpus", f"nca://toy?vocab_offset={OFFSET}", documents=40, seq_length=128)
     stored = run(folder / "blend-stored", *blend(folder, text, folder / "corpus"), ranks=2)

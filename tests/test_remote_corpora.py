@@ -90,7 +90,7 @@ def test_a_second_writer_on_this_machine_is_refused() -> None:
 
 
 def test_megatron_is_not_given_a_corpus_in_object_storage() -> None:
-    from nca_plugin.megatron.provider import _is_corpus_in_object_storage
+    from nca_plugin.megatron.dataset_provider import _is_corpus_in_object_storage
 
     assert not _is_corpus_in_object_storage("memory://corpus")
     write("memory://corpus")

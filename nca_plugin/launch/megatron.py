@@ -48,18 +48,11 @@ def launch(arguments: list[str], spelling: Callable[[str], str]) -> None:
 
 
 def _pretrain(spelling: Callable[[str], str]) -> None:
-    from megatron.core.enums import ModelType
-    from megatron.training import pretrain
-    from megatron.training.argument_utils import (
-        gpt_config_from_args,
-        hybrid_config_from_args,
-        pretrain_cfg_container_from_args,
-    )
     from megatron.training.arguments import parse_and_validate_args
 
+    from nca_plugin.megatron.dataset_provider import check_arguments
     from nca_plugin.megatron.freeze import freeze, read_freeze_list
-    from nca_plugin.megatron.provider import check_arguments, provider
-    from nca_plugin.megatron.step import forward_step
+    from nca_plugin.megatron.pretraining import pretrain
 
     _use_shipped_dataset_helper()
     # As in Megatron-LM's pretrain_gpt.py.
@@ -68,12 +61,14 @@ def _pretrain(spelling: Callable[[str], str]) -> None:
     )
     check_arguments(args)
     _check_vocabulary(args)
-    model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
+    hooks = []
     if args.freeze_list is not None:
         selectors = read_freeze_list(Path(args.freeze_list))
         _check_frozen_layers(args, selectors)
-        model.pre_wrap_hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
-    pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
+        hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
+    # From here on a rank may be the only one with an error, such as of its own samples.
+    with one_line_errors(of_every_rank=True):
+        pretrain(args, hooks)
 
 
 def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str]) -> ArgumentParser:

@@ -14,7 +14,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Importing this package must not import Megatron: CPU mode, a module of it, comes first.
     if name == "provider":
-        from nca_plugin.megatron.provider import provider
+        from nca_plugin.megatron.dataset_provider import provider
 
         return provider
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -84,14 +84,28 @@ class SourceGPTDataset(GPTDataset):
     def __len__(self) -> int:
         if isinstance(self.dataset, IndexedDataset):
             return super().__len__()
-        num_samples = self.dataset.num_documents if self.num_samples is None else self.num_samples
+        if self.num_samples is None:
+            return self._num_in_epoch()
         # Megatron's sampler refuses an empty dataset, which --eval-iters 0 would make.
-        return max(1, num_samples)
+        return max(1, self.num_samples)
+
+    def _num_in_epoch(self) -> int:
+        """Return the documents of an epoch; in full validation, with what fills the last batch.
+
+        Without it, Megatron would have the ranks that the last batch does not reach read their first documents again.
+        """
+        ranks = (self.config.data_parallel_size or 1) if self._is_full_validation() else 1
+        return -(-self.dataset.num_documents // ranks) * ranks
+
+    def _is_full_validation(self) -> bool:
+        return bool(self.config.full_validation) and self.index_split is Split.valid
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
         if isinstance(self.dataset, IndexedDataset):
             return super().__getitem__(idx)
         length = self.config.sequence_length
+        if self.num_samples is None and idx is not None and idx >= self.dataset.num_documents:
+            idx = None
         sample = self.dataset.sample(0 if idx is None else int(idx), length)
         tokens = torch.from_numpy(sample.tokens).long()
         # Index None asks for a sample that fills up a batch: it must not count.

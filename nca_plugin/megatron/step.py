@@ -2,20 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from megatron.core import mpu
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
-from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from megatron.core.utils import (
+    get_attr_wrapped_model,
+    get_batch_on_this_cp_rank,
+    get_batch_on_this_tp_rank,
+    get_model_config,
+)
 from megatron.training import get_args, get_timers
-from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
 Batch = dict[str, torch.Tensor | None]
 # Megatron-LM's pretrain_gpt.py calls a loss of ten times the largest one seen a spike.
 _SPIKE = 10
+# What says that samples are packed documents: 0.18 and 0.19 name it differently.
+_PACKED = "has_cu_seqlens" if "has_cu_seqlens" in signature(get_batch_on_this_tp_rank).parameters else "is_sft"
 _BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
@@ -23,7 +30,7 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
     """Run one micro-batch through this stage. Returns the output and the loss as a function of it."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = _next_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    batch = _next_batch(data_iterator, model)
     timers("batch-generator").stop()
     output = model(
         batch["tokens"],
@@ -36,9 +43,10 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
     return output, partial(_loss, cast(torch.Tensor, batch["loss_mask"]))
 
 
-def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
+def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch:
     args = get_args()
-    config = core_transformer_config_from_args(args)
+    config = get_model_config(model)
+    vp_stage = get_attr_wrapped_model(model, "vp_stage")
     has_mtp = mtp_on_this_rank(
         layout=config.pipeline_model_parallel_layout,
         mtp_num_layers=config.mtp_num_layers,
@@ -55,14 +63,14 @@ def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
         batch = {key: None if t is None else t.cuda(non_blocking=True) for key, t in tensors.items()}
     batch = get_batch_on_this_tp_rank(
         batch,
-        has_cu_seqlens=False,
+        **{_PACKED: False},
         is_hybrid_cp=False,
         create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
         broadcast_group=mpu.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
         tp_rank=tp_rank,
-        micro_batch_size=args.micro_batch_size,
+        micro_batch_size=args.micro_batch_size if model.training else args.eval_micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=has_mtp,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -70,9 +78,7 @@ def _next_batch(data_iterator: Iterator[Batch], vp_stage: int | None) -> Batch:
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
     )
     batch = {key: batch[key] for key in _BATCH_KEYS}
-    result: Batch = get_batch_on_this_cp_rank(
-        batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group(), use_per_sequence_balancing=False
-    )
+    result: Batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     return result
 
 

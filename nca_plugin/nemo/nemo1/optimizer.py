@@ -109,11 +109,6 @@ def _schedule(name: Any, config: Config) -> Arguments:
         raise CannotBeHad("constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
     if style == "constant" and max_steps < train_steps:
         raise CannotBeHad(f"it drops to min_lr after {max_steps} steps, Megatron-LM's constant schedule never does")
-    if config["model.rampup_batch_size"] is not None and (style != "constant" or warmup):
-        raise CannotBeHad(
-            "with model.rampup_batch_size: NeMo's schedule counts steps, Megatron-LM's samples; "
-            "set model.rampup_batch_size=null, or model.optim.sched=null for a constant learning rate"
-        )
     lr = number(config[f"{_OPTIM}.lr"])
     return {
         "lr-decay-style": style,

@@ -48,12 +48,6 @@ def _tp_overlap(value: Any, config: Config) -> Arguments:
     return {"tp-comm-overlap": True} if is_on else {}
 
 
-def _rampup(value: Any, config: Config) -> Arguments:
-    if not isinstance(value, list) or len(value) != 3:
-        raise CannotBeHad("must be a list of start, increment and samples")
-    return {"rampup-batch-size": [whole(part) for part in value]}
-
-
 def _recompute(value: Any, config: Config) -> Arguments:
     match value:
         case "selective":
@@ -103,7 +97,11 @@ def _garbage(value: Any, config: Config) -> Arguments:
 ROWS: Final[tuple[Row, ...]] = (
     integer("model.micro_batch_size", "micro-batch-size", is_required=True),
     integer("model.global_batch_size", "global-batch-size", is_required=True),
-    Translated("model.rampup_batch_size", _rampup, ("rampup-batch-size",), note="only with a constant learning rate"),
+    Refused(
+        "model.rampup_batch_size",
+        "Megatron-LM 0.19 ignores its own: arguments.step-batch-size-schedule, with arguments.train-samples, does it",
+        unless=(),
+    ),
     integer("model.tensor_model_parallel_size", "tensor-model-parallel-size"),
     integer("model.pipeline_model_parallel_size", "pipeline-model-parallel-size"),
     Translated(

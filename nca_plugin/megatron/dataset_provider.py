@@ -17,6 +17,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
+from nca_plugin.megatron.checks import check_loading
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 
 
@@ -54,26 +55,12 @@ def _data_paths(args: Any) -> list[str]:
     return [path for b in blends if b is not None for path in b[0]]
 
 
-#: Megatron-LM arguments that need a dataset or a forward step of their own.
-_UNSUPPORTED = (
-    "fim_data",
-    "sft",
-    "logits_load_dir",
-    "dataloader_inter_document_masking",
-    "hybrid_context_parallel",
-    "overlap_moe_expert_parallel_comm",
-)
-
-
 def check_arguments(args: Any) -> None:
     """Raise `NCAPluginError` if the run cannot be done, or its model cannot train on its sources.
 
     Needs the parsed arguments only: it is called before any model is built.
     """
-    for name in _UNSUPPORTED:
-        if getattr(args, name, None):
-            option = "--" + name.replace("_", "-")
-            raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
+    check_loading(args, any(map(is_ours, _data_paths(args))))
     for path in filter(is_object_storage_path, _data_paths(args)):
         if _is_corpus_in_object_storage(path):
             raise NCAPluginError(

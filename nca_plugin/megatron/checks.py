@@ -1,0 +1,161 @@
+"""Arguments of Megatron-LM that would train on less or other data than they say, or end a run halfway.
+
+Each is refused before any model is built. The facts are those of megatron-core 0.19.2.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
+from megatron.training.utils import get_blend_and_blend_per_split
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import is_source
+
+#: What needs a dataset or a forward step of its own.
+_UNSUPPORTED = (
+    "fim_data",
+    "sft",
+    "logits_load_dir",
+    "dataloader_inter_document_masking",
+    "hybrid_context_parallel",
+    "overlap_moe_expert_parallel_comm",
+)
+
+
+def check_loading(args: Any, has_source: bool) -> None:
+    """Raise `NCAPluginError` if the data of Megatron's arguments cannot be loaded as they say.
+
+    Args:
+        has_source: whether a source, or a corpus of one, is among the data.
+    """
+    for name in _UNSUPPORTED:
+        if getattr(args, name, None):
+            option = "--" + name.replace("_", "-")
+            raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
+    if args.dataloader_type == "external":
+        raise NCAPluginError(
+            "--dataloader-type external expects a data loader of your own, and this launcher has none: use single"
+        )
+    if has_source:
+        _check_order(args)
+    _check_batch_sizes(args)
+    _check_validation(args)
+
+
+def _check_order(args: Any) -> None:
+    """Refuse what makes the samples of a source, or their weights, depend on the layout, or repeat."""
+    if args.dataloader_type == "cyclic":
+        raise NCAPluginError(
+            "--dataloader-type cyclic shuffles by the length of the run and the number of data-parallel ranks, so that "
+            "batches would change with them: use single, samples of a source are independent of each other already"
+        )
+    if args.phase_transition_iterations:
+        raise NCAPluginError(
+            "--phase-transition-iterations begins the data anew in each phase, and a source would repeat its samples: "
+            "start a run for each phase, with another seed in its data path"
+        )
+    if args.context_parallel_size > 1 and not args.calculate_per_token_loss:
+        raise NCAPluginError(
+            "--context-parallel-size above 1 needs --calculate-per-token-loss: the start of a source's sample is no "
+            "target, so that ranks hold unequal numbers of targets, and without it each rank's mean counts the same"
+        )
+
+
+def _check_batch_sizes(args: Any) -> None:
+    if args.rampup_batch_size is not None:
+        raise NCAPluginError(
+            "Megatron ignores --rampup-batch-size: in its place and that of --global-batch-size give "
+            f"--step-batch-size-schedule '{_schedule(args)}' (tokens:batch size)"
+        )
+    if args.step_batch_size_schedule is None:
+        return
+    if args.train_samples is None:
+        raise NCAPluginError(
+            "--step-batch-size-schedule with --train-iters runs out of samples, which Megatron counts by the smallest "
+            "batch: use --train-samples"
+        )
+    consumed = _samples_of_whole_batches(args)
+    if consumed != args.train_samples:
+        raise NCAPluginError(
+            f"--train-samples {args.train_samples} ends within a batch of --step-batch-size-schedule, which Megatron "
+            f"cannot fill: use --train-samples {consumed}"
+        )
+
+
+def _schedule(args: Any) -> str:
+    """Return the batch sizes that `--rampup-batch-size` asks for, as a schedule by tokens."""
+    start, increment, samples = map(int, args.rampup_batch_size)
+    increments = max(1, (args.global_batch_size - start) // increment)
+    each = samples // increments
+    steps = [f"{i * each * args.seq_length}:{start + i * increment}" for i in range(increments)]
+    return " ".join([*steps, f"{samples * args.seq_length}:{args.global_batch_size}"])
+
+
+def _samples_of_whole_batches(args: Any) -> int:
+    try:
+        sizes = StepBatchsizeNumMicroBatchesCalculator(
+            micro_batch_size=args.micro_batch_size,
+            data_parallel_size=args.data_parallel_size,
+            decrease_batch_size_if_needed=False,
+            rank=-1,
+            schedule=args.step_batch_size_schedule,
+            seq_length=args.seq_length,
+        )
+        for threshold, _ in sizes.schedule:
+            sizes.update(threshold, consistency_check=True)
+    except (AssertionError, ValueError) as error:
+        raise NCAPluginError(f"--step-batch-size-schedule '{args.step_batch_size_schedule}': {error}") from error
+    consumed = 0
+    for (_, size), (end, _) in pairwise([*sizes.schedule, (args.train_samples, 0)]):
+        remaining = min(end, args.train_samples) - consumed
+        consumed += max(0, -(-remaining // size)) * size
+    return consumed
+
+
+def _check_validation(args: Any) -> None:
+    """Refuse what Megatron's validation ends with a traceback, or reads more than once."""
+    if args.full_validation != args.multiple_validation_sets:
+        present, missing = "--full-validation", "--multiple-validation-sets"
+        if args.multiple_validation_sets:
+            present, missing = missing, present
+        raise NCAPluginError(f"Megatron's {present} works only with {missing}: add it, for one validation set too")
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    if args.full_validation:
+        _check_full_validation(args, _paths(blend_per_split[1] if blend_per_split else blend))
+        has_test = blend_per_split[2] is not None if blend_per_split else _shares(args)[2] > 0
+        if has_test:
+            raise NCAPluginError(
+                "--full-validation leaves Megatron unable to test: leave out --test-data-path, or end --split with 0"
+            )
+    elif len(_paths(blend)) > 1 and not args.eval_iters and any(_shares(args)[1:]):
+        raise NCAPluginError(
+            "--eval-iters 0 leaves a blend without validation samples, which Megatron refuses: add --split 100,0,0"
+        )
+
+
+def _check_full_validation(args: Any, paths: Sequence[str]) -> None:
+    for path in filter(is_source, paths):
+        raise NCAPluginError(
+            f"--full-validation needs an end, and source {path} has none: validate on a corpus that nca-plugin "
+            "generate wrote from it, or leave out --full-validation"
+        )
+    if args.virtual_pipeline_model_parallel_size is not None:
+        raise NCAPluginError("--full-validation does not run on virtual pipeline stages: leave one of the two out")
+    ranks = args.data_parallel_size
+    if (args.eval_micro_batch_size, args.eval_global_batch_size) != (1, ranks):
+        raise NCAPluginError(
+            "--full-validation reads one sample a rank and step, so that larger batches read samples again: add "
+            f"--eval-micro-batch-size 1 --eval-global-batch-size {ranks}"
+        )
+
+
+def _paths(blend: tuple[Sequence[str], Any] | None) -> Sequence[str]:
+    return () if blend is None else blend[0]
+
+
+def _shares(args: Any) -> list[float]:
+    """Return the shares of training, validation and test in `--split`."""
+    shares = [float(share) for share in args.split.replace("/", ",").split(",")] if args.split else []
+    return [*shares, 0.0, 0.0, 0.0][:3]

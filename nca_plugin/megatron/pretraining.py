@@ -1,0 +1,88 @@
+"""Megatron's `pretrain`, started as Megatron-LM's pretrain_gpt.py starts it.
+
+Its signature tells the releases apart: from 0.19 on it makes the model from a configuration; 0.18 takes a model
+provider, which is Megatron-LM's own file and not in the megatron-core wheel.
+"""
+
+import inspect
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.transformer.multi_token_prediction import get_mtp_ranks
+from megatron.training import argument_utils
+from megatron.training import pretrain as megatron_pretrain
+from megatron.training.argument_utils import core_transformer_config_from_args, pretrain_cfg_container_from_args
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.dataset_provider import provider
+from nca_plugin.megatron.step import forward_step
+
+#: What a model's parts on this rank go through before they are wrapped for data parallelism.
+PreWrapHook = Callable[[Sequence[torch.nn.Module]], Sequence[torch.nn.Module]]
+
+
+def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
+    """Train the GPT or hybrid model of Megatron's arguments on the data that `provider` finds in them.
+
+    Raises:
+        NCAPluginError: a release of Megatron that lacks what the run needs.
+    """
+    is_hybrid = args.hybrid_layer_pattern is not None
+    model: dict[str, Any] = {}
+    if needs_model_provider(megatron_pretrain):
+        if hooks:
+            raise NCAPluginError("--freeze-list needs megatron-core 0.19")
+        model["model_provider"] = _model_provider_of_megatron_lm("hybrid_builder" if is_hybrid else "gpt_builder")
+        config = argument_utils.hybrid_config_from_args(args) if is_hybrid else None
+    else:
+        config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
+        config = config_from_args(args)
+        config.pre_wrap_hooks.extend(hooks)
+    megatron_pretrain(
+        pretrain_cfg_container_from_args(args, config),
+        provider,
+        model_type=ModelType.encoder_or_decoder,
+        forward_step_func=forward_step,
+        get_embedding_ranks=partial(embedding_ranks, args),
+        **model,
+    )
+
+
+def needs_model_provider(function: Callable[..., Any]) -> bool:
+    """Whether a `pretrain` is that of megatron-core 0.18, which has to be given the model, rather than of 0.19.
+
+    Raises:
+        NCAPluginError: it is older than both.
+    """
+    parameters = inspect.signature(function).parameters
+    if "cfg_container" not in parameters:
+        raise NCAPluginError("this megatron-core's pretrain() is older than 0.18: install megatron-core 0.19")
+    return "model_provider" in parameters and parameters["model_provider"].default is inspect.Parameter.empty
+
+
+def _model_provider_of_megatron_lm(builder: str) -> Callable[..., Any]:
+    try:
+        model_provider = import_module("model_provider").model_provider
+        return partial(model_provider, getattr(import_module(f"{builder}s"), builder))
+    except ImportError as error:
+        raise NCAPluginError(
+            f"megatron-core 0.18 leaves building the model to Megatron-LM's {builder}s.py ({error}): start in a "
+            "checkout of Megatron-LM core_v0.18.2, or install megatron-core 0.19"
+        ) from error
+
+
+def embedding_ranks(args: Namespace, pipeline: list[int]) -> list[int]:
+    """Return the ranks of a pipeline that hold copies of the word embeddings, whose gradients Megatron sums.
+
+    They are on the first stage, on the last one where the output layer is tied to them, and where tokens further ahead
+    are predicted, which a pipeline layout may put on any stage.
+    """
+    ranks = {pipeline[0], *get_mtp_ranks(pipeline, core_transformer_config_from_args(args))}
+    if not args.untie_embeddings_and_output_weights:
+        ranks.add(pipeline[-1])
+    return sorted(ranks)
