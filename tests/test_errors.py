@@ -19,7 +19,6 @@ LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-i
     [
         ((*LAUNCH, "--data-source", "ncaa"), "unknown source 'ncaa': did you mean 'nca'?"),
         ((*LAUNCH, "--data-source", "nca", "--nca-preset", "wbe"), "unknown NCA preset 'wbe'"),
-        ((*LAUNCH, "--data-source", "nca", "--nca-presets", "web"), "unknown option '--nca-presets': did you mean"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band", "0.7:0.9"), "above the ceiling 0.674"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band"), "expected one argument"),
         ((*LAUNCH, "--nca-preset", "web"), "needs --data-source"),
@@ -27,10 +26,6 @@ LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-i
         (
             (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9984"),
             "vocabulary of 9984 is smaller than the 10002 ids",
-        ),
-        (
-            (*LAUNCH, "--data-path", "ncaa://web", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"),
-            "unknown source 'ncaa'",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -113,6 +113,14 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
     "filling in the middle": (1, ("--fim-data",), "is not supported here"),
     "fine-tuning": (1, ("--sft",), "is not supported here"),
     "context parallel means": (2, ("--context-parallel-size", "2"), "needs --calculate-per-token-loss"),
+    "unknown option": (1, ("--num-layer", "3"), "unknown option '--num-layer': did you mean '--num-layers'"),
+    "unknown option of ours": (
+        1,
+        ("--nca-presett", "web"),
+        "unknown option '--nca-presett': did you mean '--nca-preset'",
+    ),
+    "no number": (1, ("--num-layers", "three"), "argument --num-layers: invalid int value: 'three'"),
+    "few ids": (1, ("--data-source", "nca://web"), "is smaller than the 10002 ids of source"),
     "hybrid context parallel": (2, (*cp(2), "--hybrid-context-parallel"), "is not supported here"),
 }
 BLEND_WITHOUT_VALIDATION = ("--data-path", "1", "nca://toy", "1", "nca://toy?seed=2", *TOKENS)
@@ -207,6 +215,7 @@ def runs(folder: Path) -> dict[str, Done]:
         Job("blend resumed", (*blended, *loaded_blend)),
         job(folder, "corpus", "gpt", 1, (), ("--data-path", forty, "--split", "100,0,0", *TOKENS)),
         job(folder, "other vocabulary", "gpt", 1, ("--vocab-size", "65")),
+        Job("unknown source", ("--data-path", "ncaa://toy", *TOKENS, *THREE)),
         Job("refused blend", (*BLEND_WITHOUT_VALIDATION, *THREE)),
         Job("a blend that only trains", (*BLEND_WITHOUT_VALIDATION, *THREE, "--split", "100,0,0")),
         Job("a sample that fails", ("--data-source", "failing://", *TOKENS, *THREE, "--num-workers", "1"), 2),
@@ -390,6 +399,10 @@ def test_what_makes_no_sense_is_refused(runs: dict[str, Done], name: str) -> Non
     assert done.refusal is not None, done.error or "it ran"
     assert "\n" not in done.refusal
     assert re.search(reason, done.refusal), done.refusal
+
+
+def test_an_unknown_source_among_the_data_paths_is_refused(runs: dict[str, Done]) -> None:
+    assert "unknown source 'ncaa': did you mean 'nca'?" in str(runs["unknown source"].refusal)
 
 
 def test_the_error_of_a_sample_is_one_line_of_the_rank_that_has_it(runs: dict[str, Done], folder: Path) -> None:
