@@ -2,8 +2,11 @@
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version >/dev/null 2>&1 && echo python3.12 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Megatron-Bridge needs Python 3.12 and other versions of transformers: an environment of its own.
+BRIDGE_BIN := .venv-bridge/bin
+BRIDGE_INSTALLED := .venv-bridge/installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-bridge lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
@@ -13,6 +16,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest
+
+test-bridge: $(BRIDGE_INSTALLED)
+	$(BRIDGE_BIN)/pytest tests/bridge
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,5 +32,13 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# --no-deps, because megatron-bridge asks for packages that need a GPU to be built; the extra names what it imports.
+$(BRIDGE_INSTALLED): setup.cfg pyproject.toml constraints-bridge.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "Megatron-Bridge needs Python 3.12: make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv .venv-bridge
+	$(BRIDGE_BIN)/pip install --quiet --no-deps megatron-bridge==0.6.2
+	$(BRIDGE_BIN)/pip install --quiet --constraint constraints-bridge.txt --editable '.[bridge,dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-bridge runs

@@ -254,10 +254,10 @@ def _import_megatron() -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.training import arguments
 
-    import nca_plugin.launch.megatron
+    import nca_plugin.launch.process
     import nca_plugin.megatron.step
 
-    nca_plugin.launch.megatron._use_shipped_dataset_helper()
+    nca_plugin.launch.process.use_shipped_dataset_helper()
     # Megatron's queue lives in a process of its own, which a save that is not asynchronous has no use for.
     filesystem_async._results_queue = queue.Queue()
     parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
