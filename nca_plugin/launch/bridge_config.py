@@ -130,7 +130,7 @@ def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
     if not dataclasses.is_dataclass(owner):
         # A function, whose arguments Megatron-Bridge checks.
         return
-    known = {field.name: field for field in dataclasses.fields(owner) if not field.name.startswith("_")}
+    known = _public_names(owner)
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if name in _INSTANTIATION_KEYS and _TARGET in settings:
@@ -147,6 +147,13 @@ def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
                 f"{key}.{next(iter(value), '')}: {key} is {current} in this run, which has no keys: name a class with "
                 f"{key}.{_TARGET}=..., or use another recipe"
             )
+
+
+def _public_names(owner: Any) -> list[str]:
+    """Return what can be set in a configuration: its fields, and the attributes that its class sets beside them."""
+    names = [field.name for field in dataclasses.fields(owner)]
+    attributes = [] if isinstance(owner, type) else vars(owner)
+    return [name for name in dict.fromkeys([*names, *attributes]) if not name.startswith("_")]
 
 
 def _located(target: Any, prefix: str) -> Any:
@@ -200,7 +207,7 @@ def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]
             # Megatron-Bridge makes these from their names; one that it does not know stays a name.
             if isinstance(found, str):
                 raise NCAPluginError(f"{key}={wanted} is no type or function that Megatron-Bridge knows")
-        elif _item_at(actual, key) != wanted:
+        elif wanted not in (_item_at(actual, key), found):
             raise NCAPluginError(f"{key}={wanted} was not taken over by Megatron-Bridge: the run has {found}")
 
 

@@ -148,13 +148,11 @@ def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> Sourc
             "pretraining recipe, or leave dataset._target_ out"
         )
     known = {field.name for field in fields(SourceDatasetConfig)}.difference(_REPLACED)
-    options: dict[str, Any] = {}
     for field in fields(dataset):
         value = getattr(dataset, field.name, None)
-        if field.name in known:
-            options[field.name] = value
-        elif field.name not in _REPLACED and value != _default(field):
+        if field.name not in known and field.name not in _REPLACED and value != _default(field):
             raise NCAPluginError(f"dataset.{field.name}={value} is not supported with data.source: leave it out")
+    options: dict[str, Any] = {name: getattr(dataset, name) for name in known if hasattr(dataset, name)}
     # Without a split, each had data paths of its own.
     options["split"] = options["split"] or SourceDatasetConfig.split
     return SourceDatasetConfig(data_path=data_path, seq_length=seq_length, **options)
