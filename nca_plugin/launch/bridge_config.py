@@ -114,13 +114,27 @@ def apply_settings(config: Any, settings: Settings) -> None:
 
     _check_keys(config, settings, "")
     base, callables = create_omegaconf_dict_config(config)
+    for key, _ in _leaves(settings):
+        if f"root.{key}" in callables:
+            raise NCAPluginError(f"{key} is a function of the recipe, which a setting cannot replace: leave it out")
     dtypes = {key for key, value in _leaves(settings) if _is_dtype(_value_at(config, key))}
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(settings)), resolve=True)
     except OmegaConfBaseException as error:
         raise NCAPluginError(f"configuration: {_one_line(error)}") from error
-    apply_overrides(config, merged, callables)
+    # The user's keys alone, and no callables to restore: applying all would turn the recipe's tuples into lists.
+    apply_overrides(config, _chosen(merged, settings), {})
     _check_values(config, merged, settings, dtypes)
+
+
+def _chosen(merged: Any, settings: Mapping[Any, Any]) -> Any:
+    """Return the part of a configuration that settings name; all of a section whose class they name."""
+    if _TARGET in settings:
+        return merged
+    return {
+        name: _chosen(merged[name], value) if isinstance(value, Mapping) and value else merged[name]
+        for name, value in settings.items()
+    }
 
 
 def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
