@@ -10,6 +10,7 @@ imported, and never where CUDA is there. Nothing else in the package knows about
 
 import collections
 import contextlib
+import copy
 import ctypes
 import functools
 import os
@@ -55,6 +56,7 @@ def enable() -> None:
     _replace_accelerator()
     _force_gloo()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
+    _allow_sequence_parallel_norms()
 
 
 def _keep_freed_memory() -> None:
@@ -79,6 +81,8 @@ class _CpuDevices(TorchFunctionMode):
         kwargs = kwargs or {}
         if "device" in kwargs:
             kwargs["device"] = _to_cpu(kwargs["device"])
+        if "pin_memory" in kwargs:
+            kwargs["pin_memory"] = False
         if func is torch.Tensor.to:
             args = (args[0], *(_to_cpu(a) for a in args[1:]))
         return func(*args, **kwargs)
@@ -225,5 +229,37 @@ def _force_gloo() -> None:
         kwargs.pop("pg_options", None)
         return new_group(*args, **{**kwargs, "backend": "gloo"})
 
+    all_to_all_single = distributed.all_to_all_single
+
+    @functools.wraps(all_to_all_single)
+    def all_to_all_of_lists(*args: Any, **kwargs: Any) -> Any:
+        # Megatron gives the numbers of tokens for each expert as arrays, which only NCCL takes.
+        for name in ("output_split_sizes", "input_split_sizes"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = [int(size) for size in kwargs[name]]
+        return all_to_all_single(*args, **kwargs)
+
     distributed.init_process_group = init_gloo
     distributed.new_group = new_gloo_group
+    distributed.all_to_all_single = all_to_all_of_lists
+
+
+def _allow_sequence_parallel_norms() -> None:
+    """Let torch's norms, which Megatron uses without Transformer Engine and Apex, run under `--sequence-parallel`.
+
+    Megatron refuses them. What they lack is the mark by which it sums their gradients over tensor-parallel ranks.
+    """
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    make_norm = WrappedTorchNorm.__new__
+
+    @functools.wraps(make_norm)
+    def make_marked_norm(cls: type, config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        without = copy.copy(config)
+        without.sequence_parallel = False
+        norm: torch.nn.Module = make_norm(cls, without, *args, **kwargs)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+    WrappedTorchNorm.__new__ = make_marked_norm

@@ -95,5 +95,5 @@ def start(folder: Path, command: list[str | Path], *, ranks: int = 1, **environm
     log = done.stdout + done.stderr
     # Megatron-Bridge logs tracebacks of what it does not find, too: the last one is the failure.
     failures = re.split(r"(?=Traceback |nca-plugin: error)", done.stderr)
-    assert done.returncode == 0, "".join(failures[-3:])[:8000]
+    assert done.returncode == 0, "".join(failures[-3:])[-6000:]
     return FinishedRun(folder, log)
