@@ -6,16 +6,21 @@ INSTALLED := .venv/installed
 BRIDGE_BIN := .venv-bridge/bin
 BRIDGE_INSTALLED := .venv-bridge/installed
 
-.PHONY: demo test test-all test-bridge lint clean
+.PHONY: demo test test-all test-bridge test-gpu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not gpu"
 
 test-all: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not gpu"
+
+# Parity with CPU mode and resuming on CUDA devices, then tokens a second; says so where there is no device.
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu tests/test_gpu.py
+	$(BIN)/python scripts/benchmark_training.py --only-cuda
 
 test-bridge: $(BRIDGE_INSTALLED)
 	$(BRIDGE_BIN)/pytest tests/bridge

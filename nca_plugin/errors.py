@@ -40,6 +40,15 @@ def check_index(index: int) -> None:
 
 
 @contextmanager
+def in_context(context: str) -> Iterator[None]:
+    """Begin the message of an `NCAPluginError` with where it happened."""
+    try:
+        yield
+    except NCAPluginError as error:
+        raise NCAPluginError(f"{context}: {error}") from error
+
+
+@contextmanager
 def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
     """Turn an `NCAPluginError` into one line on stderr and exit code 2.
 

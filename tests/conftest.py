@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -12,6 +13,8 @@ from transition_cases import FEW
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+devices.hide()
 
 # numba compiles a function anew when its own file changes, not when a file that it takes functions from does. A cache
 # for each state of the sources, which the processes that tests start share, is never stale.

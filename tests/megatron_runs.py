@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices import with_devices
+
 from nca_plugin.study.runs import read_losses
 
 MODEL = (
@@ -48,14 +50,18 @@ class FinishedRun:
         return [int(largest) for line in self.batches for largest in line.split()[1:]]
 
 
-def run(folder: Path, *arguments: str | Path, ranks: int = 1) -> FinishedRun:
-    """Run Megatron on `ranks` CPU ranks with `folder` for TensorBoard and batch records. Fails if the run does."""
+def run(folder: Path, *arguments: str | Path, ranks: int = 1, cuda: bool = False) -> FinishedRun:
+    """Run Megatron on `ranks` ranks with `folder` for TensorBoard and batch records, on CPUs unless `cuda`.
+
+    Fails if the run does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
         *(RECORDING_LAUNCHER, *MODEL, *arguments, "--tensorboard-dir", folder / "tensorboard"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RECORD_BATCHES_TO": str(folder)}
+    inherited = with_devices() if cuda else os.environ
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "RECORD_BATCHES_TO": str(folder)}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=580)
     log = done.stdout + done.stderr
     failure = re.search(r"Traceback .*|nca-plugin: error.*", log, re.DOTALL)

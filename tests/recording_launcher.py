@@ -29,9 +29,9 @@ def _record_batches() -> None:
 if __name__ == "__main__":
     pretrain = launcher._pretrain
 
-    def pretrain_recorded() -> None:
+    def pretrain_recorded(*arguments) -> None:
         _record_batches()
-        pretrain()
+        pretrain(*arguments)
 
     launcher._pretrain = pretrain_recorded
     launcher.main()

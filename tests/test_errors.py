@@ -148,7 +148,6 @@ def test_without_a_source_nothing_changes() -> None:
         (["--data-source", "nca://web", "--nca-preset", "code"], "contradicts"),
         (["--data-source", "nca://web?seed=1", "--nca-seed", "2"], "give it once"),
         (["--data-source", "dyck", "--nca-seed", "2"], "do not apply to source 'dyck'"),
-        (["--data-source", "nca", "--nca-presett", "web"], "did you mean '--nca-preset'"),
     ],
 )
 def test_contradictions_are_refused(argv: list[str], reason: str) -> None:

@@ -4,76 +4,66 @@
 
 `arguments` holds Megatron-LM's arguments without their dashes; `data`, which the file need not have, takes the place of
 their data arguments: `data.source` names a source and `data.<source>.<option>` its options, or `data.path` is what
-`--data-path` takes, such as `[0.1, nca://web, 0.9, my_text_document]`.
+`--data-path` takes, such as `[0.1, nca://web, 0.9, my_text_document]`. Without `--config-dir`, the files are those that
+come with nca-plugin: `--config-name pretrain model=400m stage=nca data=nca`. A file of NeMo 1 (`trainer`, `model`) is
+translated, and may have `data` and `arguments` beside its own sections.
 """
 
-import argparse
+import os
 from pathlib import Path
-from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
-from nca_plugin.hydra_files import compose_file
+from nca_plugin.errors import one_line_errors
+from nca_plugin.hydra_files import shipped_folder
+from nca_plugin.launch.configuration import check_world_size, compose_run, key_of, load_run
 from nca_plugin.launch.megatron import launch
-from nca_plugin.megatron.arguments import megatron_arguments, with_data_path
-from nca_plugin.sources.section import data_path
+from nca_plugin.launch.multirun import run_jobs
+from nca_plugin.launch.process import Parser
+from nca_plugin.nemo.nemo1.translation import report
 
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the configuration that this process's arguments name."""
     with one_line_errors(of_every_rank=False):
-        parser = _Parser(description="Run Megatron-LM's pretraining from a Hydra configuration.", allow_abbrev=False)
-        parser.add_argument("--config-dir", type=Path, default=Path(), help="folder of the configuration")
-        parser.add_argument("--config-name", required=True, help="name of its file, without .yaml")
-        parser.add_argument("overrides", nargs="*", help="such as data.source=nca or arguments.lr=1e-3")
-        options = parser.parse_intermixed_args()
-        launch(load_arguments(options.config_dir / f"{options.config_name}.yaml", options.overrides))
+        options = _parser().parse_intermixed_args()
+        path: Path = options.config_dir / f"{options.config_name}.yaml"
+        overrides: list[str] = options.overrides
+        if options.cfg == "job":
+            print(OmegaConf.to_yaml(compose_run(path, overrides), resolve=True), end="")
+        elif options.cfg == "megatron":
+            run = load_run(path, overrides)
+            print(*run.arguments)
+            if run.translation is not None:
+                print(report(run.translation, is_full=True))
+        elif options.multirun:
+            run_jobs(path, overrides)
+        else:
+            run = load_run(path, overrides)
+            check_world_size(run)
+            if run.translation is not None and os.environ.get("RANK", "0") == "0":
+                print(report(run.translation), flush=True)
+            launch(run.arguments, key_of)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise NCAPluginError(f"{message} (see --help)")
-
-
-def load_arguments(path: Path, overrides: list[str]) -> list[str]:
-    """Return the Megatron-LM arguments, with `--data-path` if the configuration has a source or a blend.
-
-    Raises:
-        NCAPluginError: a file that cannot be read, or an unknown key.
-    """
-    context = f"configuration file {path}"
-    try:
-        config = OmegaConf.to_container(compose_file(path, list(map(_added, overrides))), resolve=True)
-    except OmegaConfBaseException as error:
-        raise NCAPluginError(f"{context}: {' '.join(str(error).split())}") from error
-    assert isinstance(config, dict)
-    for key in config:
-        if key not in ("arguments", "data"):
-            raise NCAPluginError(f"{context}: {unknown_name('key', str(key), ('arguments', 'data'))}")
-    arguments, data = (_section(context, config, name) for name in ("arguments", "data"))
-    argv = megatron_arguments(arguments)
-    try:
-        paths = data_path(data)
-    except NCAPluginError as error:
-        raise NCAPluginError(f"{context}: {error}") from None
-    return argv if paths is None else with_data_path(argv, paths)
-
-
-def _added(override: str) -> str:
-    """Return an override that adds a key of `data` where the file has none: an unknown one is found later."""
-    return f"++{override}" if override.startswith("data.") else override
-
-
-def _section(context: str, config: dict[Any, Any], name: str) -> dict[Any, Any]:
-    """Return a mapping of the configuration, empty if it is absent or null."""
-    section = config.get(name) or {}
-    if not isinstance(section, dict):
-        raise NCAPluginError(f"{context}: {name} must be a mapping of names to values")
-    return section
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m nca_plugin.launch.hydra",
+        description="Run Megatron-LM's pretraining from a Hydra configuration.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, default=shipped_folder(), help="folder of the file (default: nca-plugin's own)"
+    )
+    parser.add_argument("--config-name", required=True, help="name of the file, without .yaml")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="one run after the other: data.nca.preset=web,code"
+    )
+    parser.add_argument(
+        "--cfg", choices=("job", "megatron"), help="print the configuration or Megatron's arguments, and end"
+    )
+    parser.add_argument("overrides", nargs="*", help="such as data.source=nca or arguments.lr=1e-3")
+    return parser
 
 
 # The checkpoint writer starts a process that imports this module again.

@@ -7,11 +7,13 @@ CPU mode and says so.
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
 from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
     check_embedding_rows,
@@ -24,11 +26,14 @@ from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 def main() -> None:
     """Run `megatron.training.pretrain` with the arguments of this process."""
     with one_line_errors(of_every_rank=False):
-        launch(sys.argv[1:])
+        launch(sys.argv[1:], str)
 
 
-def launch(arguments: list[str]) -> None:
+def launch(arguments: list[str], spelling: Callable[[str], str]) -> None:
     """Run `megatron.training.pretrain` with Megatron-LM arguments, `--data-source` among them.
+
+    Args:
+        spelling: how the user writes an option such as `--lr`.
 
     Raises:
         NCAPluginError: arguments that the run cannot be done with.
@@ -43,10 +48,10 @@ def launch(arguments: list[str]) -> None:
         cpu.enable()
         arguments += cpu.CPU_ARGUMENTS
     sys.argv[1:] = arguments
-    _pretrain()
+    _pretrain(spelling)
 
 
-def _pretrain() -> None:
+def _pretrain(spelling: Callable[[str], str]) -> None:
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import (
@@ -62,7 +67,9 @@ def _pretrain() -> None:
 
     use_shipped_dataset_helper()
     # As in Megatron-LM's pretrain_gpt.py.
-    args = parse_and_validate_args(add_arguments, args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    args = parse_and_validate_args(
+        partial(_complete_parser, spelling=spelling), args_defaults={"tokenizer_type": "GPT2BPETokenizer"}
+    )
     check_arguments(args)
     _check_vocabulary(args)
     model = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
@@ -71,6 +78,23 @@ def _pretrain() -> None:
         _check_frozen_layers(args, selectors)
         model.pre_wrap_hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
     pretrain(pretrain_cfg_container_from_args(args, model), provider, ModelType.encoder_or_decoder, forward_step)
+
+
+def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str]) -> ArgumentParser:
+    """Add our arguments to Megatron's, and refuse what is neither: Megatron would answer with its usage, a thousand
+    lines of it."""
+    parser = add_arguments(parser)
+    known = parser._option_string_actions
+    for argument in sys.argv[1:]:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            raise NCAPluginError(unknown_name("option", spelling(option), map(spelling, known)))
+
+    def error(message: str) -> NoReturn:
+        raise NCAPluginError(message)
+
+    parser.error = error  # type: ignore[method-assign]
+    return parser
 
 
 def _check_frozen_layers(args: Namespace, selectors: list[str]) -> None:

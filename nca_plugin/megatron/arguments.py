@@ -9,7 +9,7 @@ import re
 from typing import Any, Final
 
 from nca_plugin.automata import PRESETS, NCAConfig
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
@@ -75,7 +75,6 @@ def resolve_data_source(argv: list[str]) -> list[str]:
         for name, value in vars(ours).items()
         if name.startswith(_NCA_PREFIX) and value is not None
     }
-    _refuse_unknown_options(parser, rest)
     if ours.data_source is None:
         if options:
             raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
@@ -90,15 +89,6 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     if ours.freeze_list is not None:
         rest += ["--freeze-list", ours.freeze_list]
     return with_data_path(rest, [source.uri])
-
-
-def _refuse_unknown_options(parser: argparse.ArgumentParser, rest: list[str]) -> None:
-    """Megatron would answer these with its usage, a thousand lines of it."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    for argument in rest:
-        name = argument.partition("=")[0]
-        if name.startswith(("--nca-", "--data-source")):
-            raise NCAPluginError(unknown_name("option", name, known))
 
 
 def megatron_arguments(values: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sources as data of Megatron-Bridge.
+"""Sources as data of Megatron-Bridge, and NeMo 1 configurations as arguments of Megatron-LM.
 
 In a YAML of Megatron-Bridge's, for `nca_plugin.launch.bridge`:
 

@@ -5,17 +5,13 @@ The dataclasses are not frozen, because OmegaConf cannot merge a file into froze
 
 import sysconfig
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.checkpoint.selectors import check_selectors
-from nca_plugin.errors import NCAPluginError
-from nca_plugin.hydra_files import compose_file
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.hydra_files import checked_by, compose_file, shipped_folder
 from nca_plugin.prepare import BYTES, Corpus
 from nca_plugin.sources import parse
 
@@ -108,18 +104,15 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
     """
     path = _find(path)
-    try:
-        values = compose_file(path, overrides)
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), values))
-    except OmegaConfBaseException as error:
-        raise NCAPluginError(f"study file {path}: {' '.join(str(error).split())}") from error
-    assert isinstance(study, StudyConfig)
+    values = compose_file(path, overrides)
+    with in_context(f"study file {path}"):
+        study = checked_by(StudyConfig, values)
     _check(study, path)
     return study
 
 
 def _find(path: Path) -> Path:
-    shipped = Path(str(resources.files("nca_plugin.conf"))) / "study"
+    shipped = shipped_folder() / "study"
     for candidate in (path, shipped / f"{path.name}.yaml"):
         if candidate.is_file() and (candidate is path or path.parent == Path()):
             return candidate

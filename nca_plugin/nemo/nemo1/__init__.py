@@ -1,0 +1,1 @@
+"""NeMo 1 configurations, as arguments of Megatron-LM."""

@@ -1,0 +1,176 @@
+"""`model.optim` of a NeMo 1 configuration: the optimizer and the schedule of its learning rate.
+
+NeMo's schedulers (nemo/core/optim/lr_scheduler.py) see the number of steps done, 0 at the first, and so does
+Megatron-LM's, in samples. With W warm-up steps, NeMo's first learning rate is lr / (W + 1), which is Megatron-LM's
+`--lr-warmup-init`; only CosineAnnealing with `constant_steps` starts at 0 and keeps `min_lr` for those steps at the
+end, which is Megatron-LM's own cosine over the steps before them.
+"""
+
+from typing import Any, Final
+
+from nca_plugin.nemo.nemo1.rows import (
+    Arguments,
+    CannotBeHad,
+    Config,
+    Refused,
+    Row,
+    Translated,
+    ignored,
+    number,
+    real,
+    whole,
+    within,
+)
+
+_OPTIM: Final = "model.optim"
+_SCHED: Final = f"{_OPTIM}.sched"
+_NAME: Final = f"{_SCHED}.name"
+
+#: Every one is Adam with decoupled weight decay; whether it keeps the optimizer's state in shards.
+_OPTIMIZERS: Final = {
+    "fused_adam": False,
+    "megatron_fused_adam": False,
+    "adamw": False,
+    "distributed_fused_adam": True,
+    "mcore_distributed_optim": True,
+}
+
+_NO_SCHEDULE: Final = "a constant learning rate"
+
+_DECAY_STYLES: Final = {
+    "CosineAnnealing": "cosine",
+    "WarmupAnnealing": "linear",
+    "WarmupPolicy": "constant",
+    "WarmupHoldPolicy": "constant",
+}
+
+
+def _optimizer(value: Any, config: Config) -> Arguments:
+    if value not in _OPTIMIZERS:
+        raise CannotBeHad(f"Megatron-LM's counterparts are of {', '.join(_OPTIMIZERS)}")
+    return {"optimizer": "adam"} | ({"use-distributed-optimizer": True} if _OPTIMIZERS[value] else {})
+
+
+def _is_distributed(config: Config) -> bool:
+    return _OPTIMIZERS.get(config[f"{_OPTIM}.name"], False)
+
+
+def _betas(value: Any, config: Config) -> Arguments:
+    if not isinstance(value, list) or len(value) != 2:
+        raise CannotBeHad("must be a list of two numbers")
+    return {"adam-beta1": number(value[0]), "adam-beta2": number(value[1])}
+
+
+def _gradient_dtype(value: Any, config: Config) -> Arguments:
+    """Gradients are reduced in float32 unless the distributed optimizer is told otherwise."""
+    match str(value).removeprefix("torch."):
+        case "fp32" | "float32" | "float":
+            return {}
+        case "bf16" | "bfloat16":
+            return {"grad-reduce-in-bf16": True} if _is_distributed(config) else {}
+    raise CannotBeHad("Megatron-LM reduces gradients in fp32 or bf16")
+
+
+def _overlap(argument: str, *needs: str) -> Any:
+    """Return a rule for an overlap of the distributed optimizer, which Megatron-LM allows only with `needs`."""
+
+    def rule(value: Any, config: Config) -> Arguments:
+        is_on = bool(value) and _is_distributed(config) and all(config[f"{_OPTIM}.{need}"] for need in needs)
+        return {argument: True} if is_on else {}
+
+    return rule
+
+
+def _steps(config: Config, name: str, max_steps: int) -> int:
+    """Return `<name>_steps`, or `<name>_ratio` of the steps."""
+    steps, ratio = config[f"{_SCHED}.{name}_steps"], config[f"{_SCHED}.{name}_ratio"]
+    if steps is not None and ratio is not None:
+        raise CannotBeHad(f"{name}_steps and {name}_ratio contradict each other")
+    if ratio is not None:
+        return int(number(ratio) * max_steps)
+    return 0 if steps is None else whole(steps)
+
+
+def _schedule(name: Any, config: Config) -> Arguments:
+    """Return the whole schedule, from all keys of `sched`."""
+    if name == _NO_SCHEDULE:
+        if any(key.startswith(f"{_SCHED}.") for key in config.values):
+            raise CannotBeHad("the schedule needs a name")
+        return {"lr-decay-style": "constant"}
+    if name not in _DECAY_STYLES:
+        raise CannotBeHad(f"Megatron-LM's schedules are those of {', '.join(_DECAY_STYLES)}")
+    style = _DECAY_STYLES[name]
+    train_steps = whole(config["trainer.max_steps"])
+    max_steps = whole(config[f"{_SCHED}.max_steps"])
+    warmup = _steps(config, "warmup", max_steps)
+    constant = _steps(config, "constant", max_steps)
+    hold = _steps(config, "hold", max_steps)
+    if (constant and style != "cosine") or (hold and style != "constant"):
+        raise CannotBeHad("constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
+    if style == "constant" and max_steps < train_steps:
+        raise CannotBeHad(f"it drops to min_lr after {max_steps} steps, Megatron-LM's constant schedule never does")
+    if config["model.rampup_batch_size"] is not None and (style != "constant" or warmup):
+        raise CannotBeHad(
+            "with model.rampup_batch_size: NeMo's schedule counts steps, Megatron-LM's samples; "
+            "set model.rampup_batch_size=null, or model.optim.sched=null for a constant learning rate"
+        )
+    lr = number(config[f"{_OPTIM}.lr"])
+    return {
+        "lr-decay-style": style,
+        # Megatron-LM wants it above the warm-up. Where it is not, no step is between them, and this gives NeMo's
+        # learning rates too.
+        "lr-decay-iters": max(max_steps - constant, warmup + 1),
+        "lr-warmup-iters": warmup,
+        "lr-warmup-init": 0.0 if constant or not warmup else lr / (warmup + 1),
+        "min-lr": number(config[f"{_SCHED}.min_lr"]),
+    }
+
+
+def _weight_decay(config: Config) -> float:
+    """Apex's optimizers decay nothing by default, torch's AdamW 0.01."""
+    return 0.01 if config[f"{_OPTIM}.name"] == "adamw" else 0.0
+
+
+ROWS: Final[tuple[Row, ...]] = (
+    Translated(f"{_OPTIM}.name", _optimizer, ("optimizer", "use-distributed-optimizer"), is_required=True),
+    real(f"{_OPTIM}.lr", "lr", is_required=True),
+    real(f"{_OPTIM}.weight_decay", "weight-decay", default=_weight_decay, source="Apex's FusedAdam 0, AdamW 0.01"),
+    Translated(f"{_OPTIM}.betas", _betas, ("adam-beta1", "adam-beta2")),
+    real(f"{_OPTIM}.eps", "adam-eps"),
+    Translated(f"{_OPTIM}.grad_sync_dtype", _gradient_dtype, ("grad-reduce-in-bf16",)),
+    Translated(f"{_OPTIM}.overlap_grad_sync", _overlap("overlap-grad-reduce"), ("overlap-grad-reduce",)),
+    *(
+        Translated(f"{_OPTIM}.{key}", _overlap("overlap-param-gather", "overlap_grad_sync"), ("overlap-param-gather",))
+        for key in ("overlap_param_sync", "overlap_param_gather")
+    ),
+    Refused(f"{_OPTIM}.bias_correction", "Megatron-LM's Adam corrects its bias", unless=(True,)),
+    Refused(f"{_OPTIM}.adam_w_mode", "Megatron-LM's weight decay is decoupled", unless=(True,)),
+    Refused(f"{_OPTIM}.amsgrad", "Megatron-LM's Adam is not AMSGrad"),
+    Refused(f"{_OPTIM}.dtype", "the optimizer's state is float32", unless=("fp32", "float32", "torch.float32")),
+    *ignored(
+        "how the optimizer stores and sends, not what it computes",
+        (
+            f"{_OPTIM}.{key}"
+            for key in (
+                *("bucket_cap_mb", "contiguous_grad_buffer", "contiguous_param_buffer", "param_sync_dtype"),
+                *("store_params", "store_param_remainders", "nccl_ub", "capturable", "master_weights", "set_grad_none"),
+                *("distribute_within_nodes", "pipeline_size", "ddp_bucket_size", "average_in_collective"),
+                *("align_param_gather", "overlap_param_gather_with_optimizer_step", "check_for_nan_in_grad"),
+            )
+        ),
+    ),
+    Translated(
+        _NAME,
+        _schedule,
+        ("lr-decay-style", "lr-decay-iters", "lr-warmup-iters", "lr-warmup-init", "min-lr"),
+        default=_NO_SCHEDULE,
+        source="NeMo makes no scheduler without `sched`",
+    ),
+    within(f"{_SCHED}.max_steps", _NAME, default=lambda config: config["trainer.max_steps"]),
+    *(
+        within(f"{_SCHED}.{key}", _NAME)
+        for key in (*("warmup_steps", "warmup_ratio", "constant_steps", "constant_ratio", "hold_steps", "hold_ratio"),)
+    ),
+    within(f"{_SCHED}.min_lr", _NAME, default=0.0),
+    *ignored("for schedulers that watch a loss", (f"{_SCHED}.{key}" for key in ("monitor", "reduce_on_plateau"))),
+)

@@ -1,0 +1,177 @@
+"""NeMo 1 configurations (`megatron_gpt_config.yaml` and its kin, r1.20 to 2.0) as arguments of Megatron-LM.
+
+What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
+training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
+what counts. The tables are in `run`, `model`, `system`, `data` and
+`optimizer`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.nemo.nemo1 import data, model, optimizer, run, system
+from nca_plugin.nemo.nemo1.rows import Arguments, CannotBeHad, Config, Ignored, Refused, Row, Translated
+
+ROWS: Final[Mapping[str, Row]] = MappingProxyType(
+    {row.key: row for module in (run, model, system, data, optimizer) for row in module.ROWS}
+)
+
+_SECTIONS: Final = frozenset(
+    ".".join(parts[:length]) for parts in (key.split(".") for key in ROWS) for length in range(1, len(parts))
+)
+
+_DEFAULTS: Final = {row.key: row.default for row in ROWS.values() if isinstance(row, Translated)}
+
+#: What `${multiply:4,${.hidden_size}}` and the like need before a configuration is resolved: OmegaConf's resolvers of
+#: NeMo (nemo/core/config/hydra_runner.py) and of its launcher (launcher_scripts/main.py).
+RESOLVERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = MappingProxyType(
+    {
+        "multiply": lambda x, y: x * y,
+        "sum": lambda x, y: x + y,
+        "divide_ceil": lambda x, y: math.ceil(x / y),
+        "divide_floor": lambda x, y: math.floor(x / y),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A NeMo 1 configuration as Megatron-LM arguments.
+
+    Attributes:
+        arguments: without their dashes, as `nca_plugin.megatron.arguments.megatron_arguments` takes them.
+        translated: key, value and what it became, in the file's order.
+        defaults: the same for keys that the file does not have and where NeMo's default is not Megatron-LM's.
+        ignored: key and reason.
+        world_size: the number of processes that the file is for, None if it leaves it open.
+    """
+
+    arguments: Arguments
+    translated: tuple[tuple[str, Any, Arguments], ...]
+    defaults: tuple[tuple[str, Any, Arguments], ...]
+    ignored: tuple[tuple[str, str], ...]
+    world_size: int | None
+
+
+def is_nemo1(config: Mapping[Any, Any]) -> bool:
+    """Return whether a configuration is NeMo 1's: it has `trainer` and `model`."""
+    return "trainer" in config and "model" in config
+
+
+def translate(config: Mapping[Any, Any]) -> Translation:
+    """Return a NeMo 1 configuration, resolved, as Megatron-LM arguments.
+
+    Raises:
+        NCAPluginError: an unknown key, or what Megatron-LM has nothing for, every such key in one message.
+    """
+    values = dict(_leaves(config, ""))
+    view = Config(values, _DEFAULTS)
+    done: dict[str, tuple[Any, Arguments]] = {}
+    problems: list[str] = []
+    for key in (*values, *(key for key in _DEFAULTS if key not in values)):
+        row = ROWS[_row_of(key)]
+        try:
+            if isinstance(row, Translated):
+                done[key] = view[key], _translated(row, view)
+            elif isinstance(row, Refused) and values[key] not in row.unless:
+                raise CannotBeHad(row.reason)
+        except CannotBeHad as error:
+            value = view[key] if isinstance(row, Translated) else values[key]
+            problem = f"{key}={value} ({error})"
+            problems += [problem] if problem not in problems else []
+    arguments = _merged(done, problems)
+    if problems:
+        raise NCAPluginError(f"NeMo 1 configuration: cannot be translated to Megatron-LM: {'; '.join(problems)}")
+    return Translation(
+        arguments=arguments,
+        translated=tuple((key, value, made) for key, (value, made) in done.items() if key in values),
+        defaults=tuple((key, value, made) for key, (value, made) in done.items() if key not in values and made),
+        ignored=tuple((key, row.reason) for key in values if isinstance(row := ROWS[_row_of(key)], Ignored)),
+        world_size=run.world_size(view),
+    )
+
+
+def _translated(row: Translated, config: Config) -> Arguments:
+    value = config[row.key]
+    if value is None:
+        if row.is_required:
+            raise CannotBeHad("is required")
+        return {}
+    return row.to(value, config)
+
+
+def _merged(done: Mapping[str, tuple[Any, Arguments]], problems: list[str]) -> Arguments:
+    """Return the arguments of all keys together; two keys that say different things are a problem."""
+    arguments: Arguments = {}
+    for key, (value, made) in done.items():
+        for name, argument in made.items():
+            if arguments.setdefault(name, argument) != argument:
+                problems.append(f"{key}={value} (another key says {arguments[name]})")
+    return arguments
+
+
+def _leaves(section: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with their values; null and what is still to be filled in (`???`) are absent."""
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if key not in _SECTIONS and _row_of(key) not in ROWS:
+            raise NCAPluginError(f"NeMo 1 configuration: {unknown_name('key', key, _names(prefix))}")
+        if value is None or value == "???":
+            continue
+        if key in _SECTIONS and isinstance(value, Mapping):
+            yield from _leaves(value, f"{key}.")
+        elif key in ROWS or key not in _SECTIONS:
+            yield key, value
+        else:
+            raise NCAPluginError(f"NeMo 1 configuration: {key}={value}: must be a mapping of names to values")
+
+
+def _names(prefix: str) -> list[str]:
+    """Return what an unknown key might have been: at the top, the few names there; below, any key or section."""
+    names = [name for name in (*_SECTIONS, *ROWS) if not name.endswith(".*")]
+    return sorted(names if prefix else {name.partition(".")[0] for name in names})
+
+
+def _row_of(key: str) -> str:
+    """Return the row's key: the key itself, or `<section>.*` that covers it."""
+    if key not in ROWS:
+        sections = key.split(".")
+        for length in range(len(sections) - 1, 0, -1):
+            if (row := f"{'.'.join(sections[:length])}.*") in ROWS:
+                return row
+    return key
+
+
+def report(translation: Translation, *, is_full: bool = False) -> str:
+    """Return what became of a configuration, for the log: the ignored keys by reason, or every key with `is_full`."""
+    lines = [
+        f"NeMo 1 configuration: {len(translation.translated)} keys translated to Megatron-LM arguments, "
+        f"{len(translation.defaults)} defaults of NeMo's added, {len(translation.ignored)} keys ignored"
+    ]
+    if is_full:
+        lines += [_line("translated", *entry) for entry in translation.translated if entry[2]]
+        others = ", ".join(f"{key}={_short(value)}" for key, value, made in translation.translated if not made)
+        lines.append(f"  read by another key, or Megatron-LM's own value: {others}")
+    lines += [_line("default of NeMo's", *entry) for entry in translation.defaults]
+    reasons: dict[str, list[str]] = {}
+    for key, reason in translation.ignored:
+        reasons.setdefault(reason, []).append(key)
+    lines += [f"  ignored ({reason}): {', '.join(keys)}" for reason, keys in reasons.items()]
+    return "\n".join(lines)
+
+
+def _line(kind: str, key: str, value: Any, arguments: Arguments) -> str:
+    spelled = (
+        f"--{name}" if argument is True else f"--{name} {_short(argument)}" for name, argument in arguments.items()
+    )
+    return f"  {kind}: {key}={_short(value)}: {' '.join(spelled)}"
+
+
+def _short(value: Any) -> str:
+    """Return a value for the log, without the end of a long list of files."""
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
