@@ -57,6 +57,7 @@ def enable() -> None:
     _force_gloo()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     _allow_sequence_parallel_norms()
+    _make_adam_state_before_loading()
 
 
 def _keep_freed_memory() -> None:
@@ -263,3 +264,24 @@ def _allow_sequence_parallel_norms() -> None:
         return norm
 
     WrappedTorchNorm.__new__ = make_marked_norm
+
+
+def _make_adam_state_before_loading() -> None:
+    """Let a run with the distributed optimizer and torch's Adam resume: it loads into state that torch makes in its
+    first step, and without Transformer Engine and Apex Megatron asks for it before."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    sharded_state_dict = DistributedOptimizer.sharded_state_dict
+
+    @functools.wraps(sharded_state_dict)
+    def sharded_state_dict_of_zeros(
+        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        if is_loading and isinstance(self.optimizer, torch.optim.Adam) and not self.optimizer.state:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        return sharded_state_dict(self, model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros

@@ -55,7 +55,7 @@ BRIDGE_SETTINGS = (
     *("train.micro_batch_size=2", "train.global_batch_size=8", "dataset.num_workers=1"),
     *("optimizer.lr=1e-3", "optimizer.min_lr=1e-4", "optimizer.adam_beta2=0.999", "optimizer.weight_decay=0.01"),
     *("scheduler.start_weight_decay=0.01", "scheduler.end_weight_decay=0.01"),
-    *("scheduler.lr_warmup_iters=0", "scheduler.lr_decay_iters=20", "optimizer.use_distributed_optimizer=false"),
+    *("scheduler.lr_warmup_iters=0", "scheduler.lr_decay_iters=20", "ddp.use_distributed_optimizer=true"),
     *("validation.eval_iters=0", "logger.log_interval=1", "logger.tensorboard_log_interval=1"),
     *("checkpoint.save_interval=10", "dataset.skip_getting_attention_mask_from_dataset=false"),
 )
