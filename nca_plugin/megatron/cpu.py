@@ -57,7 +57,7 @@ def enable() -> None:
     _force_gloo()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     _allow_sequence_parallel_norms()
-    _make_adam_state_before_loading()
+    _let_distributed_adam_resume()
 
 
 def _keep_freed_memory() -> None:
@@ -266,9 +266,12 @@ def _allow_sequence_parallel_norms() -> None:
     WrappedTorchNorm.__new__ = make_marked_norm
 
 
-def _make_adam_state_before_loading() -> None:
-    """Let a run with the distributed optimizer and torch's Adam resume: it loads into state that torch makes in its
-    first step, and without Transformer Engine and Apex Megatron asks for it before."""
+def _let_distributed_adam_resume() -> None:
+    """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
+
+    Megatron asks for the state before the first step, in which torch makes it; and gives all parameters one and the
+    same count of steps, which each of them then increments.
+    """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     sharded_state_dict = DistributedOptimizer.sharded_state_dict
@@ -284,4 +287,14 @@ def _make_adam_state_before_loading() -> None:
                     self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
         return sharded_state_dict(self, model_sharded_state_dict, is_loading, *args, **kwargs)
 
+    load_state_dict = DistributedOptimizer.load_state_dict
+
+    @functools.wraps(load_state_dict)
+    def load_state_dict_with_own_steps(self: Any, state_dict: Any) -> None:
+        load_state_dict(self, state_dict)
+        if isinstance(self.optimizer, torch.optim.Adam):
+            for state in self.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
     DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros
+    DistributedOptimizer.load_state_dict = load_state_dict_with_own_steps

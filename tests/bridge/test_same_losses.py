@@ -1,6 +1,8 @@
 """One run in every stack: the same batches, the same losses, at every layout; and the same run when resumed."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from megatron_runs import FinishedRun
 from megatron_runs import run as run_megatron
 from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
 
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 
 
@@ -77,3 +80,19 @@ def test_a_resumed_bridge_run_is_the_uninterrupted_one(folder: Path, first_weigh
     resumed = until_10.losses | from_10.losses
     for iteration, loss in bridge.losses.items():
         assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("option", ["pretrained_checkpoint", "load"])
+def test_a_checkpoint_of_another_vocabulary_is_refused(
+    configure: Callable[..., Any], first_weights: Path, option: str
+) -> None:
+    """Megatron-Bridge would load it, with zeros for the rows that it lacks."""
+    run = ("--recipe", "vanilla_gpt_pretrain_config", f"data.source={SOURCE}", f"checkpoint.{option}={first_weights}")
+    configure(*run, f"model.vocab_size={ROWS}")
+    message = "has 512 embedding rows, the run has 640: .*nca-plugin transfer .*--vocab-size 640"
+    with pytest.raises(NCAPluginError, match=message):
+        configure(*run, "model.vocab_size=640")
+    # A folder of one iteration, too; and a vocabulary that comes from the tokenizer is padded.
+    run = (*run[:-1], f"checkpoint.{option}={first_weights / 'iter_0000001'}")
+    with pytest.raises(NCAPluginError, match="has 512 embedding rows, the run has 128"):
+        configure(*run)
