@@ -269,8 +269,8 @@ def _allow_sequence_parallel_norms() -> None:
 def _let_distributed_adam_resume() -> None:
     """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
 
-    Megatron asks for the state before the first step, in which torch makes it; and gives all parameters one and the
-    same count of steps, which each of them then increments.
+    Megatron asks for the state before the first step, in which torch makes it; and the count of steps, which it stores
+    for a group of parameters, does not reach theirs.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -293,8 +293,10 @@ def _let_distributed_adam_resume() -> None:
     def load_state_dict_with_own_steps(self: Any, state_dict: Any) -> None:
         load_state_dict(self, state_dict)
         if isinstance(self.optimizer, torch.optim.Adam):
-            for state in self.optimizer.state.values():
-                state["step"] = state["step"].clone()
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter in self.optimizer.state:
+                        self.optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
 
     DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros
     DistributedOptimizer.load_state_dict = load_state_dict_with_own_steps
