@@ -2,8 +2,11 @@
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version >/dev/null 2>&1 && echo python3.12 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Megatron-Bridge needs Python 3.12 and other versions of transformers: an environment of its own.
+BRIDGE_BIN := .venv-bridge/bin
+BRIDGE_INSTALLED := .venv-bridge/installed
 
-.PHONY: demo test test-all test-gpu lint clean
+.PHONY: demo test test-all test-bridge test-gpu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
@@ -19,6 +22,9 @@ test-gpu: $(INSTALLED)
 	$(BIN)/pytest -m gpu tests/test_gpu.py
 	$(BIN)/python scripts/benchmark_training.py --only-cuda
 
+test-bridge: $(BRIDGE_INSTALLED)
+	$(BRIDGE_BIN)/pytest tests/bridge
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,5 +37,13 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# --no-deps, because megatron-bridge asks for packages that need a GPU to be built; the extra names what it imports.
+$(BRIDGE_INSTALLED): setup.cfg pyproject.toml constraints-bridge.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "Megatron-Bridge needs Python 3.12: make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv .venv-bridge
+	$(BRIDGE_BIN)/pip install --quiet --no-deps megatron-bridge==0.6.2
+	$(BRIDGE_BIN)/pip install --quiet --constraint constraints-bridge.txt --editable '.[bridge,dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-bridge runs

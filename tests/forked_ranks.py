@@ -143,7 +143,7 @@ def import_megatron() -> None:
     import nca_plugin.launch.megatron
     import nca_plugin.megatron.step
 
-    nca_plugin.launch.megatron._use_shipped_dataset_helper()
+    nca_plugin.launch.process.use_shipped_dataset_helper()
     # Megatron's queue lives in a process of its own, which a save that is not asynchronous has no use for.
     filesystem_async._results_queue = queue.Queue()
     parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))

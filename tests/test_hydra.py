@@ -17,6 +17,7 @@ from nca_plugin.launch.configuration import load_run
 from nca_plugin.launch.hydra import main
 from nca_plugin.launch.multirun import check_outputs, expand
 from nca_plugin.megatron.arguments import resolve_data_source
+from nca_plugin.sources import parse
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:
@@ -205,7 +206,9 @@ def test_megatron_trains_on_a_blend(tmp_path: Path) -> None:
     )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"SourceGPTDataset of nca://toy, {tmp_path}/corpus" in done.stdout
+    assert (
+        f"nca-plugin: training on 0.5 {parse('nca://toy').uri} 0.5 {tmp_path}/corpus (nca://toy?seed=2&" in done.stdout
+    )
     assert "iteration        2/       2" in done.stdout
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from megatron_runs import MODEL
 
+from nca_plugin.sources import parse
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_pretrain_script"
 
 
@@ -22,7 +24,7 @@ def test_the_script_trains_on_a_source(tmp_path: Path) -> None:
         list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "SourceGPTDataset of nca://toy" in done.stdout
+    assert f"nca-plugin: training on {parse('nca://toy').uri}: vocabulary 18, 2,048 tokens" in done.stdout
     assert "iteration        2/       2" in done.stdout
 
 
@@ -31,8 +33,8 @@ if __name__ == "__main__":
     from nca_plugin.megatron import cpu
 
     cpu.enable()
-    from nca_plugin.launch.megatron import _use_shipped_dataset_helper
+    from nca_plugin.launch.process import use_shipped_dataset_helper
 
-    _use_shipped_dataset_helper()
+    use_shipped_dataset_helper()
     sys.argv = [*sys.argv[1:], *cpu.CPU_ARGUMENTS]
     runpy.run_path(sys.argv[0], run_name="__main__")

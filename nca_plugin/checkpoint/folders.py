@@ -106,8 +106,11 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def embedding_rows(path: Path) -> int | None:
-    """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one."""
-    if not (path / TRACKER).is_file() or not is_torch_dist(folder := find_checkpoint(path)):
+    """Return the rows of the word embedding in the checkpoint at `path`; None where there is no `torch_dist` one.
+
+    `path` is a save folder, or an iteration's, which Megatron-Bridge loads too.
+    """
+    if not path.is_dir() or not is_torch_dist(folder := find_checkpoint(path)):
         return None
     tensor = read_torch_dist(folder)[0].get("embedding.word_embeddings.weight")
     return None if tensor is None else tensor.shape[0]

@@ -9,18 +9,17 @@ come with nca-plugin: `--config-name pretrain model=400m stage=nca data=nca`. A 
 translated, and may have `data` and `arguments` beside its own sections.
 """
 
-import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
 
 from omegaconf import OmegaConf
 
-from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.errors import one_line_errors
 from nca_plugin.hydra_files import shipped_folder
 from nca_plugin.launch.configuration import check_world_size, compose_run, key_of, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
+from nca_plugin.launch.process import Parser
 from nca_plugin.nemo.nemo1.translation import report
 
 
@@ -47,15 +46,8 @@ def main() -> None:
             launch(run.arguments, key_of)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise NCAPluginError(f"{message} (see --help)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m nca_plugin.launch.hydra",
         description="Run Megatron-LM's pretraining from a Hydra configuration.",
         allow_abbrev=False,

@@ -6,16 +6,20 @@ Arguments, model, loop, parallelism, checkpoints and logging are Megatron's. On 
 CPU mode and says so.
 """
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
+from nca_plugin.launch.process import (
+    become_only_rank_without_torchrun,
+    check_embedding_rows,
+    print_rank_0,
+    use_shipped_dataset_helper,
+)
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 
 
@@ -35,12 +39,12 @@ def launch(arguments: list[str], spelling: Callable[[str], str]) -> None:
         NCAPluginError: arguments that the run cannot be done with.
     """
     arguments = resolve_data_source(arguments)
-    _become_only_rank_without_torchrun()
+    become_only_rank_without_torchrun()
     # After the arguments are known to be right: importing torch takes seconds.
     from nca_plugin.megatron import cpu
 
     if cpu.is_needed():
-        _print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
+        print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
         cpu.enable()
         arguments += cpu.CPU_ARGUMENTS
     sys.argv[1:] = arguments
@@ -54,7 +58,7 @@ def _pretrain(spelling: Callable[[str], str]) -> None:
     from nca_plugin.megatron.freeze import freeze, read_freeze_list
     from nca_plugin.megatron.pretraining import pretrain
 
-    _use_shipped_dataset_helper()
+    use_shipped_dataset_helper()
     # As in Megatron-LM's pretrain_gpt.py.
     args = parse_and_validate_args(
         partial(_complete_parser, spelling=spelling), args_defaults={"tokenizer_type": "GPT2BPETokenizer"}
@@ -101,43 +105,13 @@ def _check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
                 )
 
 
-def _use_shipped_dataset_helper() -> None:
-    """Keep Megatron from compiling its dataset helper where only the compiled one is there, as in the wheel: the
-    Makefile is missing, and Megatron would end the run."""
-    import megatron.core.datasets.utils as dataset_utils
-
-    has_makefile = (Path(dataset_utils.__file__).parent / "Makefile").is_file()
-    if not has_makefile and find_spec("megatron.core.datasets.helpers_cpp") is not None:
-        dataset_utils.compile_helpers = lambda: None
-
-
 def _check_vocabulary(args: Namespace) -> None:
-    """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
-    missing as zeros and those too many cut off."""
-    from nca_plugin.checkpoint.folders import embedding_rows
-
+    """Refuse a checkpoint with other embedding rows than the run; the first one that is there is what is loaded."""
     for path in (args.load, args.pretrained_checkpoint):
-        rows = None if path is None else embedding_rows(Path(path))
-        if rows is not None:
-            if rows != args.padded_vocab_size:
-                raise NCAPluginError(
-                    f"checkpoint {path} has {rows} embedding rows, the run has {args.padded_vocab_size}: make it fit "
-                    f"with nca-plugin transfer --from {path} --to ... --vocab-size {args.vocab_size} "
-                    f"--tensor-model-parallel-size {args.tensor_model_parallel_size}"
-                )
+        if path is not None and check_embedding_rows(
+            Path(path), args.padded_vocab_size, args.vocab_size, args.tensor_model_parallel_size
+        ):
             return
-
-
-def _become_only_rank_without_torchrun() -> None:
-    if "WORLD_SIZE" not in os.environ:
-        # Port 0: any free one, since no other rank has to find it.
-        single = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-        os.environ.update({name: str(value) for name, value in single.items()})
-
-
-def _print_rank_0(message: str) -> None:
-    if os.environ["RANK"] == "0":
-        print(message, flush=True)
 
 
 # The checkpoint writer starts a process that imports this module again.

@@ -10,7 +10,6 @@ imported, and never where CUDA is there. Nothing else in the package knows about
 
 import collections
 import contextlib
-import copy
 import ctypes
 import functools
 import os
@@ -56,7 +55,11 @@ def enable() -> None:
     _replace_accelerator()
     _force_gloo()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
-    _allow_sequence_parallel_norms()
+    # Imports Megatron, so it comes last.
+    from nca_plugin.megatron import plain_torch
+
+    plain_torch.allow_sequence_parallel_norms()
+    plain_torch.let_distributed_adam_resume()
 
 
 def _keep_freed_memory() -> None:
@@ -242,24 +245,3 @@ def _force_gloo() -> None:
     distributed.init_process_group = init_gloo
     distributed.new_group = new_gloo_group
     distributed.all_to_all_single = all_to_all_of_lists
-
-
-def _allow_sequence_parallel_norms() -> None:
-    """Let torch's norms, which Megatron uses without Transformer Engine and Apex, run under `--sequence-parallel`.
-
-    Megatron refuses them. What they lack is the mark by which it sums their gradients over tensor-parallel ranks.
-    """
-    from megatron.core.transformer.torch_norm import WrappedTorchNorm
-
-    make_norm = WrappedTorchNorm.__new__
-
-    @functools.wraps(make_norm)
-    def make_marked_norm(cls: type, config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        without = copy.copy(config)
-        without.sequence_parallel = False
-        norm: torch.nn.Module = make_norm(cls, without, *args, **kwargs)
-        for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        return norm
-
-    WrappedTorchNorm.__new__ = make_marked_norm

@@ -17,6 +17,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
+from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.checks import check_loading
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 
@@ -36,12 +37,15 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
         dataset_class = SourceGPTDataset
     else:
         dataset_class = GPTDataset
-    described = ", ".join(_data_paths(args)) or "mock data"
-    print_rank_0(f"> building train, validation and test datasets: {dataset_class.__name__} of {described}")
     is_built = partial(_is_dataset_built_on_rank, vp_stage)
     datasets: list[Any] = BlendedMegatronDatasetBuilder(
         dataset_class, train_val_test_num_samples, is_built, config
     ).build()
+    # Once: a rank of virtual stages calls this for each of them.
+    if datasets[0] is not None and not vp_stage:
+        line = announcement(config, datasets[0], train_val_test_num_samples[0])
+        if line is not None:
+            print_rank_0(line)
     return datasets
 
 

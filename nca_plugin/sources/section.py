@@ -2,6 +2,7 @@
 `data.path` is a blend, such as `[0.1, nca://web, 0.9, my_text_document]`."""
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, unknown_name
@@ -40,7 +41,14 @@ def data_path(data: Mapping[str, Any]) -> list[str] | None:
     if not isinstance(section, Mapping):
         raise NCAPluginError(f"data.{scheme} must be a mapping of options to values")
     options = {str(name): format_value(_tuples(value)) for name, value in section.items()}
-    return [parse(with_options(source, options, lambda name: f"data.{scheme}.{name}")).uri]
+    try:
+        return [parse(with_options(source, options, lambda name: f"data.{scheme}.{name}")).uri]
+    except NCAPluginError:
+        # A source knows its options; that `preset` stands beside them is a matter of this section.
+        for name in options:
+            if name != "preset" and get_close_matches(name, ["preset"]):
+                raise NCAPluginError(unknown_name("key", f"data.{scheme}.{name}", [f"data.{scheme}.preset"])) from None
+        raise
 
 
 def with_options(source: str, options: Mapping[str, str], spelling: Callable[[str], str]) -> str:

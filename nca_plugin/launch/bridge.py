@@ -1,0 +1,176 @@
+"""Megatron-Bridge's pretraining, with sources as data:
+
+    torchrun ... -m nca_plugin.launch.bridge --recipe llama32_1b_pretrain_config data.source=nca data.nca.preset=code
+
+Recipe, model, loop, parallelism, checkpoints and logging are Megatron-Bridge's. `data.source` names a source and
+`data.<source>.<option>` its options, or `data.path` is a blend; they may stand in the YAML file too. Without them the
+recipe's own dataset stays. On a machine without a GPU the run uses CPU mode and says so.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
+from nca_plugin.launch.bridge_config import (
+    Settings,
+    apply_settings,
+    load_complete,
+    load_recipe,
+    merged,
+    read_file,
+    read_overrides,
+)
+from nca_plugin.launch.process import (
+    Parser,
+    become_only_rank_without_torchrun,
+    print_rank_0,
+    use_shipped_dataset_helper,
+)
+from nca_plugin.sources.section import data_path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for on the command line."""
+
+    recipe: str | None
+    config_file: Path | None
+    dataset: str | None
+    overrides: list[str]
+
+
+def main() -> None:
+    """Run `megatron.bridge.training.pretrain` with the configuration that this process's arguments name."""
+    with one_line_errors(of_every_rank=False):
+        launch(parse_options(sys.argv[1:]))
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Return what the command line asks for. Raises `NCAPluginError` for an option that there is none of."""
+    parser = Parser(
+        prog="python -m nca_plugin.launch.bridge",
+        description="Run Megatron-Bridge's pretraining, with sources as data.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help="name of a function in megatron.bridge.recipes")
+    parser.add_argument("--config-file", type=Path, help="YAML of settings, or without --recipe a whole configuration")
+    parser.add_argument("--dataset", help="dataset preset of Megatron-Bridge, or nca")
+    parser.add_argument("overrides", nargs="*", help="such as data.source=nca or train.train_iters=1000")
+    known, rest = parser.parse_known_intermixed_args(arguments)
+    for argument in rest:
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise NCAPluginError(unknown_name("option", argument.partition("=")[0], options))
+    if known.recipe is None and known.config_file is None:
+        raise NCAPluginError("name a recipe with --recipe, or a whole configuration with --config-file")
+    return Options(**vars(known))
+
+
+def launch(options: Options) -> None:
+    """Run `megatron.bridge.training.pretrain.pretrain`.
+
+    Raises:
+        NCAPluginError: options or a configuration that the run cannot be done with.
+    """
+    settings = read_settings(options)
+    become_only_rank_without_torchrun()
+    # After what needs no Megatron is known to be right: importing it takes seconds.
+    from nca_plugin.megatron import cpu
+
+    is_cpu_mode = cpu.is_needed()
+    if is_cpu_mode:
+        from nca_plugin.nemo import cpu as bridge_cpu
+
+        cpu.enable()
+        stand_ins = bridge_cpu.add_stand_ins()
+        print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")
+    use_shipped_dataset_helper()
+    config = configure(options, settings)
+    if is_cpu_mode:
+        print_rank_0(f"nca-plugin: CPU mode sets {' '.join(bridge_cpu.adapt(config))}")
+    if settings.data_path is not None:
+        check_sources(config)
+    _pretrain(config)
+
+
+@dataclass(frozen=True)
+class UserSettings:
+    """What a user sets, without the `data` section: Megatron-Bridge has no place for it."""
+
+    file: Settings
+    overrides: Settings
+    data_path: list[str] | None
+    """What the `data` section stands for, None if there is none."""
+
+
+def read_settings(options: Options) -> UserSettings:
+    """Return the settings of the YAML file and of the overrides.
+
+    Raises:
+        NCAPluginError: a file that cannot be read, an override that is none, or a wrong key of `data`.
+    """
+    file = {} if options.config_file is None else read_file(options.config_file)
+    overrides = read_overrides(options.overrides)
+    data = merged({"data": file.pop("data", None) or {}}, {"data": overrides.pop("data", None) or {}})["data"]
+    if not isinstance(data, dict):
+        raise NCAPluginError(f"data={data} must be a mapping of names to values, such as data.source=nca")
+    return UserSettings(file, overrides, data_path(data))
+
+
+def configure(options: Options, settings: UserSettings) -> Any:
+    """Return the `ConfigContainer` of a run, which is checked as far as it can be before any model is built.
+
+    Raises:
+        NCAPluginError: an unknown name or key, or data that the run's model cannot train on.
+    """
+    from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
+
+    from nca_plugin.launch.bridge_fit import check_checkpoint, fit
+    from nca_plugin.nemo.bridge import register, source_dataset
+
+    register()
+    if options.recipe is None:
+        assert options.config_file is not None
+        # The file is the configuration: what is left to set are the overrides.
+        config, user = load_complete(settings.file, options.config_file), settings.overrides
+    else:
+        config, user = load_recipe(options.recipe), merged(settings.file, settings.overrides)
+    if options.dataset is not None:
+        if options.dataset not in DATASET_PRESETS:
+            raise NCAPluginError(unknown_name("dataset", options.dataset, DATASET_PRESETS))
+        if settings.data_path is not None and options.dataset != "nca":
+            raise NCAPluginError(f"--dataset {options.dataset} contradicts data.source: give one of them")
+        config.dataset = DATASET_PRESETS[options.dataset](config)
+    apply_settings(config, user)
+    if settings.data_path is not None:
+        config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
+    fit(config, user)
+    check_checkpoint(config)
+    return config
+
+
+def _pretrain(config: Any) -> None:
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.pretrain import pretrain
+
+    pretrain(config, forward_step)
+
+
+def check_sources(config: Any) -> None:
+    """Raise `NCAPluginError` unless Megatron-Bridge would build the dataset of a configuration from sources."""
+    from megatron.bridge.data.utils import _REGISTRY
+
+    from nca_plugin.nemo.bridge import SourceDatasetConfig
+
+    dataset = config.dataset
+    if not isinstance(dataset, SourceDatasetConfig) or isinstance(dataset, tuple(_REGISTRY)):
+        raise NCAPluginError(
+            f"data.source is given, but Megatron-Bridge would train on {type(dataset).__name__}: leave out what sets "
+            "the dataset, or use Megatron-Bridge 0.6.2"
+        )
+
+
+# The checkpoint writer starts a process that imports this module again.
+if __name__ == "__main__":
+    main()

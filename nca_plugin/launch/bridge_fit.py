@@ -1,0 +1,124 @@
+"""Sequence length, vocabulary and checkpoint of a Megatron-Bridge run, made to fit its data or refused.
+
+All of it before a process group or a model exists.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.training.tokenizers.config import TokenizerConfig
+from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.launch.process import check_embedding_rows
+from nca_plugin.megatron.dataset import is_ours, open_path
+from nca_plugin.nemo.bridge import SourceDatasetConfig
+from nca_plugin.sources import is_source
+
+
+def fit(config: Any, settings: Mapping[str, Any]) -> None:
+    """Make a run's vocabulary and sequence length fit its sources, where the user has not set them.
+
+    A single source brings a NullTokenizer with its vocabulary; the dataset's samples get the model's length. A run
+    without sources is left alone.
+
+    Args:
+        config: `ConfigContainer` whose dataset, tokenizer and vocabulary are adapted.
+        settings: what the user has set, by section.
+
+    Raises:
+        NCAPluginError: what the user has set does not fit.
+    """
+    dataset = config.dataset
+    if not isinstance(dataset, SourceDatasetConfig):
+        return
+    _fit_seq_length(config, is_set="seq_length" in settings.get("dataset", {}))
+    paths, _ = dataset.blend
+    if any(map(is_ours, paths)):
+        _check_order(config)
+    if len(paths) == 1 and is_source(paths[0]) and not settings.get("tokenizer"):
+        config.tokenizer = TokenizerConfig(
+            tokenizer_type="NullTokenizer", vocab_size=open_path(paths[0]).vocab_size, use_tokenizer_vocab_size=True
+        )
+    if "vocab_size" in settings.get("model", {}) and "use_tokenizer_vocab_size" not in settings.get("tokenizer", {}):
+        # Megatron-Bridge would ignore what the user has set.
+        config.tokenizer.use_tokenizer_vocab_size = False
+    vocab_size = _vocab_size(config)
+    for path in paths:
+        # What looks like a URI but names no source is refused here, with what it may have meant.
+        if not is_ours(path) and "://" not in path:
+            continue
+        source = open_path(path)
+        try:
+            source.check_seq_length(dataset.seq_length)
+        except NCAPluginError as error:
+            raise NCAPluginError(f"model.seq_length={dataset.seq_length}: {error}") from None
+        if vocab_size < source.vocab_size:
+            raise NCAPluginError(
+                f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: set "
+                f"model.vocab_size={source.vocab_size} or more, or tokenizer.vocab_size with a NullTokenizer, or use a "
+                "source of fewer ids"
+            )
+    dataset.vocab_size = vocab_size
+
+
+def _fit_seq_length(config: Any, *, is_set: bool) -> None:
+    if is_set and config.dataset.seq_length != config.model.seq_length:
+        raise NCAPluginError(
+            f"dataset.seq_length={config.dataset.seq_length} contradicts model.seq_length={config.model.seq_length}: "
+            "set model.seq_length alone, the dataset follows it"
+        )
+    config.dataset.seq_length = config.model.seq_length
+
+
+def _check_order(config: Any) -> None:
+    """Refuse what makes the samples of a source, or their weights, depend on the layout, or what is ignored."""
+    if config.dataset.dataloader_type == "cyclic":
+        raise NCAPluginError(
+            "dataset.dataloader_type=cyclic shuffles by the length of the run and the number of data-parallel ranks, so "
+            "that batches would change with them: use single, samples of a source are independent already"
+        )
+    if config.model.context_parallel_size > 1 and not config.model.calculate_per_token_loss:
+        raise NCAPluginError(
+            "model.context_parallel_size above 1 needs model.calculate_per_token_loss=true and "
+            "ddp.average_in_collective=false: the start of a source's sample is no target, so that ranks hold unequal "
+            "numbers of targets, and without it each rank's mean counts the same"
+        )
+    if config.train.rampup_batch_size is not None:
+        raise NCAPluginError("megatron-core 0.19 ignores train.rampup_batch_size: leave it out")
+
+
+def check_checkpoint(config: Any) -> None:
+    """Refuse a checkpoint with other embedding rows than the run; the first one that is there is what is loaded."""
+    for path in (config.checkpoint.load, config.checkpoint.pretrained_checkpoint):
+        if path is not None and Path(path).is_dir():
+            vocab_size, tensor_parallel_size = _vocab_size(config), config.model.tensor_model_parallel_size
+            rows = vocab_size
+            if _is_padded(config):
+                divisor = config.model.make_vocab_size_divisible_by
+                rows = calculate_padded_vocab_size(vocab_size, divisor, tensor_parallel_size, logging_enabled=False)
+            if check_embedding_rows(Path(path), rows, vocab_size, tensor_parallel_size):
+                return
+
+
+def _is_padded(config: Any) -> bool:
+    """Whether Megatron-Bridge takes the vocabulary from the tokenizer, and then pads it."""
+    return bool(config.tokenizer.use_tokenizer_vocab_size or config.model.vocab_size is None)
+
+
+def _vocab_size(config: Any) -> int:
+    """Return the ids of a run's model, without padding."""
+    if not _is_padded(config):
+        return int(config.model.vocab_size)
+    tokenizer = config.tokenizer
+    if tokenizer.tokenizer_type == "NullTokenizer" and tokenizer.vocab_size is not None:
+        return int(tokenizer.vocab_size)
+    try:
+        return int(build_tokenizer(tokenizer).vocab_size)
+    except (OSError, ValueError) as error:
+        raise NCAPluginError(
+            f"tokenizer {tokenizer.tokenizer_model or tokenizer.tokenizer_type} cannot be read: "
+            f"{' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,62 @@
+"""What the plain PyTorch parts of Megatron lack, which it uses without Transformer Engine and Apex, as in CPU mode."""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+
+def allow_sequence_parallel_norms() -> None:
+    """Let torch's norms, which Megatron uses without Transformer Engine and Apex, run under `--sequence-parallel`.
+
+    Megatron refuses them. What they lack is the mark by which it sums their gradients over tensor-parallel ranks.
+    """
+    make_norm = WrappedTorchNorm.__new__
+
+    @functools.wraps(make_norm)
+    def make_marked_norm(cls: type, config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        without = copy.copy(config)
+        without.sequence_parallel = False
+        norm: torch.nn.Module = make_norm(cls, without, *args, **kwargs)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+    WrappedTorchNorm.__new__ = make_marked_norm
+
+
+def let_distributed_adam_resume() -> None:
+    """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
+
+    Megatron asks for the state before the first step, in which torch makes it; and the count of steps, which it stores
+    for a group of parameters, does not reach theirs.
+    """
+    sharded_state_dict = DistributedOptimizer.sharded_state_dict
+
+    @functools.wraps(sharded_state_dict)
+    def sharded_state_dict_of_zeros(
+        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        if is_loading and isinstance(self.optimizer, torch.optim.Adam) and not self.optimizer.state:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        return sharded_state_dict(self, model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    load_state_dict = DistributedOptimizer.load_state_dict
+
+    @functools.wraps(load_state_dict)
+    def load_state_dict_with_own_steps(self: Any, state_dict: Any) -> None:
+        load_state_dict(self, state_dict)
+        if isinstance(self.optimizer, torch.optim.Adam):
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter in self.optimizer.state:
+                        self.optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros
+    DistributedOptimizer.load_state_dict = load_state_dict_with_own_steps

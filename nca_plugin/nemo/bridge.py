@@ -1,0 +1,174 @@
+"""The dataset of a Megatron-Bridge run: sources, corpora and indexed datasets, built by Megatron's own builder.
+
+It is a `DatasetProvider` and not a `GPTDatasetConfig`: Megatron-Bridge builds every subclass of the latter as a plain
+`GPTDataset`. What the two have in common has the same names here, so that a configuration's overrides of `dataset`
+keep their meaning.
+"""
+
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any, Final
+
+from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
+from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig, MockGPTDatasetConfig
+from megatron.bridge.utils.common_utils import print_rank_0
+from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.utils import get_blend_from_list
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
+
+#: What a run trains on that names the preset `nca` and no source.
+DEFAULT_SOURCE: Final = "nca://web"
+
+
+@dataclass(kw_only=True)
+class SourceDatasetConfig(DatasetProvider):
+    """Configuration and builder of a pretraining dataset whose data paths may be source URIs.
+
+    Raises, when Megatron-Bridge finalizes or builds it:
+        NCAPluginError: no data path, an unknown source, or one that the model does not fit.
+    """
+
+    data_path: str | list[str] | None = None
+    """A source URI, a corpus or an indexed dataset, or a blend as `--data-path` of Megatron-LM takes it, such as
+    `[0.1, nca://web, 0.9, my_text_document]`."""
+
+    seq_length: int
+    """Inputs of a sample; `model.seq_length`."""
+
+    vocab_size: int | None = None
+    """Ids that the model has rows for; None if as many as the tokenizer's."""
+
+    random_seed: int = 1234
+    """Seed of the order of an indexed dataset and of a blend. A source has a seed of its own, in its URI."""
+
+    split: str | None = "9999,8,2"
+    """Shares of train, validation and test in what is no source: the splits of a source are streams of their own."""
+
+    dataloader_type: str | None = "single"  # type: ignore[assignment]
+    """`single` reads the samples in order, `cyclic` shuffles them."""
+
+    skip_getting_attention_mask_from_dataset: bool = True
+    """Leave the causal mask to the attention kernel, rather than make it for every sample."""
+
+    reset_position_ids: bool = False
+    """Of indexed datasets: restart positions after each end of document. A source's sample is one document."""
+
+    reset_attention_mask: bool = False
+    """Of indexed datasets: keep documents apart. A source's sample is one document."""
+
+    eod_mask_loss: bool = False
+    """Of indexed datasets: leave ends of documents out of the loss. A source has a mask of its own, by position."""
+
+    num_dataset_builder_threads: int = 1
+    path_to_cache: str | None = None
+    mmap_bin_files: bool = True
+    mid_level_dataset_surplus: float = 0.005
+    allow_ambiguous_pad_tokens: bool = False
+    object_storage_cache_path: str | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """The parts of `data_path`: paths, after weights if there are any."""
+        parts = self.data_path.split() if isinstance(self.data_path, str) else self.data_path or []
+        if not parts:
+            raise NCAPluginError("dataset.data_path is missing: name a source, such as nca://web")
+        return [str(part) for part in parts]
+
+    @property
+    def blend(self) -> tuple[list[str], list[float] | None]:
+        """Data paths, and their weights if they have any."""
+        try:
+            paths, weights = get_blend_from_list(self.paths)
+        except (AssertionError, ValueError) as error:
+            raise NCAPluginError(f"dataset.data_path={self.paths} is no list of weights and paths: {error}") from None
+        return paths, weights
+
+    def finalize(self) -> None:
+        if self.dataloader_type not in ("single", "cyclic"):
+            raise NCAPluginError(
+                f"dataset.dataloader_type={self.dataloader_type}: with a source it must be single or cyclic"
+            )
+        if self.reset_attention_mask and self.skip_getting_attention_mask_from_dataset:
+            raise NCAPluginError(
+                "dataset.reset_attention_mask=true has no effect without the dataset's mask: add "
+                "dataset.skip_getting_attention_mask_from_dataset=false"
+            )
+        super().finalize()
+
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
+        paths, weights = self.blend
+        config = SourceGPTDatasetConfig(
+            random_seed=self.random_seed,
+            sequence_length=self.seq_length,
+            blend=(paths, weights),
+            split=self.split,
+            num_dataset_builder_threads=self.num_dataset_builder_threads,
+            path_to_cache=self.path_to_cache,
+            mmap_bin_files=self.mmap_bin_files,
+            tokenizer=context.tokenizer,
+            vocab_size=self.vocab_size,
+            mid_level_dataset_surplus=self.mid_level_dataset_surplus,
+            allow_ambiguous_pad_tokens=self.allow_ambiguous_pad_tokens,
+            reset_position_ids=self.reset_position_ids,
+            reset_attention_mask=self.reset_attention_mask,
+            eod_mask_loss=self.eod_mask_loss,
+            create_attention_mask=not self.skip_getting_attention_mask_from_dataset,
+            object_storage_cache_path=self.object_storage_cache_path,
+        )
+        num_samples = [context.train_samples, context.valid_samples, context.test_samples]
+        # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
+        train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
+        if train is not None and (line := announcement(config, train, context.train_samples)) is not None:
+            print_rank_0(line)
+        return train, valid, test
+
+
+#: Fields of `GPTDatasetConfig` whose place is taken by the data path and by what Megatron-Bridge knows at run time.
+_REPLACED: Final = (
+    *("blend", "blend_per_split", "data_path", "seq_length", "sequence_length", "sequences_per_dataset"),
+    *("per_dataset_sequences_path", "tokenizer", "mock", "split_matrix", "token_dtype_code", "create_attention_mask"),
+)
+
+
+def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> SourceDatasetConfig:
+    """Return the dataset that takes the place of a run's own, with the options that both have.
+
+    Raises:
+        NCAPluginError: a dataset that is not for pretraining, or an option of it that sources cannot honour.
+    """
+    if isinstance(dataset, SourceDatasetConfig):
+        return replace(dataset, data_path=data_path, seq_length=seq_length)
+    if type(dataset) not in (GPTDatasetConfig, MockGPTDatasetConfig):
+        raise NCAPluginError(
+            f"data.source takes the place of a pretraining dataset, and this run's is {type(dataset).__name__}: use a "
+            "pretraining recipe, or leave dataset._target_ out"
+        )
+    known = {field.name for field in fields(SourceDatasetConfig)}.difference(_REPLACED)
+    for field in fields(dataset):
+        value = getattr(dataset, field.name, None)
+        if field.name not in known and field.name not in _REPLACED and value != _default(field):
+            raise NCAPluginError(f"dataset.{field.name}={value} is not supported with data.source: leave it out")
+    options: dict[str, Any] = {name: getattr(dataset, name) for name in known if hasattr(dataset, name)}
+    # Without a split, each had data paths of its own.
+    options["split"] = options["split"] or SourceDatasetConfig.split
+    return SourceDatasetConfig(data_path=data_path, seq_length=seq_length, **options)
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _preset(config: ConfigContainer) -> SourceDatasetConfig:
+    """Return what `--dataset nca` stands for."""
+    return source_dataset(config.dataset, [DEFAULT_SOURCE], config.model.seq_length)
+
+
+def register() -> None:
+    """Make `dataset._target_: nca_plugin.nemo.SourceDatasetConfig` and the dataset preset `nca` known to
+    Megatron-Bridge. Without it, Megatron-Bridge warns and keeps the dataset that was there."""
+    register_allowed_target_prefix("nca_plugin")
+    DATASET_PRESETS["nca"] = _preset

@@ -1,0 +1,98 @@
+"""One run in every stack: the same batches, the same losses, at every layout; and the same run when resumed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from megatron_runs import FinishedRun
+from megatron_runs import run as run_megatron
+from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import parse
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stacks")
+
+
+@pytest.fixture(scope="module")
+def first_weights(folder: Path) -> Path:
+    """Initial weights that every run starts from, as Megatron-LM saves them."""
+    run_megatron(
+        folder / "first",
+        *("--data-source", SOURCE, "--tokenizer-type", "NullTokenizer", "--vocab-size", str(ROWS)),
+        *("--train-iters", "1", "--lr", "0", "--min-lr", "0", "--save", folder / "first-weights"),
+    )
+    return folder / "first-weights"
+
+
+@pytest.fixture(scope="module")
+def megatron(folder: Path, first_weights: Path) -> FinishedRun:
+    """The run that the others are compared with."""
+    return train("megatron", Job(folder / "megatron-1-1", first_weights))
+
+
+@pytest.fixture(scope="module")
+def bridge(folder: Path, first_weights: Path) -> FinishedRun:
+    return train("bridge", Job(folder / "bridge-1-1", first_weights))
+
+
+def check_losses(run: FinishedRun, expected: FinishedRun, rtol: float = 1e-3) -> None:
+    assert list(run.losses) == list(expected.losses) == list(range(1, ITERATIONS + 1))
+    np.testing.assert_allclose(list(run.losses.values()), list(expected.losses.values()), rtol=rtol)
+
+
+def test_bridge_trains_on_the_same_batches(megatron: FinishedRun, bridge: FinishedRun) -> None:
+    assert len(set(megatron.batches)) == ITERATIONS * 4
+    assert bridge.batches == megatron.batches
+
+
+def test_bridge_has_the_same_losses(megatron: FinishedRun, bridge: FinishedRun) -> None:
+    # One layout and one order of operations: closer than the promised 1e-3.
+    check_losses(bridge, megatron, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_layout_does_not_change_the_losses(
+    folder: Path, first_weights: Path, megatron: FinishedRun, stack: str
+) -> None:
+    check_losses(train(stack, Job(folder / f"{stack}-2-2", first_weights, tp=2, pp=2)), megatron)
+
+
+def test_the_log_says_what_the_run_trains_on(bridge: FinishedRun) -> None:
+    tokens = ITERATIONS * 8 * 128
+    line = (
+        f"nca-plugin: training on {parse(SOURCE).uri}: vocabulary 18, {tokens:,} tokens, 71.1 % of targets supervised"
+    )
+    assert bridge.log.count(line) == 1
+
+
+def test_a_resumed_bridge_run_is_the_uninterrupted_one(folder: Path, first_weights: Path, bridge: FinishedRun) -> None:
+    save = folder / "interrupted"
+    until_10 = train("bridge", Job(folder / "until-10", first_weights, save=save, exit_at=10))
+    from_10 = train("bridge", Job(folder / "from-10", first_weights, save=save))
+    assert list(until_10.losses) == list(range(1, 11)) and list(from_10.losses) == list(range(11, 21))
+    assert until_10.batches + from_10.batches == bridge.batches
+    resumed = until_10.losses | from_10.losses
+    for iteration, loss in bridge.losses.items():
+        assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("option", ["pretrained_checkpoint", "load"])
+def test_a_checkpoint_of_another_vocabulary_is_refused(
+    configure: Callable[..., Any], first_weights: Path, option: str
+) -> None:
+    """Megatron-Bridge would load it, with zeros for the rows that it lacks."""
+    run = ("--recipe", "vanilla_gpt_pretrain_config", f"data.source={SOURCE}", f"checkpoint.{option}={first_weights}")
+    configure(*run, f"model.vocab_size={ROWS}")
+    message = "has 512 embedding rows, the run has 640: .*nca-plugin transfer .*--vocab-size 640"
+    with pytest.raises(NCAPluginError, match=message):
+        configure(*run, "model.vocab_size=640")
+    # A folder of one iteration, too; and a vocabulary that comes from the tokenizer is padded.
+    run = (*run[:-1], f"checkpoint.{option}={first_weights / 'iter_0000001'}")
+    with pytest.raises(NCAPluginError, match="has 512 embedding rows, the run has 128"):
+        configure(*run)
