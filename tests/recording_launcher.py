@@ -1,10 +1,11 @@
-"""`nca_plugin.launch.megatron`, with a line for every batch in a file of each rank: a hash of it, and the largest id of
-each of its samples."""
+"""`nca_plugin.launch.megatron`, or with HYDRA=1 `nca_plugin.launch.hydra`, with a line for every batch in a file of a
+rank: a hash of it, and the largest id of each of its samples."""
 
 import hashlib
 import os
 from pathlib import Path
 
+from nca_plugin.launch import hydra
 from nca_plugin.launch import megatron as launcher
 
 
@@ -34,4 +35,4 @@ if __name__ == "__main__":
         pretrain(*arguments)
 
     launcher._pretrain = pretrain_recorded
-    launcher.main()
+    (hydra if "HYDRA" in os.environ else launcher).main()

@@ -77,8 +77,8 @@ def _check_order(config: Any) -> None:
     """Refuse what makes the samples of a source, or their weights, depend on the layout, or what is ignored."""
     if config.dataset.dataloader_type == "cyclic":
         raise NCAPluginError(
-            "dataset.dataloader_type=cyclic shuffles by the length of the run and the number of data-parallel ranks, so "
-            "that batches would change with them: use single, samples of a source are independent already"
+            "dataset.dataloader_type=cyclic shuffles by the length of the run and the data-parallel ranks, so that "
+            "batches would change with them: use single, samples of a source are independent of each other already"
         )
     if config.model.context_parallel_size > 1 and not config.model.calculate_per_token_loss:
         raise NCAPluginError(

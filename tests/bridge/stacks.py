@@ -1,5 +1,6 @@
 """The same run in every stack: one model, one schedule, one source, as each stack spells them."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_runs import MODEL, FinishedRun
 from megatron_runs import RECORDING_LAUNCHER as MEGATRON_LAUNCHER
@@ -75,13 +77,69 @@ def bridge(job: Job) -> list[str | Path]:
     return [BRIDGE_LAUNCHER, *settings]
 
 
+def hydra(job: Job) -> list[str | Path]:
+    arguments: dict[str, Any] = {
+        "pretrained-checkpoint": str(job.first_weights),
+        "tensorboard-dir": str(job.folder / "tensorboard"),
+        "tensor-model-parallel-size": job.tp,
+        "pipeline-model-parallel-size": job.pp,
+        "tokenizer-type": "NullTokenizer",
+        "vocab-size": ROWS,
+        "train-iters": ITERATIONS,
+    }
+    names = iter(MODEL)
+    for name in names:
+        is_flag = name == "--untie-embeddings-and-output-weights"
+        arguments[name.removeprefix("--")] = True if is_flag else next(names)
+    return _hydra(job, {"arguments": arguments}, f"data.source={SOURCE}")
+
+
+def nemo1(job: Job) -> list[str | Path]:
+    """`megatron_runs.MODEL` as a NeMo 1 file has it, with what Megatron-LM calls otherwise beside it."""
+    config = {
+        "trainer": {
+            **{"devices": job.tp * job.pp, "num_nodes": 1, "precision": 32, "max_steps": ITERATIONS},
+            **{"log_every_n_steps": 1, "val_check_interval": 10, "limit_val_batches": 0, "gradient_clip_val": 1.0},
+        },
+        "exp_manager": {"explicit_log_dir": str(job.folder), "create_checkpoint_callback": False},
+        "restore_from_path": str(job.first_weights),
+        "model": {
+            **{"micro_batch_size": 2, "global_batch_size": 8, "encoder_seq_length": 128, "hidden_size": 64},
+            **{"num_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128},
+            **{"tensor_model_parallel_size": job.tp, "pipeline_model_parallel_size": job.pp},
+            **{"position_embedding_type": "rope", "share_embeddings_and_output_weights": False},
+            **{"attention_dropout": 0.0, "hidden_dropout": 0.0, "tokenizer": None},
+            "data": {"data_impl": "mmap", "num_workers": 1},
+            "optim": {
+                **{"name": "fused_adam", "lr": 1e-3, "weight_decay": 0.01, "betas": [0.9, 0.999]},
+                "sched": {"name": "CosineAnnealing", "warmup_steps": 0, "constant_steps": 0, "min_lr": 1e-4},
+            },
+        },
+    }
+    beside = {"tensorboard-dir": job.folder / "tensorboard", "tokenizer-type": "NullTokenizer", "vocab-size": ROWS}
+    overrides = [f"arguments.{name}={value}" for name, value in beside.items()]
+    return _hydra(job, config, f"data.source={SOURCE}", *overrides)
+
+
+def _hydra(job: Job, config: dict[str, Any], *overrides: str) -> list[str | Path]:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "run.yaml").write_text(json.dumps(config))
+    return [MEGATRON_LAUNCHER, "--config-dir", job.folder, "--config-name", "run", *overrides]
+
+
 #: Command of a run by stack.
-STACKS: dict[str, Callable[[Job], list[str | Path]]] = {"megatron": megatron, "bridge": bridge}
+STACKS: dict[str, Callable[[Job], list[str | Path]]] = {
+    "megatron": megatron,
+    "hydra": hydra,
+    "nemo1": nemo1,
+    "bridge": bridge,
+}
 
 
 def train(stack: str, job: Job) -> FinishedRun:
     """Run a job on as many CPU ranks as its layout has. Fails if the run does."""
-    return start(job.folder, STACKS[stack](job), ranks=job.tp * job.pp)
+    variables = {"HYDRA": "1"} if stack in ("hydra", "nemo1") else {}
+    return start(job.folder, STACKS[stack](job), ranks=job.tp * job.pp, **variables)
 
 
 def start(folder: Path, command: list[str | Path], *, ranks: int = 1, **environment: str) -> FinishedRun:
