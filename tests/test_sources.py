@@ -47,7 +47,7 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
     ("uri", "reason"),
     [
         ("nac", "unknown source 'nac': did you mean 'nca'"),
-        ("nca://wbe", "unknown NCA preset 'wbe': choose one of web"),
+        ("nca://wbe", "unknown NCA preset 'wbe': did you mean 'web'"),
         ("nca://web?sed=1", "unknown option 'sed': did you mean 'seed'"),
         ("nca://web?seed=one", "must be a whole number"),
         ("nca://web?seed=-1", "must lie in"),

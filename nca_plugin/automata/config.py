@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from nca_plugin.automata.complexity import score_bounds
-from nca_plugin.errors import NCAPluginError, check_options
+from nca_plugin.errors import NCAPluginError, check_options, unknown_name
 
 #: Token ids stay below the range of int32 with room for a text vocabulary beside them.
 _MAX_VOCAB_SIZE: Final = 1 << 20
@@ -107,7 +107,7 @@ class NCAConfig:
             NCAPluginError: an unknown name, or an inconsistent result.
         """
         if name not in PRESETS:
-            raise NCAPluginError(f"unknown NCA preset '{name}': choose one of {', '.join(PRESETS)}")
+            raise NCAPluginError(unknown_name("NCA preset", name, PRESETS))
         if changes.get("curriculum") is not None:
             changes = {"band": None, **changes}
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
