@@ -40,7 +40,7 @@ NCA = (*VANILLA, "data.source=nca")
         # The data section.
         ((*VANILLA, "data.sorce=nca"), "key 'data.sorce': did you mean 'data.source'"),
         ((*VANILLA, "data.source=nac"), "did you mean 'nca'"),
-        ((*NCA, "data.nca.preset=cod"), "choose one of web, math, code"),
+        ((*NCA, "data.nca.preset=cod"), "did you mean 'code'"),
         ((*NCA, "data.nca.ban=none"), "did you mean 'band'"),
         ((*NCA, "data.path=nca://web"), "data.source and data.path contradict each other"),
         ((*VANILLA, "data.path=nac://web"), "unknown source 'nac'"),
