@@ -22,6 +22,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} '{name}': " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error of another package, which may have several lines, as one."""
+    return " ".join(str(error).split())
+
+
 #: Whether an option's value is right, the option's name, what the value must be.
 Check = tuple[bool, str, str]
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from nca_plugin.errors import NCAPluginError, in_context, unknown_name
+from nca_plugin.errors import NCAPluginError, in_context, one_line, unknown_name
 
 #: The package of the configuration files that come with nca-plugin.
 SHIPPED: Final = "nca_plugin.conf"
@@ -26,10 +26,11 @@ def shipped_folder() -> Path:
     return Path(str(resources.files(SHIPPED)))
 
 
-def compose_file(path: Path, overrides: list[str]) -> DictConfig:
+def compose_file(path: Path, folder: Path, overrides: list[str]) -> DictConfig:
     """Return what a file and the files that its defaults name hold, after overrides such as `a.b=1`.
 
-    The files that come with nca-plugin are found after those beside `path`.
+    Args:
+        folder: where files are looked for, `path` among them; those that come with nca-plugin are found after them.
 
     Raises:
         NCAPluginError: a file that is missing or no YAML, or an override that does not fit, with the nearest key.
@@ -39,14 +40,14 @@ def compose_file(path: Path, overrides: list[str]) -> DictConfig:
     Plugins.instance().register(_ShippedFiles)
     with in_context(f"configuration file {path}"):
         try:
-            with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
+            with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
                 try:
-                    return compose(path.stem, overrides=overrides)
+                    return compose(path.relative_to(folder).with_suffix("").as_posix(), overrides=overrides)
                 except HydraException as error:
                     # Here, where Hydra still knows its groups of files.
                     raise NCAPluginError(_described(error)) from error
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-            raise NCAPluginError(_one_line(error)) from error
+        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ValueError) as error:
+            raise NCAPluginError(one_line(error)) from error
 
 
 def checked_by[T](schema: type[T], config: DictConfig) -> T:
@@ -87,12 +88,15 @@ def _described(error: Exception) -> str:
         return unknown_name("option", f"{group}={name}", [f"{group}={option}" for option in error.options])
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+        if cause.full_key.partition(".")[0] in _groups(""):
+            group = cause.full_key.partition(".")[0]
+            return f"{group} is a group of files: choose one with {group}=..., and set its keys where they end up"
         prefix = cause.full_key.removesuffix(str(cause.key))
-        known = [f"{prefix}{key}" for key in (*cause.parent_node.keys(), *_groups(prefix))]
+        known = [f"{prefix}{key}" for key in dict.fromkeys([*cause.parent_node.keys(), *_groups(prefix)])]
         return unknown_name("key", cause.full_key, known)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} has no value: give it one, {cause.full_key}=..."
-    return _one_line(error)
+    return one_line(error)
 
 
 def _groups(prefix: str) -> Sequence[Any]:
@@ -101,7 +105,3 @@ def _groups(prefix: str) -> Sequence[Any]:
         return ()
     loader = GlobalHydra.instance().config_loader()
     return [group for group in loader.list_groups("") if group != "hydra"]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each kind, in turn")
     parser.add_argument("--only-cuda", action="store_true", help="do nothing without a CUDA device")
     options = parser.parse_args()
+    if options.iterations < 2 * _LOG_INTERVAL:
+        parser.error(f"--iterations must be at least {2 * _LOG_INTERVAL}: the first {_LOG_INTERVAL} do not count")
     if options.only_cuda and not torch.cuda.is_available():
         print("no CUDA device: nothing is measured")
         return

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import shipped_folder
-from nca_plugin.launch.configuration import load_run
+from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.hydra import main
 from nca_plugin.launch.multirun import check_outputs, expand
 from nca_plugin.megatron.arguments import resolve_data_source
@@ -21,7 +21,7 @@ from nca_plugin.sources import parse
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:
-    return load_run(path, overrides).arguments
+    return load_run(ConfigFile(path.parent, path.name, overrides)).arguments
 
 
 @pytest.fixture
@@ -80,7 +80,10 @@ def test_a_blend(config: Path) -> None:
         (["data.source=nca://web", "data.nca.preset=code"], "data.nca.preset: code contradicts source nca://web"),
         (["data.source=nca", "data.nca=web"], "data.nca must be a mapping"),
         (["+argument.lr=1"], "unknown key 'argument': did you mean 'arguments'"),
-        (["data.source"], "configuration file .*run.yaml"),
+        (["data.source"], "configuration file .*run.yaml: Error parsing override .* missing EQUAL"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x has no effect"),
+        (["data.source=nca", "arguments.data-source=dyck"], "name the source with data.source"),
+        (["arguments.nca-preset=code", "data.source=nca"], "name the source with data.source"),
     ],
 )
 def test_what_is_wrong_is_one_line(config: Path, overrides: list[str], reason: str) -> None:
@@ -90,7 +93,13 @@ def test_what_is_wrong_is_one_line(config: Path, overrides: list[str], reason: s
 
 
 def test_what_is_typed_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--config-dir", "x"], ["--config-nam", "x"], ["a.b=1", "--config-name", "missing", "c.d=2"]):
+    for arguments in (
+        ["--config-dir", "x"],
+        ["--config-nam", "x"],
+        ["--config-name", "pretrain", "--cfg", "job", "arguments.save=${nope}"],
+        ["--config-name", "pretrain", "--cfg", "megatron", "--multirun", "data.source=nca,dyck"],
+        ["a.b=1", "--config-name", "missing", "c.d=2"],
+    ):
         monkeypatch.setattr(sys, "argv", ["hydra", *arguments])
         with pytest.raises(SystemExit, match="2"):
             main()
@@ -119,6 +128,9 @@ def test_an_unknown_option_of_a_source(config: Path) -> None:
         (["data.nca.temprature=1"], "unknown option 'temprature': did you mean 'temperature'"),
         (["data.nca.preset=web,code"], "add --multirun"),
         (["data=text"], "data.path has no value"),
+        (["stage=null"], "configuration file .*pretrain.yaml: "),
+        (["model.num-layers=3"], "model is a group of files: choose one with model=..."),
+        (["data.source=dyck"], "leave it out, or set data.nca=null"),
     ],
 )
 def test_what_is_wrong_with_our_own_configuration_is_one_line(overrides: list[str], reason: str) -> None:
@@ -157,14 +169,37 @@ def test_megatron_knows_every_argument_of_ours() -> None:
             assert {f"--{name}" for name in names} <= megatron_options, file
 
 
+def test_a_file_in_a_folder_of_the_folder(tmp_path: Path) -> None:
+    """Its groups are those of the folder, before ours."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "160m.yaml").write_text("# @package arguments\nnum-layers: 99\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "run.yaml").write_text("# @package _global_\ndefaults: [/model: 160m, _self_]\n")
+    for name in ("sub/run", "sub/run.yaml"):
+        assert load_run(ConfigFile(tmp_path, name, [])).arguments == ["--num-layers", "99"]
+
+
+def test_what_is_switched_off_has_to_exist_too(config: Path) -> None:
+    run = load_run(
+        ConfigFile(config.parent, "run", ["arguments.bf61=false", "arguments.lr=null", "arguments.bf16=true"])
+    )
+    assert run.unset == ["--bf61", "--lr"]
+
+
+def test_other_sources_options_may_be_taken_away() -> None:
+    arguments = load_arguments(shipped_folder() / "pretrain.yaml", ["data.source=dyck", "data.nca=null"])
+    assert arguments[arguments.index("--data-path") + 1].startswith("dyck://")
+
+
 def test_the_runs_of_a_multirun() -> None:
     jobs = expand(["data.nca.preset=web,code", "a=[1,2]", "arguments.lr=1,2"])
     assert [job.name for job in jobs] == [
         f"data.nca.preset={preset} arguments.lr={lr}" for preset in ("web", "code") for lr in (1, 2)
     ]
     assert jobs[0].overrides == ["data.nca.preset=web", "a=[1,2]", "arguments.lr=1"]
-    with pytest.raises(NCAPluginError, match="list the values"):
-        expand(["arguments.lr=interval(0,1)"])
+    for sweep in ("arguments.lr=interval(0,1)", "model=glob(*)"):
+        with pytest.raises(NCAPluginError, match="list the values"):
+            expand([sweep])
 
 
 def test_runs_that_would_overwrite_each_other_are_refused() -> None:
@@ -206,8 +241,9 @@ def test_megatron_trains_on_a_blend(tmp_path: Path) -> None:
     )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    blend = f"0.5 {parse('nca://toy').uri} 0.5 {tmp_path}/corpus (nca://toy?seed=2&"
-    assert f"nca-plugin: training on {blend}" in done.stdout
+    share = "(vocabulary 18, 71.1% of targets supervised)"
+    blend = f"0.5 {parse('nca://toy').uri} {share} 0.5 {tmp_path}/corpus, written from {parse('nca://toy?seed=2').uri}"
+    assert f"nca-plugin: training on 2,048 tokens of {blend}" in done.stdout
     assert "iteration        2/       2" in done.stdout
 
 

@@ -22,6 +22,7 @@ DATA = Path(__file__).with_name("data") / "nemo1"
 SMALL = {
     "trainer.max_steps": 100,
     "trainer.val_check_interval": 50,
+    "trainer.limit_val_batches": 5,
     "exp_manager.explicit_log_dir": "/runs/small",
     "model.micro_batch_size": 2,
     "model.global_batch_size": 8,
@@ -52,7 +53,7 @@ def small(**changes: Any) -> Translation:
 
 
 def load(name: str, *overrides: str) -> Translation:
-    container = OmegaConf.to_container(compose_file(DATA / f"{name}.yaml", list(overrides)), resolve=True)
+    container = OmegaConf.to_container(compose_file(DATA / f"{name}.yaml", DATA, list(overrides)), resolve=True)
     assert isinstance(container, dict) and is_nemo1(container)
     return translate(container)
 
@@ -129,7 +130,7 @@ def test_a_file_of_the_launcher(parser: ArgumentParser) -> None:
 
 def test_what_nemo_takes_where_the_file_is_silent(parser: ArgumentParser) -> None:
     by_hand = (
-        "--train-iters 100 --eval-interval 50 --full-validation --log-interval 50 --tensorboard-log-interval 50 "
+        "--train-iters 100 --eval-interval 50 --eval-iters 5 --log-interval 50 --tensorboard-log-interval 50 "
         "--clip-grad 0 --save /runs/small/checkpoints --save-interval 50 --tensorboard-dir /runs/small "
         "--micro-batch-size 2 --global-batch-size 8 --seq-length 128 --max-position-embeddings 128 --num-layers 4 "
         "--hidden-size 64 --ffn-hidden-size 256 --num-attention-heads 4 --transformer-impl local "
@@ -148,7 +149,8 @@ def test_what_nemo_takes_where_the_file_is_silent(parser: ArgumentParser) -> Non
     [
         ({"trainer__precision": 16}, {"fp16": True, "accumulate-allreduce-grads-in-fp32": True}, "bf16"),
         ({"trainer__precision": "bf16-mixed"}, {"bf16": True}, "fp16"),
-        ({"trainer__limit_val_batches": 0}, {"eval-iters": 0}, "full-validation"),
+        ({"trainer__limit_val_batches": 0}, {"eval-iters": 0}, ""),
+        ({"exp_manager": None, "exp_manager__explicit_log_dir": None}, {"train-iters": 100}, "save"),
         ({"trainer__gradient_clip_val": 0.5}, {"clip-grad": 0.5}, ""),
         ({"trainer__max_steps": 1e5}, {"train-iters": 100000}, ""),
         (
@@ -248,10 +250,13 @@ def test_a_key_means(parser: ArgumentParser, changes: dict[str, Any], expected: 
         ({"trainer__max_steps": -1}, r"no epochs"),
         ({"trainer__val_check_interval": 0.25}, r"part of an epoch"),
         ({"trainer__limit_val_batches": 0.5}, r"limit_val_batches=0.5 \(must be a whole number\)"),
+        ({"trainer__limit_val_batches": None}, r"limit_val_batches=1.0 \(the whole set, which is NeMo's default"),
+        ({"exp_manager__checkpoint_callback_params__train_time_interval": {"hours": 1}}, r"set every_n_train_steps"),
+        ({"model__tokenizer": {"library": "megatron", "type": "GPT2BPETokenizer"}}, r"name model.tokenizer.vocab_file"),
         ({"trainer__precision": "bf16-true"}, r"NeMo's precisions are"),
         ({"trainer__devices": "two"}, r"trainer.devices=two"),
         ({"trainer__max_time": "12:00"}, r"days:hours"),
-        ({"exp_manager__explicit_log_dir": None}, r"folder named after the date"),
+        ({"exp_manager__explicit_log_dir": None, "exp_manager__name": "a"}, r"folder named after the date"),
         ({"exp_manager__create_wandb_logger": True}, r"needs exp_manager.wandb_logger_kwargs.project"),
         ({"model__tokenizer": {"library": "sentencepiece", "model": "???"}}, r"model.tokenizer=null"),
         ({"model__tokenizer": {"library": "tabular"}}, r"model.tokenizer.library=tabular"),

@@ -120,8 +120,16 @@ REFUSED: dict[str, tuple[int, tuple[str, ...], str]] = {
         "unknown option '--nca-presett': did you mean '--nca-preset'",
     ),
     "no number": (1, ("--num-layers", "three"), "argument --num-layers: invalid int value: 'three'"),
+    "no validation data": (1, ("--eval-iters", "1", "--split", "100,0,0"), "ends the run when it validates"),
+    "ramp-up by nothing": (1, ("--rampup-batch-size", "2", "0", "10"), "ignores --rampup-batch-size"),
     "few ids": (1, ("--data-source", "nca://web"), "is smaller than the 10002 ids of source"),
     "hybrid context parallel": (2, (*cp(2), "--hybrid-context-parallel"), "is not supported here"),
+}
+#: What is no data path, and what the message says.
+BAD_PATHS = {
+    "unknown source": (("ncaa://toy",), "unknown source 'ncaa': did you mean 'nca'?"),
+    "one slash": (("nca:/toy",), "a source has two slashes"),
+    "a weight without a path": (("0.1", "nca://toy", "0.9"), "0.1 stands where a data path is expected"),
 }
 BLEND_WITHOUT_VALIDATION = ("--data-path", "1", "nca://toy", "1", "nca://toy?seed=2", *TOKENS)
 #: The same of runs that validate on all documents of a corpus.
@@ -215,7 +223,7 @@ def runs(folder: Path) -> dict[str, Done]:
         Job("blend resumed", (*blended, *loaded_blend)),
         job(folder, "corpus", "gpt", 1, (), ("--data-path", forty, "--split", "100,0,0", *TOKENS)),
         job(folder, "other vocabulary", "gpt", 1, ("--vocab-size", "65")),
-        Job("unknown source", ("--data-path", "ncaa://toy", *TOKENS, *THREE)),
+        *(Job(name, ("--data-path", *paths, *TOKENS, *THREE)) for name, (paths, _) in BAD_PATHS.items()),
         Job("refused blend", (*BLEND_WITHOUT_VALIDATION, *THREE)),
         Job("a blend that only trains", (*BLEND_WITHOUT_VALIDATION, *THREE, "--split", "100,0,0")),
         Job("a sample that fails", ("--data-source", "failing://", *TOKENS, *THREE, "--num-workers", "1"), 2),
@@ -401,8 +409,9 @@ def test_what_makes_no_sense_is_refused(runs: dict[str, Done], name: str) -> Non
     assert re.search(reason, done.refusal), done.refusal
 
 
-def test_an_unknown_source_among_the_data_paths_is_refused(runs: dict[str, Done]) -> None:
-    assert "unknown source 'ncaa': did you mean 'nca'?" in str(runs["unknown source"].refusal)
+@pytest.mark.parametrize("name", BAD_PATHS)
+def test_what_is_no_data_path_is_refused(runs: dict[str, Done], name: str) -> None:
+    assert BAD_PATHS[name][1] in str(runs[name].refusal)
 
 
 def test_the_error_of_a_sample_is_one_line_of_the_rank_that_has_it(runs: dict[str, Done], folder: Path) -> None:

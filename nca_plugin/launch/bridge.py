@@ -145,7 +145,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     apply_settings(config, user)
     if settings.data_path is not None:
         config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
-    fit(config, user)
+    fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
     return config
 

@@ -8,7 +8,7 @@ the configuration first, and every value is compared with what the configuration
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, unknown_name
+from nca_plugin.launch.bridge_types import check_type, takes_mapping
 
 #: A configuration's own keys, after which Megatron-Bridge calls a class or function.
 _TARGET: Final = "_target_"
@@ -28,12 +29,13 @@ Settings = dict[str, Any]
 def read_file(path: Path) -> Settings:
     """Return what a YAML file sets. Raises `NCAPluginError` if it cannot be read."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NCAPluginError(f"configuration file {path} cannot be read: {_one_line(error)}") from error
-    if not isinstance(content, dict | None):
+        # As Megatron-Bridge reads it: 1e-4 is a number, and no key stands twice.
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise NCAPluginError(f"configuration file {path} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
         raise NCAPluginError(f"configuration file {path} must be a mapping of names to values")
-    return content or {}
+    return {str(key): value for key, value in content.items()}
 
 
 def read_overrides(overrides: list[str]) -> Settings:
@@ -47,7 +49,7 @@ def read_overrides(overrides: list[str]) -> Settings:
             # `+key` and `++key` mean what `key` means: whether it exists is checked against the configuration.
             OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise NCAPluginError(f"override '{text}': {_one_line(error)}") from error
+            raise NCAPluginError(f"override '{text}': {one_line(error)}") from error
     return _container(settings)
 
 
@@ -78,7 +80,7 @@ def load_recipe(name: str) -> Any:
         return getattr(recipes, name)()
     except (ValueError, OSError) as error:
         raise NCAPluginError(
-            f"recipe {name}: {_one_line(error)} (a recipe reads its model's config.json from the Hugging Face hub, or "
+            f"recipe {name}: {one_line(error)} (a recipe reads its model's config.json from the Hugging Face hub, or "
             "from the cache that HF_HOME names)"
         ) from error
 
@@ -101,7 +103,7 @@ def load_complete(settings: Settings, path: Path) -> Any:
     try:
         return ConfigContainer.from_dict(settings, mode=InstantiationMode.STRICT)
     except (InstantiationException, ValueError, TypeError, OmegaConfBaseException) as error:
-        raise NCAPluginError(f"configuration file {path}: {_one_line(error)}") from error
+        raise NCAPluginError(f"configuration file {path}: {one_line(error)}") from error
 
 
 def apply_settings(config: Any, settings: Settings) -> None:
@@ -121,7 +123,7 @@ def apply_settings(config: Any, settings: Settings) -> None:
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(settings)), resolve=True)
     except OmegaConfBaseException as error:
-        raise NCAPluginError(f"configuration: {_one_line(error)}") from error
+        raise NCAPluginError(f"configuration: {one_line(error)}") from error
     # The user's keys alone, and no callables to restore: applying all would turn the recipe's tuples into lists.
     apply_overrides(config, _chosen(merged, settings), {})
     _check_values(config, merged, settings, dtypes)
@@ -152,11 +154,12 @@ def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
         if name not in known:
             raise NCAPluginError(unknown_name("key", key, [f"{prefix}{other}" for other in known]))
         if not isinstance(value, Mapping):
+            check_type(owner, name, value, key)
             continue
         current = None if isinstance(owner, type) else getattr(owner, name)
         if _TARGET in value or (dataclasses.is_dataclass(current) and not isinstance(current, type)):
             _check_keys(current, value, f"{key}.")
-        elif not isinstance(current, Mapping) and not _takes_mapping(owner, name):
+        elif not isinstance(current, Mapping) and not takes_mapping(owner, name):
             raise NCAPluginError(
                 f"{key}.{next(iter(value), '')}: {key} is {current} in this run, which has no keys: name a class with "
                 f"{key}.{_TARGET}=..., or use another recipe"
@@ -177,23 +180,7 @@ def _located(target: Any, prefix: str) -> Any:
     try:
         return _resolve_target(target, prefix, check_callable=False)
     except (InstantiationException, ImportError, ValueError) as error:
-        raise NCAPluginError(f"{prefix}{_TARGET}={target}: {_one_line(error)}") from error
-
-
-def _takes_mapping(owner: Any, name: str) -> bool:
-    """Whether a field may hold a mapping of any keys, as its type says."""
-    try:
-        hint = get_type_hints(owner if isinstance(owner, type) else type(owner))[name]
-    except NameError:  # A type that only a type checker imports.
-        return False
-    return any(kind is Any or kind is dict or getattr(kind, "__origin__", None) is dict for kind in _parts(hint))
-
-
-def _parts(hint: Any) -> Iterator[Any]:
-    yield hint
-    if getattr(hint, "__origin__", None) is not dict:
-        for part in get_args(hint):
-            yield from _parts(part)
+        raise NCAPluginError(f"{prefix}{_TARGET}={target}: {one_line(error)}") from error
 
 
 def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]) -> None:
@@ -211,7 +198,7 @@ def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]
                 try:
                     instantiate(_item_at(merged, owner))
                 except Exception as error:  # What the class raised is what the user must know.
-                    raise NCAPluginError(f"{key}={wanted}: {_one_line(error)}") from error
+                    raise NCAPluginError(f"{key}={wanted}: {one_line(error)}") from error
                 raise NCAPluginError(
                     f"{key}={wanted} was not taken over: the run has {type(_value_at(config, owner)).__name__}"
                 )
@@ -250,7 +237,3 @@ def _is_dtype(value: Any) -> bool:
     import torch
 
     return isinstance(value, torch.dtype)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

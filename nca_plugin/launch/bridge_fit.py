@@ -11,14 +11,14 @@ from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.launch.process import check_embedding_rows
 from nca_plugin.megatron.dataset import is_ours, open_path
 from nca_plugin.nemo.bridge import SourceDatasetConfig
 from nca_plugin.sources import is_source
 
 
-def fit(config: Any, settings: Mapping[str, Any]) -> None:
+def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Make a run's vocabulary and sequence length fit its sources, where the user has not set them.
 
     A single source brings a NullTokenizer with its vocabulary; the dataset's samples get the model's length. A run
@@ -26,7 +26,8 @@ def fit(config: Any, settings: Mapping[str, Any]) -> None:
 
     Args:
         config: `ConfigContainer` whose dataset, tokenizer and vocabulary are adapted.
-        settings: what the user has set, by section.
+        settings: what the user has set, by section, in a file or otherwise.
+        overrides: the part of it that changes a configuration, be it a recipe's or a complete one of the user's.
 
     Raises:
         NCAPluginError: what the user has set does not fit.
@@ -34,7 +35,7 @@ def fit(config: Any, settings: Mapping[str, Any]) -> None:
     dataset = config.dataset
     if not isinstance(dataset, SourceDatasetConfig):
         return
-    _fit_seq_length(config, is_set="seq_length" in settings.get("dataset", {}))
+    _fit_seq_length(config, is_set="seq_length" in overrides.get("dataset", {}))
     paths, _ = dataset.blend
     if any(map(is_ours, paths)):
         _check_order(config)
@@ -119,6 +120,5 @@ def _vocab_size(config: Any) -> int:
         return int(build_tokenizer(tokenizer).vocab_size)
     except (OSError, ValueError) as error:
         raise NCAPluginError(
-            f"tokenizer {tokenizer.tokenizer_model or tokenizer.tokenizer_type} cannot be read: "
-            f"{' '.join(str(error).split())}"
+            f"tokenizer {tokenizer.tokenizer_model or tokenizer.tokenizer_type} cannot be read: {one_line(error)}"
         ) from error

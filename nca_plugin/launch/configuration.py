@@ -13,8 +13,8 @@ from nca_plugin.megatron.arguments import megatron_arguments, with_data_path
 from nca_plugin.nemo.nemo1.translation import RESOLVERS, Translation, is_nemo1, translate
 from nca_plugin.sources.section import data_path
 
-_ARGUMENTS = "arguments."
-_OPEN_SECTIONS = (_ARGUMENTS, "data.")
+_OURS = ["arguments", "data"]
+_OPEN_SECTIONS = tuple(f"{section}." for section in _OURS)
 
 
 @dataclass
@@ -29,30 +29,50 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True)
+class ConfigFile:
+    """A file and the overrides of its values."""
+
+    folder: Path
+    name: str
+    """Within the folder, with or without `.yaml`."""
+    overrides: list[str]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name.removesuffix('.yaml')}.yaml"
+
+
+@dataclass(frozen=True)
 class Run:
     """What a configuration file stands for."""
 
     arguments: list[str]
     """Megatron-LM's."""
 
+    unset: list[str]
+    """Options that the file names with false or null, and that are not among the arguments."""
+
     translation: Translation | None
     """How they came from a NeMo 1 file; None for other files."""
 
 
-def compose_run(path: Path, overrides: list[str]) -> DictConfig:
+def compose_run(file: ConfigFile) -> DictConfig:
     """Return a file after overrides, which may add keys to `arguments` and `data`: those are checked later, by name.
 
     Raises:
         NCAPluginError: a file that cannot be read, or an override that does not fit.
     """
+    overrides = []
+    for override in file.overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")) and "hydra.searchpath" not in override:
+            raise NCAPluginError(f"{override} has no effect here: what the run writes, and where, is in arguments")
+        overrides.append(f"++{override}" if override.startswith(_OPEN_SECTIONS) else override)
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    return compose_file(
-        path, [f"++{override}" if override.startswith(_OPEN_SECTIONS) else override for override in overrides]
-    )
+    return compose_file(file.path, file.folder, overrides)
 
 
-def load_run(path: Path, overrides: list[str]) -> Run:
+def load_run(file: ConfigFile) -> Run:
     """Return the Megatron-LM arguments, with `--data-path` if the configuration has a source or a blend.
 
     A file with `trainer` and `model` is NeMo 1's; `arguments` beside them win over what they say.
@@ -61,14 +81,22 @@ def load_run(path: Path, overrides: list[str]) -> Run:
         NCAPluginError: a file that cannot be read, an unknown key, or what Megatron-LM has nothing for. The names of
             `arguments` are Megatron's to check.
     """
-    config = compose_run(path, overrides)
-    with in_context(f"configuration file {path}"):
-        if not is_nemo1(config):
-            ours = checked_by(LaunchConfig, config)
-            return Run(_with_data(ours.arguments, ours), None)
-        ours = checked_by(LaunchConfig, OmegaConf.masked_copy(config, ["arguments", "data"]))
-        translation = translate({key: value for key, value in resolved(config).items() if key not in vars(ours)})
-        return Run(_with_data({**translation.arguments, **ours.arguments}, ours), translation)
+    config = compose_run(file)
+    with in_context(f"configuration file {file.path}"):
+        translation = None
+        if is_nemo1(config):
+            sections = {key: value for key, value in resolved(config).items() if key not in _OURS}
+            translation = translate(sections)
+            config = OmegaConf.masked_copy(config, _OURS)
+        ours = checked_by(LaunchConfig, config)
+        for name in ours.arguments:
+            if name == "data-source" or name.startswith("nca-"):
+                raise NCAPluginError(f"arguments.{name}: name the source with data.source and data.<source>.<option>")
+        arguments = {**(translation.arguments if translation else {}), **ours.arguments}
+        paths = data_path(ours.data)
+        argv = megatron_arguments(arguments)
+        unset = [f"--{name}" for name, value in ours.arguments.items() if value is None or value is False]
+        return Run(argv if paths is None else with_data_path(argv, paths), unset, translation)
 
 
 def check_world_size(run: Run) -> None:
@@ -83,10 +111,4 @@ def check_world_size(run: Run) -> None:
 
 def key_of(option: str) -> str:
     """Return how a configuration file spells an option: `arguments.lr` for `--lr`."""
-    return _ARGUMENTS + option.removeprefix("--")
-
-
-def _with_data(arguments: dict[str, Any], config: LaunchConfig) -> list[str]:
-    paths = data_path(config.data)
-    argv = megatron_arguments(arguments)
-    return argv if paths is None else with_data_path(argv, paths)
+    return f"arguments.{option.removeprefix('--')}"

@@ -10,13 +10,14 @@ translated, and may have `data` and `arguments` beside its own sections.
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from nca_plugin.errors import one_line_errors
-from nca_plugin.hydra_files import shipped_folder
-from nca_plugin.launch.configuration import check_world_size, compose_run, key_of, load_run
+from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.hydra_files import resolved, shipped_folder
+from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, key_of, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
 from nca_plugin.launch.process import Parser
@@ -27,23 +28,24 @@ def main() -> None:
     """Run `megatron.training.pretrain` with the configuration that this process's arguments name."""
     with one_line_errors(of_every_rank=False):
         options = _parser().parse_intermixed_args()
-        path: Path = options.config_dir / f"{options.config_name}.yaml"
-        overrides: list[str] = options.overrides
+        file = ConfigFile(options.config_dir, options.config_name, options.overrides)
+        if options.multirun and options.cfg is not None:
+            raise NCAPluginError("--cfg shows one run: leave --multirun out, and name one value for each key")
         if options.cfg == "job":
-            print(OmegaConf.to_yaml(compose_run(path, overrides), resolve=True), end="")
+            print(OmegaConf.to_yaml(OmegaConf.create(resolved(compose_run(file)))), end="")
         elif options.cfg == "megatron":
-            run = load_run(path, overrides)
-            print(*run.arguments)
+            run = load_run(file)
+            print(shlex.join(run.arguments))
             if run.translation is not None:
                 print(report(run.translation, is_full=True))
         elif options.multirun:
-            run_jobs(path, overrides)
+            run_jobs(file)
         else:
-            run = load_run(path, overrides)
+            run = load_run(file)
             check_world_size(run)
             if run.translation is not None and os.environ.get("RANK", "0") == "0":
                 print(report(run.translation), flush=True)
-            launch(run.arguments, key_of)
+            launch(run.arguments, key_of, run.unset)
 
 
 def _parser() -> Parser:

@@ -8,7 +8,7 @@ CPU mode and says so.
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -29,11 +29,12 @@ def main() -> None:
         launch(sys.argv[1:], str)
 
 
-def launch(arguments: list[str], spelling: Callable[[str], str]) -> None:
+def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collection[str] = ()) -> None:
     """Run `megatron.training.pretrain` with Megatron-LM arguments, `--data-source` among them.
 
     Args:
         spelling: how the user writes an option such as `--lr`.
+        unset: options that the user names to leave them out; they have to exist all the same.
 
     Raises:
         NCAPluginError: arguments that the run cannot be done with.
@@ -48,10 +49,10 @@ def launch(arguments: list[str], spelling: Callable[[str], str]) -> None:
         cpu.enable()
         arguments += cpu.CPU_ARGUMENTS
     sys.argv[1:] = arguments
-    _pretrain(spelling)
+    _pretrain(spelling, unset)
 
 
-def _pretrain(spelling: Callable[[str], str]) -> None:
+def _pretrain(spelling: Callable[[str], str], unset: Collection[str]) -> None:
     from megatron.training.arguments import parse_and_validate_args
 
     from nca_plugin.megatron.dataset_provider import check_arguments
@@ -61,7 +62,7 @@ def _pretrain(spelling: Callable[[str], str]) -> None:
     use_shipped_dataset_helper()
     # As in Megatron-LM's pretrain_gpt.py.
     args = parse_and_validate_args(
-        partial(_complete_parser, spelling=spelling), args_defaults={"tokenizer_type": "GPT2BPETokenizer"}
+        partial(_complete_parser, spelling=spelling, unset=unset), args_defaults={"tokenizer_type": "GPT2BPETokenizer"}
     )
     check_arguments(args)
     _check_vocabulary(args)
@@ -75,12 +76,12 @@ def _pretrain(spelling: Callable[[str], str]) -> None:
         pretrain(args, hooks)
 
 
-def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str]) -> ArgumentParser:
+def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str], unset: Collection[str]) -> ArgumentParser:
     """Add our arguments to Megatron's, and refuse what is neither: Megatron would answer with its usage, a thousand
     lines of it."""
     parser = add_arguments(parser)
     known = parser._option_string_actions
-    for argument in sys.argv[1:]:
+    for argument in (*unset, *sys.argv[1:]):
         option = argument.partition("=")[0]
         if option.startswith("--") and option not in known:
             raise NCAPluginError(unknown_name("option", spelling(option), map(spelling, known)))

@@ -11,14 +11,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep
 from hydra.errors import HydraException
 
-from nca_plugin.errors import NCAPluginError
-from nca_plugin.launch.configuration import load_run
+from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.launch.configuration import ConfigFile, load_run
 
 # Folders that a run writes to.
 _OUTPUTS = ("--save", "--tensorboard-dir")
@@ -33,22 +33,22 @@ class Job:
     """Its part of the overrides that differ between runs."""
 
 
-def run_jobs(path: Path, overrides: list[str]) -> None:
-    """Run the configuration of `path` with each combination of the values that overrides such as `a.b=1,2` list.
+def run_jobs(file: ConfigFile) -> None:
+    """Run a configuration with each combination of the values that its overrides, such as `a.b=1,2`, list.
 
     Raises:
         NCAPluginError: a run that cannot be composed, two with the same output, or one that fails.
     """
-    jobs = expand(overrides)
-    check_outputs([load_run(path, job.overrides).arguments for job in jobs])
+    jobs = expand(file.overrides)
+    check_outputs([load_run(replace(file, overrides=job.overrides)).arguments for job in jobs])
     rendezvous = _rendezvous()
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)} ({job.name})"
         if os.environ.get("RANK", "0") == "0":
             print(f"nca-plugin: {title}", flush=True)
-        command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(path.parent)]
+        command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(file.folder)]
         environment = {**os.environ, **rendezvous(number)}
-        done = subprocess.run([*command, "--config-name", path.stem, *job.overrides], env=environment)
+        done = subprocess.run([*command, "--config-name", file.name, *job.overrides], env=environment)
         if done.returncode:
             raise NCAPluginError(f"{title} ended with exit code {done.returncode}: those after it were not started")
 
@@ -59,18 +59,17 @@ def expand(overrides: list[str]) -> list[Job]:
     Raises:
         NCAPluginError: an override that is none, or has no finite list of values.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise NCAPluginError(" ".join(str(error).split())) from error
     choices = []
-    for override in parsed:
-        if not override.is_sweep_override():
-            choices.append([str(override.input_line)])
-        elif override.is_discrete_sweep():
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            raise NCAPluginError(f"{override.input_line}: list the values, such as a.b=1,2,3")
+    try:
+        for override in OverridesParser.create().parse_overrides(overrides):
+            if not override.is_sweep_override():
+                choices.append([str(override.input_line)])
+            elif isinstance(override.value(), Glob | IntervalSweep):
+                raise NCAPluginError(f"{override.input_line}: list the values, such as a.b=1,2,3")
+            else:
+                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+    except HydraException as error:
+        raise NCAPluginError(one_line(error)) from error
     swept = [len(values) > 1 for values in choices]
     return [Job(list(job), " ".join(itertools.compress(job, swept))) for job in itertools.product(*choices)]
 

@@ -60,7 +60,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
 
     Other data arguments give way to the source, as in `with_data_path`. Without `--data-source`, `argv` comes back as
-    it is.
+    it is, but for the tokenizer of a source that stands alone in `--data-path`.
 
     Raises:
         NCAPluginError: an unknown source, preset or option, or an `--nca-...` option without a source that has it.
@@ -78,7 +78,8 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     if ours.data_source is None:
         if options:
             raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
-        return argv
+        paths = _data_path(argv)
+        return [*argv, *_vocabulary(argv, paths)]
     scheme = split_uri(ours.data_source).scheme
     if options and scheme not in _NCA_SCHEMES:
         raise NCAPluginError(
@@ -103,6 +104,13 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
     return result
 
 
+def _data_path(argv: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data-path", nargs="*", default=[])
+    paths: list[str] = parser.parse_known_args(argv)[0].data_path
+    return paths
+
+
 def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
     """Return `argv` with `--data-path` and `paths` in place of its data arguments.
 
@@ -115,13 +123,18 @@ def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
     data.add_argument("--per-split-data-args-path")
     data.add_argument("--mock-data", action="store_true")
     _, rest = data.parse_known_args(argv)
-    tokenizer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    tokenizer.add_argument("--tokenizer-type")
-    tokenizer.add_argument("--vocab-size")
-    given = tokenizer.parse_known_args(argv)[0]
-    resolved = [*rest, "--data-path", *paths]
-    if len(paths) == 1 and is_source(paths[0]) and given.tokenizer_type is None:
-        resolved += ["--tokenizer-type", "NullTokenizer"]
-        if given.vocab_size is None:
-            resolved += ["--vocab-size", str(parse(paths[0]).vocab_size)]
-    return resolved
+    return [*rest, "--data-path", *paths, *_vocabulary(argv, paths)]
+
+
+def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
+    """Return the arguments of a NullTokenizer for a single source, unless `argv` has a tokenizer."""
+    if len(paths) != 1 or not is_source(paths[0]):
+        return []
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tokenizer-type")
+    parser.add_argument("--vocab-size")
+    given = parser.parse_known_args(argv)[0]
+    if given.tokenizer_type is not None:
+        return []
+    size = [] if given.vocab_size is not None else ["--vocab-size", str(parse(paths[0]).vocab_size)]
+    return ["--tokenizer-type", "NullTokenizer", *size]

@@ -3,6 +3,7 @@
 Each is refused before any model is built. The facts are those of megatron-core 0.19.2.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,13 +40,16 @@ def check_loading(args: Any, has_source: bool) -> None:
             "--dataloader-type external expects a data loader of your own, and this launcher has none: use single"
         )
     if has_source:
-        _check_order(args)
+        check_order(args)
     _check_batch_sizes(args)
     _check_validation(args)
 
 
-def _check_order(args: Any) -> None:
-    """Refuse what makes the samples of a source, or their weights, depend on the layout, or repeat."""
+def check_order(args: Any) -> None:
+    """Raise `NCAPluginError` for what makes the samples of a source, or their weights, depend on the layout, or repeat.
+
+    Only where a source, or a corpus of one, is among the data.
+    """
     if args.dataloader_type == "cyclic":
         raise NCAPluginError(
             "--dataloader-type cyclic shuffles by the length of the run and the number of data-parallel ranks, so that "
@@ -61,6 +65,25 @@ def _check_order(args: Any) -> None:
             "--context-parallel-size above 1 needs --calculate-per-token-loss: the start of a source's sample is no "
             "target, so that ranks hold unequal numbers of targets, and without it each rank's mean counts the same"
         )
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Raise `NCAPluginError` for what cannot be a data path: Megatron would look for its files."""
+    for path in paths:
+        if not path:
+            raise NCAPluginError("a data path is empty: name a source, such as nca://web, or an indexed dataset")
+        if _is_number(path):
+            raise NCAPluginError(f"{path} stands where a data path is expected: a blend is weight path weight path ...")
+        if re.match(r"\w+:/(?!/)", path):
+            raise NCAPluginError(f"data path {path}: a source has two slashes, such as nca://web")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_batch_sizes(args: Any) -> None:
@@ -87,7 +110,7 @@ def _check_batch_sizes(args: Any) -> None:
 def _schedule(args: Any) -> str:
     """Return the batch sizes that `--rampup-batch-size` asks for, as a schedule by tokens."""
     start, increment, samples = map(int, args.rampup_batch_size)
-    increments = max(1, (args.global_batch_size - start) // increment)
+    increments = max(1, (args.global_batch_size - start) // max(1, increment))
     each = samples // increments
     steps = [f"{i * each * args.seq_length}:{start + i * increment}" for i in range(increments)]
     return " ".join([*steps, f"{samples * args.seq_length}:{args.global_batch_size}"])
@@ -129,10 +152,21 @@ def _check_validation(args: Any) -> None:
             raise NCAPluginError(
                 "--full-validation leaves Megatron unable to test: leave out --test-data-path, or end --split with 0"
             )
+    elif args.eval_iters and not _has_validation(args, blend, blend_per_split):
+        raise NCAPluginError(
+            "--eval-iters above 0 without validation data ends the run when it validates: add --eval-iters 0, or give "
+            "--split a second part or the run --valid-data-path"
+        )
     elif len(_paths(blend)) > 1 and not args.eval_iters and any(_shares(args)[1:]):
         raise NCAPluginError(
             "--eval-iters 0 leaves a blend without validation samples, which Megatron refuses: add --split 100,0,0"
         )
+
+
+def _has_validation(args: Any, blend: Any, blend_per_split: Any) -> bool:
+    if blend_per_split:
+        return blend_per_split[1] is not None
+    return blend is None or _shares(args)[1] > 0
 
 
 def _check_full_validation(args: Any, paths: Sequence[str]) -> None:
@@ -157,5 +191,8 @@ def _paths(blend: tuple[Sequence[str], Any] | None) -> Sequence[str]:
 
 def _shares(args: Any) -> list[float]:
     """Return the shares of training, validation and test in `--split`."""
-    shares = [float(share) for share in args.split.replace("/", ",").split(",")] if args.split else []
+    try:
+        shares = [float(share) for share in args.split.replace("/", ",").split(",")] if args.split else []
+    except ValueError:
+        raise NCAPluginError(f"--split {args.split}: must be three numbers, such as 98,1,1") from None
     return [*shares, 0.0, 0.0, 0.0][:3]

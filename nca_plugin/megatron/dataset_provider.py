@@ -18,7 +18,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.announce import announcement
-from nca_plugin.megatron.checks import check_loading
+from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 
 
@@ -29,11 +29,15 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
     own classes.
     """
     args = get_args()
+    has_source = any(map(is_ours, _data_paths(args)))
+    if has_source:
+        # Again for a script of a user's own, which does not check its arguments first.
+        check_order(args)
     config = _dataset_config(args)
     dataset_class: type[GPTDataset]
     if args.mock_data:
         dataset_class = MockGPTDataset
-    elif any(map(is_ours, _data_paths(args))):
+    elif has_source:
         dataset_class = SourceGPTDataset
     else:
         dataset_class = GPTDataset
@@ -43,7 +47,7 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
     ).build()
     # Once: a rank of virtual stages calls this for each of them.
     if datasets[0] is not None and not vp_stage:
-        line = announcement(config, datasets[0], train_val_test_num_samples[0])
+        line = announcement(config, train_val_test_num_samples[0])
         if line is not None:
             print_rank_0(line)
     return datasets
@@ -64,6 +68,7 @@ def check_arguments(args: Any) -> None:
 
     Needs the parsed arguments only: it is called before any model is built.
     """
+    check_paths(_data_paths(args))
     check_loading(args, any(map(is_ours, _data_paths(args))))
     for path in filter(is_object_storage_path, _data_paths(args)):
         if _is_corpus_in_object_storage(path):

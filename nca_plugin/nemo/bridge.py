@@ -122,7 +122,7 @@ class SourceDatasetConfig(DatasetProvider):
         num_samples = [context.train_samples, context.valid_samples, context.test_samples]
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
-        if train is not None and (line := announcement(config, train, context.train_samples)) is not None:
+        if train is not None and (line := announcement(config, context.train_samples)) is not None:
             print_rank_0(line)
         return train, valid, test
 

@@ -30,9 +30,12 @@ def data_path(data: Mapping[str, Any]) -> list[str] | None:
     if source is not None and not isinstance(source, str):
         raise NCAPluginError(f"data.source={source} must be a name or a URI, such as nca")
     scheme = None if source is None else split_uri(source).scheme
-    for other in data:
-        if other not in ("source", "path", scheme):
-            raise NCAPluginError(f"data.{other} does not apply without data.source={other}: leave it out")
+    for other, options in data.items():
+        if other not in ("source", "path", scheme) and options is not None:
+            raise NCAPluginError(
+                f"data.{other} does not apply without data.source={other}: leave it out, or set data.{other}=null "
+                "where a file has it"
+            )
     if path is not None:
         return [str(part) for part in (path if isinstance(path, list) else [path])]
     if source is None or scheme is None:

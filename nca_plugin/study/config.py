@@ -104,7 +104,7 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
     """
     path = _find(path)
-    values = compose_file(path, overrides)
+    values = compose_file(path, path.parent, overrides)
     with in_context(f"study file {path}"):
         study = checked_by(StudyConfig, values)
     _check(study, path)

@@ -121,6 +121,33 @@ def test_what_would_change_the_batches_is_refused(configure: Configure, setting:
         configure(*NCA, setting)
 
 
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("train.train_iters=abc", "int"),
+        ("model.num_layers=2.5", "int"),
+        ("model.seq_length=abc", "int"),
+        ("model.vocab_size=abc", "int"),
+        ("logger.log_interval=true", "int"),
+        ("optimizer.lr=fast", "float"),
+        ("train=5", "TrainingConfig"),
+        ("checkpoint=null", "CheckpointConfig"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(configure: Configure, setting: str, kind: str) -> None:
+    with pytest.raises(NCAPluginError, match=rf"{setting.partition('=')[0]}=.*: must be .*{kind}"):
+        configure(*NCA, setting)
+
+
+def test_a_file_is_read_as_megatron_bridge_reads_it(configure: Configure, tmp_path: Path) -> None:
+    file = tmp_path / "user.yaml"
+    file.write_text("optimizer: {lr: 1e-4}\n")
+    assert configure(*VANILLA, "--config-file", file).optimizer.lr == 1e-4
+    file.write_text("train:\n  train_iters: 5\n  train_iters: 7\n")
+    with pytest.raises(NCAPluginError, match="duplicate key train_iters"):
+        configure(*VANILLA, "--config-file", file)
+
+
 def test_a_source_takes_the_place_of_the_data_and_nothing_else(configure: Configure) -> None:
     settings = ("dataset.num_workers=3", "dataset.random_seed=7", "model.seq_length=512", "dataset.data_path=my_text")
     before, config = configure(*VANILLA, *settings), configure(*NCA, *settings, "data.nca.preset=code")
@@ -167,10 +194,15 @@ def test_the_preset_alone_is_the_default_source(configure: Configure) -> None:
 def test_a_whole_configuration_needs_no_recipe(configure: Configure, tmp_path: Path) -> None:
     """Such as the run_config.yaml of a checkpoint of the language run."""
     saved = tmp_path / "run_config.yaml"
-    configure(*VANILLA, "model.num_layers=3", "train.train_iters=11").to_yaml(str(saved))
+    settings = ("model.num_layers=3", "train.train_iters=11", "tokenizer.vocab_size=50304")
+    configure(*VANILLA, *settings).to_yaml(str(saved))
     config = configure("--config-file", saved, "data.source=nca", "train.train_iters=12")
     check_sources(config)
-    assert (config.model.num_layers, config.train.train_iters, config.tokenizer.vocab_size) == (3, 12, 10002)
+    # The tokenizer of the file stays, and with it the vocabulary.
+    assert (config.model.num_layers, config.train.train_iters, config.tokenizer.vocab_size) == (3, 12, 50304)
+    config.to_yaml(str(saved))
+    again = configure("--config-file", saved)
+    assert (again.tokenizer, again.dataset.data_path) == (config.tokenizer, config.dataset.data_path)
     saved.write_text(saved.read_text().replace("\n  num_layers:", "\n  num_layer:"))
     with pytest.raises(NCAPluginError, match=r"did you mean 'model.num_layers'"):
         configure("--config-file", saved)

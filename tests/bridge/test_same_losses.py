@@ -74,7 +74,7 @@ def test_layout_does_not_change_the_losses(
 def test_the_log_says_what_the_run_trains_on(bridge: FinishedRun) -> None:
     tokens = ITERATIONS * 8 * 128
     line = (
-        f"nca-plugin: training on {parse(SOURCE).uri}: vocabulary 18, {tokens:,} tokens, 71.1 % of targets supervised"
+        f"nca-plugin: training on {tokens:,} tokens of {parse(SOURCE).uri} (vocabulary 18, 71.1% of targets supervised)"
     )
     assert bridge.log.count(line) == 1
 

@@ -35,6 +35,9 @@ def _tokenizer(library: Any, config: Config) -> Arguments:
     }
     match library, kind:
         case "megatron", "GPT2BPETokenizer":
+            for name in ("vocab_file", "merge_file"):
+                # NeMo downloads GPT-2's.
+                _named(config[f"{_TOKENIZER}.{name}"], name)
             return {"tokenizer-type": kind} | files
         case ("sentencepiece", _) | ("megatron", "GPTSentencePieceTokenizer"):
             return {

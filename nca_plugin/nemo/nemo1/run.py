@@ -54,7 +54,7 @@ def _eval_interval(value: Any, config: Config) -> Arguments:
 
 def _eval_iters(value: Any, config: Config) -> Arguments:
     if isinstance(value, float) and value == 1:
-        return {"full-validation": True}
+        raise CannotBeHad("the whole set, which is NeMo's default: set a whole number of batches")
     return {"eval-iters": whole(value)}
 
 
@@ -114,8 +114,13 @@ def _checkpoint_folder(config: Config) -> str:
     return str(_log_folder(config) / "checkpoints" if given is None else given)
 
 
+def _is_managed(config: Config) -> bool:
+    """Whether there is a section `exp_manager`: without it NeMo neither saves nor logs to files."""
+    return any(key.startswith("exp_manager.") for key in config.values)
+
+
 def _save(value: Any, config: Config) -> Arguments:
-    if not boolean(value):
+    if not boolean(value) or not _is_managed(config):
         return {}
     return {"save": _checkpoint_folder(config), "save-interval": whole(config[f"{_CHECKPOINTS}.every_n_train_steps"])}
 
@@ -129,7 +134,7 @@ def _load(value: Any, config: Config) -> Arguments:
 
 
 def _tensorboard(value: Any, config: Config) -> Arguments:
-    return {"tensorboard-dir": str(_log_folder(config))} if boolean(value) else {}
+    return {"tensorboard-dir": str(_log_folder(config))} if boolean(value) and _is_managed(config) else {}
 
 
 def _wandb(value: Any, config: Config) -> Arguments:
@@ -172,7 +177,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Translated(
         "trainer.limit_val_batches",
         _eval_iters,
-        ("eval-iters", "full-validation"),
+        ("eval-iters",),
         default=1.0,
         source="Lightning's Trainer: the whole set",
     ),
@@ -251,13 +256,14 @@ ROWS: Final[tuple[Row, ...]] = (
         (
             *_dotted(_CHECKPOINTS, "filename", "filepath", "prefix", "postfix", "verbose", "model_parallel_size"),
             *_dotted(_CHECKPOINTS, "always_save_nemo", "save_nemo_on_train_end", "auto_insert_metric_name"),
-            *_dotted(_CHECKPOINTS, "save_on_train_epoch_end", "train_time_interval"),
+            *_dotted(_CHECKPOINTS, "save_on_train_epoch_end"),
             *_dotted("exp_manager", "use_datetime_version", "resume_past_end", "files_to_copy"),
             *_dotted("exp_manager", "log_local_rank_0_only", "log_global_rank_0_only"),
             *_dotted("s3_checkpointing", "max_write_concurrency", "max_read_concurrency", "chunk_size_MB"),
             "s3_checkpointing.enable_async_checkpointing",
         ),
     ),
+    Refused(f"{_CHECKPOINTS}.train_time_interval", "Megatron-LM saves by steps: set every_n_train_steps", unless=()),
     Refused(f"{_CHECKPOINTS}.save_weights_only", "a run could not resume from it"),
     Refused("exp_manager.resume_from_checkpoint", "NeMo's checkpoints of optimizers cannot be read", unless=()),
     Translated(

@@ -1,4 +1,4 @@
-"""NeMo 1 configurations (`megatron_gpt_config.yaml` and its kin, r1.20 to 2.0) as arguments of Megatron-LM.
+"""NeMo 1 configurations (`megatron_gpt_config.yaml` and its kin, r1.17 to 2.0) as arguments of Megatron-LM.
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
