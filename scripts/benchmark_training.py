@@ -3,9 +3,8 @@ iteration that waits for the next batch.
 
     python scripts/benchmark_training.py [--ranks N] [--iterations N] [--repetitions N]
 
-Two models, on CUDA devices where there are some. The wait is Megatron's own timer `batch-generator`, which the forward
-step runs around the fetch of a micro-batch: what the one dataloader worker is late, the copy to the device, and the
-broadcast to the tensor-parallel ranks.
+Two models, on CUDA devices where there are some. The wait is the time in which the forward step asks Megatron's data
+iterator for a micro-batch: what the one dataloader worker is late, and what its batch takes to reach this process.
 """
 
 import argparse
@@ -14,7 +13,10 @@ import re
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ _SEQ_LENGTH = 1024
 _MICRO_BATCH_SIZE = 4 if torch.cuda.is_available() else 1
 _LOG_INTERVAL = 5
 _ITERATION = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)")
-_WAIT = re.compile(r"batch-generator \.*: \([\d.]+, ([\d.]+)\)")
+_WAIT = re.compile(r"benchmark: waited ([\d.]+) ms a micro-batch")
 
 #: Overrides of `conf/pretrain.yaml`.
 _CPU_MODELS = {
@@ -43,13 +45,13 @@ _DATA = {
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the intervals of a run, the first left out; of several runs, medians of theirs."""
+    """Of a run, the first interval left out."""
 
     iteration: float
-    """ms."""
+    """ms, median over the intervals of the log."""
 
     wait: float
-    """ms, of the rank that waits longest."""
+    """ms, mean over the iterations, of the rank that waits longest."""
 
 
 def main() -> None:
@@ -95,12 +97,11 @@ def _measure(overrides: list[str], ranks: int, iterations: int, batch: int) -> S
         "num-workers": 1,
         "eval-iters": 0,
         "log-interval": _LOG_INTERVAL,
-        "timing-log-level": 2,
         "split": "'100,0,0'",
     }
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-        *("-m", "nca_plugin.launch.hydra", "--config-name", "pretrain", *overrides),
+        *(__file__, "--config-name", "pretrain", *overrides),
         *(f"arguments.{name}={value}" for name, value in arguments.items()),
     ]
     # One thread a rank, so that the dataloader's worker has a core where there are two.
@@ -108,12 +109,46 @@ def _measure(overrides: list[str], ranks: int, iterations: int, batch: int) -> S
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout[-2000:] + done.stderr[-5000:])
-    return Speed(*(_median(pattern, done.stdout) for pattern in (_ITERATION, _WAIT)))
+    return Speed(
+        iteration=statistics.median(map(float, _ITERATION.findall(done.stdout)[1:])),
+        wait=max(map(float, _WAIT.findall(done.stdout))),
+    )
 
 
-def _median(pattern: re.Pattern[str], log: str) -> float:
-    return statistics.median(map(float, pattern.findall(log)[1:]))
+def _run_timed() -> None:
+    """Be a rank of a run: the Hydra launcher, with a clock around its data iterators."""
+    from nca_plugin.launch import hydra, megatron
+
+    waits: list[float] = []
+
+    class Timed:
+        def __init__(self, iterator: Iterator[Any]) -> None:
+            self._iterator = iterator
+
+        def __next__(self) -> Any:
+            start = time.perf_counter()
+            batch = next(self._iterator)
+            waits.append(time.perf_counter() - start)
+            return batch
+
+    pretrain = megatron._pretrain
+
+    def timed_pretrain(*arguments: Any) -> None:
+        from nca_plugin.megatron import step
+
+        next_batch = step._next_batch
+        step._next_batch = lambda iterator, model: next_batch(Timed(iterator), model)
+        pretrain(*arguments)
+
+    megatron._pretrain = timed_pretrain
+    hydra.main()
+    # One micro-batch an iteration.
+    print(f"benchmark: waited {statistics.mean(waits[_LOG_INTERVAL:]) * 1e3} ms a micro-batch", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    # torchrun starts this script again for each rank.
+    if "RANK" in os.environ:
+        _run_timed()
+    else:
+        main()
