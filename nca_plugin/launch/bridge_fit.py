@@ -13,6 +13,7 @@ from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.launch.process import check_embedding_rows
+from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
 from nca_plugin.nemo.bridge import SourceDatasetConfig
 from nca_plugin.sources import is_source
@@ -47,21 +48,13 @@ def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) 
         # Megatron-Bridge would ignore what the user has set.
         config.tokenizer.use_tokenizer_vocab_size = False
     vocab_size = _vocab_size(config)
-    for path in paths:
-        # What looks like a URI but names no source is refused here, with what it may have meant.
-        if not is_ours(path) and "://" not in path:
-            continue
-        source = open_path(path)
-        try:
-            source.check_seq_length(dataset.seq_length)
-        except NCAPluginError as error:
-            raise NCAPluginError(f"model.seq_length={dataset.seq_length}: {error}") from None
-        if vocab_size < source.vocab_size:
-            raise NCAPluginError(
-                f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: set "
-                f"model.vocab_size={source.vocab_size} or more, or tokenizer.vocab_size with a NullTokenizer, or use a "
-                "source of fewer ids"
-            )
+    check_blend(
+        paths,
+        dataset.seq_length,
+        vocab_size,
+        length_key="model.seq_length",
+        way_out="set model.vocab_size={} or more, or tokenizer.vocab_size with a NullTokenizer",
+    )
     dataset.vocab_size = vocab_size
 
 

@@ -26,7 +26,8 @@ def become_only_rank_without_torchrun() -> None:
 
 def print_rank_0(message: str) -> None:
     """Print a line of the log once in all ranks."""
-    if os.environ["RANK"] == "0":
+    # Lightning gives the processes that it starts a local rank only.
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(message, flush=True)
 
 

@@ -14,10 +14,10 @@ from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig, M
 from megatron.bridge.utils.common_utils import print_rank_0
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.utils import get_blend_from_list
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.blend import Blend, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 
 #: What a run trains on that names the preset `nca` and no source.
@@ -71,21 +71,9 @@ class SourceDatasetConfig(DatasetProvider):
     object_storage_cache_path: str | None = None
 
     @property
-    def paths(self) -> list[str]:
-        """The parts of `data_path`: paths, after weights if there are any."""
-        parts = self.data_path.split() if isinstance(self.data_path, str) else self.data_path or []
-        if not parts:
-            raise NCAPluginError("dataset.data_path is missing: name a source, such as nca://web")
-        return [str(part) for part in parts]
-
-    @property
-    def blend(self) -> tuple[list[str], list[float] | None]:
+    def blend(self) -> Blend:
         """Data paths, and their weights if they have any."""
-        try:
-            paths, weights = get_blend_from_list(self.paths)
-        except (AssertionError, ValueError) as error:
-            raise NCAPluginError(f"dataset.data_path={self.paths} is no list of weights and paths: {error}") from None
-        return paths, weights
+        return read_blend(self.data_path, "dataset.data_path")
 
     def finalize(self) -> None:
         if self.dataloader_type not in ("single", "cyclic"):

@@ -1,4 +1,4 @@
-"""What Megatron-Bridge needs in CPU mode beyond `nca_plugin.megatron.cpu`.
+"""What Megatron-Bridge needs in CPU mode beyond `nca_plugin.megatron.cpu`, some of which NeMo 2 needs too.
 
 It imports Transformer Engine and NVIDIA's resiliency extension whether a run uses them or not, and neither installs
 without a GPU: stand-ins answer the imports, and any use of one is an error. Its recipes are written for GPUs: the
@@ -20,7 +20,7 @@ _STAND_INS: Final = {
 }
 
 #: Values by section and field that a run without a GPU needs.
-_SETTINGS: Final[dict[str, dict[str, Any]]] = {
+SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "model": {
         "transformer_impl": "local",
         "use_cpu_initialization": True,
@@ -114,18 +114,28 @@ def adapt(config: Any) -> list[str]:
         NCAPluginError: a model whose layers exist for GPUs only.
     """
     changes = [_use_local_layers(config.model)]
-    for section, values in _SETTINGS.items():
-        owner = getattr(config, section)
-        for name, value in values.items():
-            if getattr(owner, name, value) != value:
-                setattr(owner, name, value)
-                changes.append(f"{section}.{name}={value}")
+    for section in SETTINGS:
+        changes += apply_settings(getattr(config, section), section)
     if config.comm_overlap is not None:
         config.comm_overlap = None
         changes.append("comm_overlap=None")
     if config.model.num_moe_experts is not None and config.model.moe_token_dispatcher_type == "flex":
         config.model.moe_token_dispatcher_type = "alltoall"
         changes.append("model.moe_token_dispatcher_type=alltoall")
+    return changes
+
+
+def apply_settings(owner: Any, section: str, name: str | None = None) -> list[str]:
+    """Set the values of a section of `SETTINGS` that `owner` has. Returns what changed, as `key=value`.
+
+    Args:
+        name: how the user names the section, if otherwise.
+    """
+    changes = []
+    for field, value in SETTINGS[section].items():
+        if getattr(owner, field, value) != value:
+            setattr(owner, field, value)
+            changes.append(f"{name or section}.{field}={value}")
     return changes
 
 

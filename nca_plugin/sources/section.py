@@ -1,7 +1,7 @@
 """The `data` section of a configuration file: `data.source` names a source and `data.<source>.<option>` its options, or
 `data.path` is a blend, such as `[0.1, nca://web, 0.9, my_text_document]`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,14 +43,31 @@ def data_path(data: Mapping[str, Any]) -> list[str] | None:
     section = data.get(scheme) or {}
     if not isinstance(section, Mapping):
         raise NCAPluginError(f"data.{scheme} must be a mapping of options to values")
-    options = {str(name): format_value(_tuples(value)) for name, value in section.items()}
+    return [source_uri(source, section, lambda name: f"data.{scheme}.{name}")]
+
+
+def source_uri(
+    source: str, options: Mapping[str, Any], spelling: Callable[[str], str], others: Collection[str] = ()
+) -> str:
+    """Return the canonical URI of `source` with the options given beside it, `preset` among them.
+
+    Args:
+        options: values as a configuration file has them, or as text.
+        spelling: how the user writes the option of a name.
+        others: what else may stand beside the options of a source, which a misspelt name may have meant.
+
+    Raises:
+        NCAPluginError: what the source refuses, or an option that is none of its, with the nearest name that is.
+    """
+    texts = {str(name): format_value(_tuples(value)) for name, value in options.items()}
     try:
-        return [parse(with_options(source, options, lambda name: f"data.{scheme}.{name}")).uri]
-    except NCAPluginError:
-        # A source knows its options; that `preset` stands beside them is a matter of this section.
-        for name in options:
-            if name != "preset" and get_close_matches(name, ["preset"]):
-                raise NCAPluginError(unknown_name("key", f"data.{scheme}.{name}", [f"data.{scheme}.preset"])) from None
+        return parse(with_options(source, texts, spelling)).uri
+    except NCAPluginError as error:
+        # A source knows its options; what stands beside them is a matter of the section.
+        beside = ("preset", *others)
+        for name in texts:
+            if name not in beside and f"option '{name}'" in str(error) and get_close_matches(name, beside):
+                raise NCAPluginError(unknown_name("key", spelling(name), map(spelling, beside))) from None
         raise
 
 

@@ -182,13 +182,13 @@ def test_the_spellings_of_one_run(configure: Configure, tmp_path: Path) -> None:
     for spelling in spellings:
         config = configure(*spelling)
         check_sources(config)
-        (path,) = config.dataset.paths
+        (path,), _ = config.dataset.blend
         assert parse(path).uri == parse("nca://code?seed=7").uri
         assert (config.dataset.vocab_size, config.tokenizer.vocab_size) == (10002, 10002)
 
 
 def test_the_preset_alone_is_the_default_source(configure: Configure) -> None:
-    assert configure(*VANILLA, "--dataset", "nca").dataset.paths == ["nca://web"]
+    assert configure(*VANILLA, "--dataset", "nca").dataset.blend == (["nca://web"], None)
 
 
 def test_a_whole_configuration_needs_no_recipe(configure: Configure, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""A blend as users write it: paths after their weights, and whether a model can train on each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.core.datasets.object_storage_utils import is_object_storage_path
+from megatron.core.datasets.utils import get_blend_from_list
+
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.megatron.dataset import is_ours, open_path
+
+#: Paths, and their weights if they have any.
+Blend = tuple[list[str], list[float] | None]
+
+
+def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
+    """Return what `--data-path` of Megatron-LM means: one path, or several, each after a weight or none.
+
+    Args:
+        data_path: a list, or its items in one text, with spaces between them.
+        key: how the user names it.
+
+    Raises:
+        NCAPluginError: no path, or a list that is no blend.
+    """
+    parts = data_path.split() if isinstance(data_path, str) else [str(part) for part in data_path or []]
+    if not parts:
+        raise NCAPluginError(f"{key} is missing: name a source, such as nca://web")
+    try:
+        paths, weights = get_blend_from_list(parts)
+    except (AssertionError, ValueError) as error:
+        raise NCAPluginError(f"{key}={parts} is no list of weights and paths: {error}") from None
+    return list(paths), weights
+
+
+def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, length_key: str, way_out: str) -> None:
+    """Raise `NCAPluginError` if a model cannot train on one of the sources or corpora among `paths`.
+
+    Args:
+        seq_length: inputs of a sample.
+        vocab_size: ids that the model has rows for.
+        length_key: how the user names the sequence length.
+        way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
+    """
+    for path in paths:
+        # What looks like a URI but names no source is refused here, with what it may have meant.
+        if not is_ours(path) and ("://" not in path or is_object_storage_path(path)):
+            continue
+        source = open_path(path)
+        with in_context(f"{length_key}={seq_length}"):
+            source.check_seq_length(seq_length)
+        if vocab_size < source.vocab_size:
+            raise NCAPluginError(
+                f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: "
+                f"{way_out.format(source.vocab_size)}, or use a source of fewer ids"
+            )

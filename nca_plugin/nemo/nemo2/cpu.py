@@ -1,0 +1,55 @@
+"""What a run of NeMo 2 needs in CPU mode beyond `nca_plugin.megatron.cpu`: settings, in what NeMo-Run would start.
+
+NeMo's recipes are written for GPUs. NeMo itself takes Megatron's local layers where Transformer Engine is missing.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import torch.utils.cpp_extension
+
+from nca_plugin.nemo.cpu import apply_settings
+
+
+@contextlib.contextmanager
+def without_cuda_compiler() -> Iterator[None]:
+    """Keep Megatron from compiling an allocator for CUDA while it is imported, which it can do without.
+
+    megatron-core 0.15 does so wherever there is a CUDA toolkit, and ends with a traceback if there is no device.
+    """
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("there is no CUDA device to compile for")
+
+    load_inline = torch.utils.cpp_extension.load_inline
+    torch.utils.cpp_extension.load_inline = refuse
+    try:
+        yield
+    finally:
+        torch.utils.cpp_extension.load_inline = load_inline
+
+
+def adapt(task: Any) -> list[str]:
+    """Set what a run without a GPU needs in the call of `nemo.collections.llm.pretrain`, a `run.Partial`.
+
+    Returns:
+        What changed, as `key=value`.
+    """
+    trainer = task.trainer
+    strategy = trainer.strategy
+    changes = apply_settings(task.model.config, "model", "model.config")
+    changes += apply_settings(strategy.ddp, "ddp", "trainer.strategy.ddp")
+    if task.optim is not None:
+        changes += apply_settings(task.optim.config, "optimizer", "optim.config")
+    changes += apply_settings(task.data, "dataset", "data")
+    for owner, key, name, value in (
+        (trainer, "trainer.", "accelerator", "cpu"),
+        (strategy, "trainer.strategy.", "ckpt_async_save", False),
+        # torch's Adam keeps its count of steps in a tensor, which the other format has no place for.
+        (strategy, "trainer.strategy.", "ckpt_optim_fully_reshardable", True),
+    ):
+        if getattr(owner, name) != value:
+            setattr(owner, name, value)
+            changes.append(f"{key}{name}={value}")
+    return changes
