@@ -417,8 +417,8 @@ def test_what_is_no_data_path_is_refused(runs: dict[str, Done], name: str) -> No
 def test_the_error_of_a_sample_is_one_line_of_the_rank_that_has_it(runs: dict[str, Done], folder: Path) -> None:
     """Raised in a process of the data loader, of the second rank."""
     assert runs["a sample that fails"].error == "SystemExit: 2"
-    lines = [line for line in (folder / "train.log").read_text().splitlines() if "sample 2 cannot" in line]
-    assert "nca-plugin: error: sample 2 cannot be made" in lines
+    lines = [line for line in (folder / "train.log").read_text().splitlines() if "sample 5 cannot" in line]
+    assert "nca-plugin: error: sample 5 cannot be made" in lines
 
 
 def pretrain_0_19(

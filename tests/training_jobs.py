@@ -90,7 +90,7 @@ def _scalars(folder: Path) -> dict[str, list[float]]:
 
 
 class FailingSource:
-    """`nca://toy` without its sample 2."""
+    """`nca://toy` without its sample 5."""
 
     uri = "failing://"
     vocab_size = 18
@@ -105,8 +105,8 @@ class FailingSource:
     def check_seq_length(self, seq_length: int) -> None: ...
 
     def sample(self, index: int, seq_length: int) -> Sample:
-        if index == 2:
-            raise NCAPluginError("sample 2 cannot be made")
+        if index == 5:
+            raise NCAPluginError("sample 5 cannot be made")
         return parse("nca://toy").sample(index, seq_length)
 
 

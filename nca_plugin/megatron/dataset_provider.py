@@ -20,6 +20,7 @@ from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
+from nca_plugin.megatron.lineage import described_data
 
 
 def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None) -> list[Any]:
@@ -33,6 +34,7 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
     if has_source:
         # Again for a script of a user's own, which does not check its arguments first.
         check_order(args)
+    data = described_data(args)
     config = _dataset_config(args)
     dataset_class: type[GPTDataset]
     if args.mock_data:
@@ -46,8 +48,8 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
         dataset_class, train_val_test_num_samples, is_built, config
     ).build()
     # Once: a rank of virtual stages calls this for each of them.
-    if datasets[0] is not None and not vp_stage:
-        line = announcement(config, train_val_test_num_samples[0])
+    if datasets[0] is not None and data is not None and not vp_stage:
+        line = announcement(data, train_val_test_num_samples[0])
         if line is not None:
             print_rank_0(line)
     return datasets
@@ -83,6 +85,7 @@ def check_arguments(args: Any) -> None:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
             check_fit(open_path(path), args.seq_length, vocab_size)
+    described_data(args)
 
 
 def _is_corpus_in_object_storage(path: str) -> bool:

@@ -6,6 +6,7 @@ keep their meaning.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Final
 
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
@@ -16,9 +17,11 @@ from megatron.bridge.utils.instantiate_utils import register_allowed_target_pref
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.utils import get_blend_from_list
 
+from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
+from nca_plugin.trained_on import Lineage, TrainingData
 
 #: What a run trains on that names the preset `nca` and no source.
 DEFAULT_SOURCE: Final = "nca://web"
@@ -70,6 +73,12 @@ class SourceDatasetConfig(DatasetProvider):
     allow_ambiguous_pad_tokens: bool = False
     object_storage_cache_path: str | None = None
 
+    allow_other_data: bool = False
+    """Resume a checkpoint with other data than it was trained on."""
+
+    nca_plugin_trained_on: dict[str, Any] | None = None
+    """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
+
     @property
     def paths(self) -> list[str]:
         """The parts of `data_path`: paths, after weights if there are any."""
@@ -99,6 +108,25 @@ class SourceDatasetConfig(DatasetProvider):
             )
         super().finalize()
 
+    def describe_data(self, resumed: Path | None = None, start: Path | None = None) -> None:
+        """Add to this configuration what the run trains on, and before.
+
+        Args:
+            resumed: the checkpoint that the run goes on from, if any.
+            start: the one that it takes its weights from, at iteration 0.
+
+        Raises:
+            NCAPluginError: other data than that of the resumed checkpoint.
+        """
+        lineage = continued(
+            TrainingData.of(*self.blend, self.seq_length),
+            resumed=resumed,
+            start=start,
+            allow="dataset.allow_other_data=true",
+            is_allowed=self.allow_other_data,
+        )
+        self.nca_plugin_trained_on = lineage.stored()
+
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
         paths, weights = self.blend
         config = SourceGPTDatasetConfig(
@@ -122,7 +150,12 @@ class SourceDatasetConfig(DatasetProvider):
         num_samples = [context.train_samples, context.valid_samples, context.test_samples]
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
-        if train is not None and (line := announcement(config, context.train_samples)) is not None:
+        data = TrainingData.of(*self.blend, self.seq_length)
+        stored = self.nca_plugin_trained_on
+        if stored is None or Lineage.from_stored(stored).now != data:
+            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
+            self.describe_data()
+        if train is not None and (line := announcement(data, context.train_samples)) is not None:
             print_rank_0(line)
         return train, valid, test
 
