@@ -152,10 +152,11 @@ def configure(options: Options, settings: UserSettings) -> Any:
 
 
 def _pretrain(config: Any) -> None:
-    from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    pretrain(config, forward_step)
+    from nca_plugin.nemo.bridge_report import DataReport, forward_step
+
+    pretrain(config, forward_step, callbacks=[DataReport()])
 
 
 def check_sources(config: Any) -> None:

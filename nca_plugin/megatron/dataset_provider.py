@@ -21,13 +21,19 @@ from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.metrics import SampleMeter
 
 
-def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None) -> list[Any]:
+def provider(
+    train_val_test_num_samples: list[int], vp_stage: int | None = None, meter: SampleMeter | None = None
+) -> list[Any]:
     """Return the train, validation and test datasets of the run's arguments, None where a rank needs none.
 
     Data paths may be source URIs, alone or in blends with indexed datasets. Without any, the datasets are Megatron's
     own classes.
+
+    Args:
+        meter: counts the training samples.
     """
     args = get_args()
     has_source = any(map(is_ours, _data_paths(args)))
@@ -35,7 +41,7 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
         # Again for a script of a user's own, which does not check its arguments first.
         check_order(args)
     data = described_data(args)
-    config = _dataset_config(args)
+    config = _dataset_config(args, meter)
     dataset_class: type[GPTDataset]
     if args.mock_data:
         dataset_class = MockGPTDataset
@@ -96,7 +102,7 @@ def _is_corpus_in_object_storage(path: str) -> bool:
         return False
 
 
-def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
+def _dataset_config(args: Any, meter: SampleMeter | None) -> SourceGPTDatasetConfig:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     sequences_path = args.per_dataset_sequences_path
     tokenizer = build_tokenizer(args)
@@ -126,6 +132,7 @@ def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
         context_parallel_size=args.context_parallel_size,
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
+        meter=meter,
     )
 
 

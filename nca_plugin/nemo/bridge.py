@@ -21,6 +21,7 @@ from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
+from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.trained_on import Lineage, TrainingData
 
 #: What a run trains on that names the preset `nca` and no source.
@@ -78,6 +79,9 @@ class SourceDatasetConfig(DatasetProvider):
 
     nca_plugin_trained_on: dict[str, Any] | None = None
     """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
+
+    def __post_init__(self) -> None:
+        self._meter = SampleMeter(0)
 
     @property
     def paths(self) -> list[str]:
@@ -147,6 +151,7 @@ class SourceDatasetConfig(DatasetProvider):
             create_attention_mask=not self.skip_getting_attention_mask_from_dataset,
             object_storage_cache_path=self.object_storage_cache_path,
         )
+        self._meter = config.meter = SampleMeter(self.num_workers)
         num_samples = [context.train_samples, context.valid_samples, context.test_samples]
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
@@ -158,6 +163,10 @@ class SourceDatasetConfig(DatasetProvider):
         if train is not None and (line := announcement(data, context.train_samples)) is not None:
             print_rank_0(line)
         return train, valid, test
+
+    def sample_milliseconds(self) -> float:
+        """Return the mean time that this rank's workers took for a training sample since the last call, in ms."""
+        return self._meter.milliseconds()
 
 
 #: Fields of `GPTDatasetConfig` whose place is taken by the data path and by what Megatron-Bridge knows at run time.
