@@ -99,7 +99,8 @@ def test_a_resumed_bridge_run_is_the_uninterrupted_one(folder: Path, first_weigh
 def test_a_bridge_checkpoint_says_what_it_was_trained_on(
     configure: Callable[..., Any], folder: Path, first_weights: Path, tmp_path: Path
 ) -> None:
-    save, other = folder / "short", f"data.source={SOURCE}?seed=7"
+    save = folder / "short"
+    other = ("data.source=nca", "data.nca.preset=toy", "data.nca.seed=7")
     train("bridge", Job(folder / "until-1", first_weights, save=save, exit_at=1))
     trained = read_trained(save)
     assert (trained.iteration, trained.samples) == (1, 8)
@@ -110,11 +111,11 @@ def test_a_bridge_checkpoint_says_what_it_was_trained_on(
     with pytest.raises(
         NCAPluginError, match=r"nca://toy with seed=7 rather than seed=1234.*dataset.allow_other_data=true"
     ):
-        configure(*resumed, other)
-    allowed = configure(*resumed, other, "dataset.allow_other_data=true").dataset.nca_plugin_trained_on
+        configure(*resumed, *other)
+    allowed = configure(*resumed, *other, "dataset.allow_other_data=true").dataset.nca_plugin_trained_on
     assert [data["samples"] for data in allowed["earlier"]] == [8, 8]
     transfer(save, tmp_path / "start")
-    started = configure(*run, other, f"checkpoint.pretrained_checkpoint={tmp_path / 'start'}").dataset
+    started = configure(*run, *other, f"checkpoint.pretrained_checkpoint={tmp_path / 'start'}").dataset
     assert started.nca_plugin_trained_on == allowed
 
 
