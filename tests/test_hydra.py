@@ -18,6 +18,7 @@ from nca_plugin.launch.hydra import main
 from nca_plugin.launch.multirun import check_outputs, expand
 from nca_plugin.megatron.arguments import resolve_data_source
 from nca_plugin.sources import parse
+from nca_plugin.trained_on import fingerprint
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:
@@ -241,9 +242,10 @@ def test_megatron_trains_on_a_blend(tmp_path: Path) -> None:
     )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    share = "(vocabulary 18, 71.1% of targets supervised)"
-    blend = f"0.5 {parse('nca://toy').uri} {share} 0.5 {tmp_path}/corpus, written from {parse('nca://toy?seed=2').uri}"
-    assert f"nca-plugin: training on 2,048 tokens of {blend}" in done.stdout
+    source, written = parse("nca://toy"), parse("nca://toy?seed=2")
+    share = "(vocabulary 18, 71.1% of targets supervised, fingerprint"
+    blend = f"0.5 {source.uri} {share} {fingerprint(source, 128)}) 0.5 {tmp_path}/corpus, written from {written.uri}"
+    assert f"training on 2,048 tokens of {blend}" in done.stdout
     assert "iteration        2/       2" in done.stdout
 
 

@@ -24,7 +24,10 @@ def test_the_script_trains_on_a_source(tmp_path: Path) -> None:
         list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"nca-plugin: training on 2,048 tokens of {parse('nca://toy').uri} (vocabulary 18, 71.1% of" in done.stdout
+    line = (
+        f"training on 2,048 tokens of {parse('nca://toy').uri} (vocabulary 18, 71.1% of targets supervised, fingerprint"
+    )
+    assert line in done.stdout
     assert "iteration        2/       2" in done.stdout
 
 

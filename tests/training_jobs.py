@@ -53,8 +53,8 @@ class RankRecord:
 class Done:
     losses: dict[int, float]
     """Training loss by iteration."""
-    validation: dict[str, list[float]]
-    """Validation losses by the name that Megatron logs them under."""
+    scalars: dict[str, list[float]]
+    """What the run wrote to TensorBoard, by name, in order."""
     ranks: list[RankRecord]
     refusal: str | None
     """The `NCAPluginError` that ended the run."""
@@ -77,9 +77,8 @@ def _done(folder: Path, result: dict[str, Any], ranks: int) -> Done:
     if error or refusal:
         return Done({}, {}, [], refusal, error)
     scalars = _scalars(folder / "tensorboard")
-    validation = {name: values for name, values in scalars.items() if "validation" in name}
     records = [RankRecord(**pickle.loads((folder / f"{rank}.pickle").read_bytes())) for rank in range(ranks)]
-    return Done(dict(enumerate(scalars.get("lm loss", []), result["first"])), validation, records, None, None)
+    return Done(dict(enumerate(scalars.get("lm loss", []), result["first"])), scalars, records, None, None)
 
 
 def _scalars(folder: Path) -> dict[str, list[float]]:
@@ -90,7 +89,7 @@ def _scalars(folder: Path) -> dict[str, list[float]]:
 
 
 class FailingSource:
-    """`nca://toy` without its sample 2."""
+    """`nca://toy` without its sample 5."""
 
     uri = "failing://"
     vocab_size = 18
@@ -105,8 +104,8 @@ class FailingSource:
     def check_seq_length(self, seq_length: int) -> None: ...
 
     def sample(self, index: int, seq_length: int) -> Sample:
-        if index == 2:
-            raise NCAPluginError("sample 2 cannot be made")
+        if index == 5:
+            raise NCAPluginError("sample 5 cannot be made")
         return parse("nca://toy").sample(index, seq_length)
 
 

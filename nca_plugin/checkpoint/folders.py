@@ -21,6 +21,7 @@ from nca_plugin.checkpoint.pickling import Foreign
 from nca_plugin.checkpoint.stored import Item, NewTensor, StoredTensor, save
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.trained_on import KEY, Lineage
 
 TRACKER: Final = "latest_checkpointed_iteration.txt"
 RUN_CONFIG: Final = "run_config.yaml"
@@ -94,7 +95,7 @@ def _read(folder: Path) -> Checkpoint:
     args = (state or {}).get("args", Namespace())
     values: Any = vars(args) if isinstance(args, Namespace) else None
     if (folder / RUN_CONFIG).is_file():
-        stack, values = "bridge", _mapping(folder / RUN_CONFIG).get("model")
+        stack, values = "bridge", read_mapping(folder / RUN_CONFIG).get("model")
     elif folder.name == NEMO_WEIGHTS and (folder.parent / NEMO_CONTEXT).is_dir():
         root, stack, values = folder.parent, "nemo", _nemo_model(folder.parent)
     if not isinstance(values, dict):
@@ -134,13 +135,14 @@ def _nemo_model(root: Path) -> Any:
     file = root / NEMO_CONTEXT / _NEMO_MODEL
     if not file.is_file():
         raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{_NEMO_MODEL} is missing, which describes the model")
-    values = _mapping(file)
+    values = read_mapping(file)
     model = values.get("config", values)
     # A vocabulary that NeMo's configuration says is not padded.
     return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model
 
 
-def _mapping(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return a YAML file that holds a mapping. Raises `NCAPluginError` if it does not."""
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -159,13 +161,14 @@ def data_folder(target: Path, checkpoint: Checkpoint) -> Path:
     return target / (NEMO_WEIGHTS if checkpoint.stack == "nemo" else "release")
 
 
-def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any]) -> dict[str, Any]:
+def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any], lineage: Lineage) -> dict[str, Any]:
     """Return the common state of a run that has not begun: no optimizer, no schedule, no consumed samples.
 
     Values of Megatron's own types are left out, which every run sets for itself.
 
     Args:
         arguments: that the next stage changes.
+        lineage: what the weights were trained on.
     """
     state = checkpoint.common_state or {}
     kept: dict[str, Any] = {
@@ -173,13 +176,16 @@ def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any]) -> dict[
     }
     if "args" in state:
         args = _plain(state["args"])
-        vars(args).update(dict.fromkeys(_PROGRESS, 0), **arguments)
+        vars(args).update(dict.fromkeys(_PROGRESS, 0), **arguments, **{KEY: lineage.stored()})
         kept["args"] = args
+    elif checkpoint.stack == "nemo":
+        kept[KEY] = lineage.stored()
     return {**kept, "iteration": 0, "num_floating_point_operations_so_far": 0}
 
 
-def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
-    """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes."""
+def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any], lineage: Lineage) -> None:
+    """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes, and
+    what the weights were trained on."""
     if checkpoint.stack == "nemo":
         shutil.copytree(checkpoint.root / NEMO_CONTEXT, target / NEMO_CONTEXT, symlinks=True)
         _set_nemo_vocabulary(target / NEMO_CONTEXT, arguments["vocab_size"])
@@ -187,9 +193,11 @@ def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]
     (target / TRACKER).write_text("release")
     if checkpoint.stack == "bridge":
         folder = data_folder(target, checkpoint)
-        config = _mapping(checkpoint.folder / RUN_CONFIG)
+        config = read_mapping(checkpoint.folder / RUN_CONFIG)
         names = ("vocab_size", "make_vocab_size_divisible_by") if checkpoint.model.pads_vocabulary else ("vocab_size",)
         config["model"].update({name: arguments[name] for name in names})
+        if isinstance(config.get("dataset"), dict) and KEY in config["dataset"]:
+            config["dataset"][KEY] = lineage.stored()
         (folder / RUN_CONFIG).write_text(yaml.safe_dump(config))
         with (folder / TRAIN_STATE).open("xb") as file:
             save(_TRAIN_STATE, file)
@@ -197,7 +205,7 @@ def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any]
 
 def _set_nemo_vocabulary(context: Path, vocab_size: int) -> None:
     """Set the vocabulary where the configuration says one; where it does not, NeMo takes the tokenizer's."""
-    config = _mapping(context / _NEMO_MODEL)
+    config = read_mapping(context / _NEMO_MODEL)
     model = config.get("config", config)
     if model.get("vocab_size") is not None:
         model["vocab_size"] = vocab_size

@@ -88,7 +88,7 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
     Raises:
         NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
     """
-    first = _load(next(path for path in sorted(folder.iterdir()) if _FOLDER.fullmatch(path.name)))
+    first = read_legacy_state(folder)
     if not isinstance(first.get("args"), Namespace):
         raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
     model = ModelConfig(vars(first["args"]))
@@ -124,6 +124,11 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
     tensors, objects = _joined(folder, wholes, num_layers, model)
     kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
     return tensors, objects, kept
+
+
+def read_legacy_state(folder: Path) -> dict[str, Any]:
+    """Return what the first rank of a folder saved. Raises `NCAPluginError` if it is damaged or missing."""
+    return _load(next(path for path in sorted(folder.iterdir()) if _FOLDER.fullmatch(path.name)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nca_plugin.terminal import short
+from nca_plugin.trained_on import Lineage, TrainingData
 
 _BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
@@ -46,10 +47,21 @@ def summary(report: Mapping[str, Any]) -> str:
         + (f", {short(sizes['drop'])}B dropped" if sizes["drop"] else "")
         + f"; {dropped} entries of the finished run left out: optimizer, schedule, random state.",
         f"Vocabulary: {report['vocab_size']:,} ids in {report['padded_vocab_size']:,} rows.",
+        *trained_on_lines(Lineage.from_stored({"now": None, "earlier": report["trained_on"]})),
     ]
     if report.get("why_copied"):
         lines.append(f"Copied, not linked: {report['why_copied']}.")
     return "\n".join(lines)
+
+
+def trained_on_lines(lineage: Lineage) -> list[str]:
+    """Return what weights were trained on, the oldest data first, one line for each."""
+    stages = lineage.earlier if lineage.now is None else (*lineage.earlier, lineage.now)
+    return [f"Trained on {_tokens(data)}{data.name} (nca-plugin {data.version})." for data in stages]
+
+
+def _tokens(data: TrainingData) -> str:
+    return "" if data.samples is None else f"{data.samples * data.seq_length:,} tokens of "
 
 
 def _of_model(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.folders import copy_context, data_folder, find_checkpoint, new_common_state, read_checkpoint
 from nca_plugin.checkpoint.initial import draw
+from nca_plugin.checkpoint.lineage import read_trained
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.stored import Item, Record
 from nca_plugin.checkpoint.vocabulary import read_rows
@@ -25,6 +26,7 @@ from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock,
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.trained_on import Lineage
 
 REPORT: Final = "transfer_report.json"
 FREEZE_LIST: Final = "freeze.txt"
@@ -94,6 +96,7 @@ def transfer(
     source = find_checkpoint(origin)
     before = _signature(source)
     checkpoint = read_checkpoint(source)
+    lineage = read_trained(source).ended
     changes, vocabulary = changes_of(checkpoint, transition)
     check_freeze(checkpoint, transition.freeze)
     if target.resolve().is_relative_to(checkpoint.root.resolve()):
@@ -104,6 +107,7 @@ def transfer(
         "format": checkpoint.format,
         "nca_plugin": importlib.metadata.version("nca-plugin"),
         "command": list(command),
+        "trained_on": lineage.stored()["earlier"],
         **transition.described(),
         "vocab_size": vocabulary.new_ids,
         "padded_vocab_size": vocabulary.rows,
@@ -136,11 +140,19 @@ def transfer(
                 if change.shape is None and change.step.action == "keep"
             }
             report["linked_files"] = _write(
-                folder, checkpoint, entries, objects, arguments, report["layout"] == "link", num_workers, start_stage
+                folder,
+                checkpoint,
+                entries,
+                objects,
+                arguments,
+                lineage,
+                report["layout"] == "link",
+                num_workers,
+                start_stage,
             )
             for record, row in zip(records, report["tensors"], strict=True):
                 row |= record.described()
-            copy_context(partial, checkpoint, arguments)
+            copy_context(partial, checkpoint, arguments, lineage)
             if transition.freeze:
                 (partial / FREEZE_LIST).write_text("".join(f"{selector}\n" for selector in transition.freeze))
             (partial / REPORT).write_text(json.dumps(report, indent=1))
@@ -271,6 +283,7 @@ def _write(
     entries: Sequence[Entry],
     objects: dict[str, Item | None],
     arguments: dict[str, Any],
+    lineage: Lineage,
     links: bool,
     num_workers: int,
     start_stage: StartStage,
@@ -281,7 +294,7 @@ def _write(
         writer.add(entry)
     for name, item in objects.items():
         writer.add_object(name, item)
-    linked = writer.write(new_common_state(checkpoint, arguments), start_stage("writing", writer.num_bytes))
+    linked = writer.write(new_common_state(checkpoint, arguments, lineage), start_stage("writing", writer.num_bytes))
     return [path.name for path in linked]
 
 

@@ -126,7 +126,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     """
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
-    from nca_plugin.launch.bridge_fit import check_checkpoint, fit
+    from nca_plugin.launch.bridge_fit import check_checkpoint, describe_data, fit
     from nca_plugin.nemo.bridge import register, source_dataset
 
     register()
@@ -147,14 +147,16 @@ def configure(options: Options, settings: UserSettings) -> Any:
         config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
+    describe_data(config)
     return config
 
 
 def _pretrain(config: Any) -> None:
-    from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    pretrain(config, forward_step)
+    from nca_plugin.nemo.bridge_report import DataReport, forward_step
+
+    pretrain(config, forward_step, callbacks=[DataReport()])
 
 
 def check_sources(config: Any) -> None:

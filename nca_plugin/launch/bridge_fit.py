@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+from megatron.bridge.training.utils.checkpoint_utils import checkpoint_exists
 from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
 from nca_plugin.errors import NCAPluginError, one_line
@@ -95,6 +96,24 @@ def check_checkpoint(config: Any) -> None:
                 rows = calculate_padded_vocab_size(vocab_size, divisor, tensor_parallel_size, logging_enabled=False)
             if check_embedding_rows(Path(path), rows, vocab_size, tensor_parallel_size):
                 return
+
+
+def describe_data(config: Any) -> None:
+    """Add to a configuration with sources what the run trains on. Raises `NCAPluginError` if that is other data than
+    those of the checkpoint that it resumes."""
+    if not isinstance(config.dataset, SourceDatasetConfig):
+        return
+    checkpoint = config.checkpoint
+    resumed = start = None
+    if checkpoint_exists(checkpoint.load):
+        resumed = Path(checkpoint.load)
+        if checkpoint.finetune:
+            resumed, start = None, resumed
+        elif checkpoint.ckpt_step is not None:
+            resumed /= f"iter_{checkpoint.ckpt_step:07d}"
+    elif checkpoint_exists(checkpoint.pretrained_checkpoint):
+        start = Path(checkpoint.pretrained_checkpoint)
+    config.dataset.describe_data(resumed, start)
 
 
 def _is_padded(config: Any) -> bool:

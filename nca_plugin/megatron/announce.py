@@ -1,33 +1,33 @@
 """The line of a run's log that proves what it trains on."""
 
 from nca_plugin.indexed.source import is_corpus
-from nca_plugin.megatron.dataset import SourceGPTDatasetConfig, is_ours, open_path
+from nca_plugin.megatron.dataset import open_path
+from nca_plugin.trained_on import Part, TrainingData
 
 
-def announcement(config: SourceGPTDatasetConfig, num_samples: int) -> str | None:
-    """Return what a run trains on: tokens, data, and each source's vocabulary and share of supervised targets.
+def announcement(data: TrainingData, num_samples: int) -> str | None:
+    """Return what a run trains on: tokens, data, and each source's vocabulary, share of supervised targets and
+    fingerprint.
 
     None without any source.
 
     Args:
-        config: of all splits.
         num_samples: samples that the run trains on.
     """
-    blend = config.blend if config.blend_per_split is None else config.blend_per_split[0]
-    if blend is None or not any(map(is_ours, blend[0])):
+    if not data.has_source:
         return None
-    paths, weights = blend
-    parts = [_described(path, config.sequence_length) for path in paths]
-    if weights is not None:
-        parts = [f"{weight} {part}" for weight, part in zip(weights, parts, strict=True)]
-    return f"nca-plugin: training on {num_samples * config.sequence_length:,} tokens of {' '.join(parts)}"
+    parts = " ".join(_described(part, data.seq_length) for part in data.parts)
+    return f"nca-plugin {data.version}: training on {num_samples * data.seq_length:,} tokens of {parts}"
 
 
-def _described(path: str, seq_length: int) -> str:
-    """Return a data path; of a source with its canonical URI, which holds every option."""
-    if not is_ours(path):
-        return path
-    source = open_path(path)
+def _described(part: Part, seq_length: int) -> str:
+    weight = "" if part.weight is None else f"{part.weight} "
+    if part.uri is None:
+        return f"{weight}{part.path}"
+    source = open_path(part.path)
     share = float(source.sample(0, seq_length).loss_mask.mean())
-    name = f"{path}, written from {source.uri}" if is_corpus(path) else source.uri
-    return f"{name} (vocabulary {source.vocab_size}, {share:.1%} of targets supervised)"
+    name = f"{part.path}, written from {part.uri}" if is_corpus(part.path) else part.uri
+    return (
+        f"{weight}{name} (vocabulary {source.vocab_size}, {share:.1%} of targets supervised, fingerprint "
+        f"{part.fingerprint})"
+    )

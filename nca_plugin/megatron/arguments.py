@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="FILE",
         help="what not to train: selectors, as nca-plugin transfer --freeze writes them to freeze.txt",
     )
+    group.add_argument(
+        "--allow-other-data",
+        action="store_true",
+        help="resume a checkpoint with other data than it was trained on",
+    )
     _repair_help(parser)
     return parser
 
@@ -89,6 +94,8 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     source = parse(with_options(ours.data_source, options, _spelling))
     if ours.freeze_list is not None:
         rest += ["--freeze-list", ours.freeze_list]
+    if ours.allow_other_data:
+        rest.append("--allow-other-data")
     return with_data_path(rest, [source.uri])
 
 

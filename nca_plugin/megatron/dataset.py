@@ -6,6 +6,7 @@ time and memory do not depend on the length of the run.
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron.core.utils import log_single_rank
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.sources import Sample, Source, is_source, parse
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ class SourceGPTDatasetConfig(GPTDatasetConfig):
 
     vocab_size: int | None = None
     """Ids that the model has rows for; None if as many as the tokenizer's."""
+
+    meter: SampleMeter | None = None
+    """Counts the training samples of sources and corpora."""
 
 
 class SourceGPTDataset(GPTDataset):
@@ -106,7 +111,8 @@ class SourceGPTDataset(GPTDataset):
         length = self.config.sequence_length
         if self.num_samples is None and idx is not None and idx >= self.dataset.num_documents:
             idx = None
-        sample = self.dataset.sample(0 if idx is None else int(idx), length)
+        with self._metered():
+            sample = self.dataset.sample(0 if idx is None else int(idx), length)
         tokens = torch.from_numpy(sample.tokens).long()
         # Index None asks for a sample that fills up a batch: it must not count.
         loss_mask = np.zeros_like(sample.loss_mask) if idx is None else sample.loss_mask
@@ -119,6 +125,10 @@ class SourceGPTDataset(GPTDataset):
         if self.config.create_attention_mask:
             result["attention_mask"] = torch.ones(1, length, length, dtype=torch.bool).triu_(1)
         return result
+
+    def _metered(self) -> AbstractContextManager[None]:
+        meter = self.config.meter if isinstance(self.config, SourceGPTDatasetConfig) else None
+        return nullcontext() if meter is None or self.index_split is not Split.train else meter.sample()
 
 
 class _Documents:

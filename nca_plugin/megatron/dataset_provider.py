@@ -20,20 +20,28 @@ from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
+from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.metrics import SampleMeter
 
 
-def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None) -> list[Any]:
+def provider(
+    train_val_test_num_samples: list[int], vp_stage: int | None = None, meter: SampleMeter | None = None
+) -> list[Any]:
     """Return the train, validation and test datasets of the run's arguments, None where a rank needs none.
 
     Data paths may be source URIs, alone or in blends with indexed datasets. Without any, the datasets are Megatron's
     own classes.
+
+    Args:
+        meter: counts the training samples.
     """
     args = get_args()
     has_source = any(map(is_ours, _data_paths(args)))
     if has_source:
         # Again for a script of a user's own, which does not check its arguments first.
         check_order(args)
-    config = _dataset_config(args)
+    data = described_data(args)
+    config = _dataset_config(args, meter)
     dataset_class: type[GPTDataset]
     if args.mock_data:
         dataset_class = MockGPTDataset
@@ -46,8 +54,8 @@ def provider(train_val_test_num_samples: list[int], vp_stage: int | None = None)
         dataset_class, train_val_test_num_samples, is_built, config
     ).build()
     # Once: a rank of virtual stages calls this for each of them.
-    if datasets[0] is not None and not vp_stage:
-        line = announcement(config, train_val_test_num_samples[0])
+    if datasets[0] is not None and data is not None and not vp_stage:
+        line = announcement(data, train_val_test_num_samples[0])
         if line is not None:
             print_rank_0(line)
     return datasets
@@ -83,6 +91,7 @@ def check_arguments(args: Any) -> None:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
             check_fit(open_path(path), args.seq_length, vocab_size)
+    described_data(args)
 
 
 def _is_corpus_in_object_storage(path: str) -> bool:
@@ -93,7 +102,7 @@ def _is_corpus_in_object_storage(path: str) -> bool:
         return False
 
 
-def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
+def _dataset_config(args: Any, meter: SampleMeter | None) -> SourceGPTDatasetConfig:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     sequences_path = args.per_dataset_sequences_path
     tokenizer = build_tokenizer(args)
@@ -123,6 +132,7 @@ def _dataset_config(args: Any) -> SourceGPTDatasetConfig:
         context_parallel_size=args.context_parallel_size,
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
+        meter=meter,
     )
 
 

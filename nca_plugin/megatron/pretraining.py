@@ -20,6 +20,9 @@ from megatron.training.argument_utils import core_transformer_config_from_args, 
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.dataset_provider import provider
+from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.metrics import SampleMeter
+from nca_plugin.megatron.report import reporting
 from nca_plugin.megatron.step import forward_step
 
 #: What a model's parts on this rank go through before they are wrapped for data parallelism.
@@ -43,11 +46,16 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
         config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
         config = config_from_args(args)
         config.pre_wrap_hooks.extend(hooks)
+    # A run without sources is Megatron's alone.
+    data = described_data(args)
+    meter = SampleMeter(args.num_workers)
+    metered_provider = partial(provider, meter=meter)
+    metered_provider.is_distributed = provider.is_distributed  # type: ignore[attr-defined]
     megatron_pretrain(
         pretrain_cfg_container_from_args(args, config),
-        provider,
+        metered_provider,
         model_type=ModelType.encoder_or_decoder,
-        forward_step_func=forward_step,
+        forward_step_func=reporting(forward_step, meter) if data is not None and data.has_source else forward_step,
         get_embedding_ranks=partial(embedding_ranks, args),
         **model,
     )

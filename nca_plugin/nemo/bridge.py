@@ -6,6 +6,7 @@ keep their meaning.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Final
 
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
@@ -15,10 +16,13 @@ from megatron.bridge.utils.common_utils import print_rank_0
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
+from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.blend import Blend, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
+from nca_plugin.megatron.metrics import SampleMeter
+from nca_plugin.trained_on import Lineage, TrainingData
 
 #: What a run trains on that names the preset `nca` and no source.
 DEFAULT_SOURCE: Final = "nca://web"
@@ -70,6 +74,15 @@ class SourceDatasetConfig(DatasetProvider):
     allow_ambiguous_pad_tokens: bool = False
     object_storage_cache_path: str | None = None
 
+    allow_other_data: bool = False
+    """Resume a checkpoint with other data than it was trained on."""
+
+    nca_plugin_trained_on: dict[str, Any] | None = None
+    """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
+
+    def __post_init__(self) -> None:
+        self._meter = SampleMeter(0)
+
     @property
     def blend(self) -> Blend:
         """Data paths, and their weights if they have any."""
@@ -86,6 +99,25 @@ class SourceDatasetConfig(DatasetProvider):
                 "dataset.skip_getting_attention_mask_from_dataset=false"
             )
         super().finalize()
+
+    def describe_data(self, resumed: Path | None = None, start: Path | None = None) -> None:
+        """Add to this configuration what the run trains on, and before.
+
+        Args:
+            resumed: the checkpoint that the run goes on from, if any.
+            start: the one that it takes its weights from, at iteration 0.
+
+        Raises:
+            NCAPluginError: other data than that of the resumed checkpoint.
+        """
+        lineage = continued(
+            TrainingData.of(*self.blend, self.seq_length),
+            resumed=resumed,
+            start=start,
+            allow="dataset.allow_other_data=true",
+            is_allowed=self.allow_other_data,
+        )
+        self.nca_plugin_trained_on = lineage.stored()
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
         paths, weights = self.blend
@@ -107,12 +139,22 @@ class SourceDatasetConfig(DatasetProvider):
             create_attention_mask=not self.skip_getting_attention_mask_from_dataset,
             object_storage_cache_path=self.object_storage_cache_path,
         )
+        self._meter = config.meter = SampleMeter(self.num_workers)
         num_samples = [context.train_samples, context.valid_samples, context.test_samples]
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
-        if train is not None and (line := announcement(config, context.train_samples)) is not None:
+        data = TrainingData.of(*self.blend, self.seq_length)
+        stored = self.nca_plugin_trained_on
+        if stored is None or Lineage.from_stored(stored).now != data:
+            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
+            self.describe_data()
+        if train is not None and (line := announcement(data, context.train_samples)) is not None:
             print_rank_0(line)
         return train, valid, test
+
+    def sample_milliseconds(self) -> float:
+        """Return the mean time that this rank's workers took for a training sample since the last call, in ms."""
+        return self._meter.milliseconds()
 
 
 #: Fields of `GPTDatasetConfig` whose place is taken by the data path and by what Megatron-Bridge knows at run time.

@@ -1,6 +1,7 @@
 """One run in every stack: the same batches, the same losses, at every layout; and the same run when resumed."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from megatron_runs import FinishedRun
 from megatron_runs import run as run_megatron
 from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
 
+from nca_plugin.checkpoint.lineage import read_trained
+from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
+from nca_plugin.trained_on import TrainingData, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +77,10 @@ def test_layout_does_not_change_the_losses(
 
 def test_the_log_says_what_the_run_trains_on(bridge: FinishedRun) -> None:
     tokens = ITERATIONS * 8 * 128
+    source = parse(SOURCE)
     line = (
-        f"nca-plugin: training on {tokens:,} tokens of {parse(SOURCE).uri} (vocabulary 18, 71.1% of targets supervised)"
+        f"nca-plugin {version('nca-plugin')}: training on {tokens:,} tokens of {source.uri} (vocabulary 18, "
+        f"71.1% of targets supervised, fingerprint {fingerprint(source, 128)})"
     )
     assert bridge.log.count(line) == 1
 
@@ -88,6 +94,29 @@ def test_a_resumed_bridge_run_is_the_uninterrupted_one(folder: Path, first_weigh
     resumed = until_10.losses | from_10.losses
     for iteration, loss in bridge.losses.items():
         assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_bridge_checkpoint_says_what_it_was_trained_on(
+    configure: Callable[..., Any], folder: Path, first_weights: Path, tmp_path: Path
+) -> None:
+    save = folder / "short"
+    other = ("data.source=nca", "data.nca.preset=toy", "data.nca.seed=7")
+    train("bridge", Job(folder / "until-1", first_weights, save=save, exit_at=1))
+    trained = read_trained(save)
+    assert (trained.iteration, trained.samples) == (1, 8)
+    assert trained.lineage is not None and trained.lineage.now == TrainingData.of([parse(SOURCE).uri], None, 128)
+    run = ("--recipe", "vanilla_gpt_pretrain_config", f"model.vocab_size={ROWS}", "model.seq_length=128")
+    resumed = (*run, f"checkpoint.load={save}")
+    configure(*resumed, f"data.source={SOURCE}")
+    with pytest.raises(
+        NCAPluginError, match=r"nca://toy with seed=7 rather than seed=1234.*dataset.allow_other_data=true"
+    ):
+        configure(*resumed, *other)
+    allowed = configure(*resumed, *other, "dataset.allow_other_data=true").dataset.nca_plugin_trained_on
+    assert [data["samples"] for data in allowed["earlier"]] == [8, 8]
+    transfer(save, tmp_path / "start")
+    started = configure(*run, *other, f"checkpoint.pretrained_checkpoint={tmp_path / 'start'}").dataset
+    assert started.nca_plugin_trained_on == allowed
 
 
 @pytest.mark.parametrize("option", ["pretrained_checkpoint", "load"])

@@ -1,0 +1,190 @@
+"""What a run trains on, in the words that its checkpoints keep.
+
+A resumed run compares them with its own data, and whoever has the checkpoint can tell what made it. They are plain
+values under `KEY`: an attribute of Megatron's arguments, a field of Megatron-Bridge's dataset configuration, an entry
+of the state of NeMo 2's data module; each of them is stored with every checkpoint.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Self
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.sources import Source, is_source, parse
+
+KEY: Final = "nca_plugin_trained_on"
+
+#: Samples that a source's fingerprint covers: 0, 1, ... A corpus has at least the first.
+_SAMPLES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One data path of a run.
+
+    Attributes:
+        path: as the run names it.
+        weight: in a blend, as the run names it; None without weights.
+        uri: of the source, canonical; None for an indexed dataset of other origin.
+        fingerprint: of the first samples of a source or a corpus; of other files their sizes, None where these cannot
+            be told, such as in object storage.
+    """
+
+    path: str
+    weight: float | None
+    uri: str | None
+    fingerprint: str | None
+
+    @property
+    def name(self) -> str:
+        """What stands for the data in a message."""
+        name = self.uri or self.path
+        return name if self.weight is None else f"{self.weight:g} {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The training data of a run.
+
+    Attributes:
+        version: of nca-plugin.
+        seq_length: inputs of a sample.
+        parts: of the blend; one without a blend.
+        samples: trained on until the run ended or changed its data; None while it goes on, or if nobody knows.
+    """
+
+    version: str
+    seq_length: int
+    parts: tuple[Part, ...]
+    samples: int | None = None
+
+    @classmethod
+    def of(cls, paths: Sequence[str], weights: Sequence[float] | None, seq_length: int) -> Self:
+        """Return that of a run with these data paths.
+
+        Raises:
+            NCAPluginError: a path that names no source, or a corpus that cannot be read.
+        """
+        parts = (
+            Part(path, weight, *_identity(path, seq_length))
+            for path, weight in zip(paths, weights or itertools.repeat(None, len(paths)), strict=True)
+        )
+        return cls(version("nca-plugin"), seq_length, tuple(parts))
+
+    @property
+    def name(self) -> str:
+        """What stands for the data in a message."""
+        return " ".join(part.name for part in self.parts)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether a source, or a corpus of one, is among the data."""
+        return any(part.uri is not None for part in self.parts)
+
+    def difference(self, other: "TrainingData") -> str | None:
+        """Return in what other data differ from these, None if they give the same samples."""
+        if self.seq_length != other.seq_length:
+            return f"sequences of {other.seq_length} tokens rather than {self.seq_length}"
+        if [part.weight for part in self.parts] != [part.weight for part in other.parts]:
+            return f"{other.name} rather than {self.name}"
+        for before, now in zip(self.parts, other.parts, strict=True):
+            if before.uri != now.uri or (before.uri is None and before.fingerprint is None and before.path != now.path):
+                return _difference(before.uri or before.path, now.uri or now.path)
+            if None not in (before.fingerprint, now.fingerprint) and before.fingerprint != now.fingerprint:
+                if before.uri is None:
+                    return f"{now.path} of {now.fingerprint} rather than {before.fingerprint}"
+                return (
+                    f"{now.uri} with other samples (fingerprint {now.fingerprint} rather than {before.fingerprint}): "
+                    f"nca-plugin {other.version} rather than {self.version}, or another deflate library"
+                )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What the weights of a checkpoint were trained on.
+
+    Attributes:
+        now: by the run that wrote it; None for the start of a run.
+        earlier: before, the oldest first.
+    """
+
+    now: TrainingData | None
+    earlier: tuple[TrainingData, ...] = ()
+
+    def stored(self) -> dict[str, Any]:
+        """Return plain values, for a checkpoint: dicts, lists, numbers and texts."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    @classmethod
+    def from_stored(cls, stored: Any) -> Self:
+        """Return the lineage of what `stored` returned. Raises `NCAPluginError` for other values."""
+        try:
+            return cls(
+                None if stored["now"] is None else _from_stored(stored["now"]),
+                tuple(map(_from_stored, stored["earlier"])),
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise NCAPluginError(f"what the checkpoint says of its data cannot be read: {error!r}") from error
+
+    def ended(self, samples: int | None) -> "Lineage":
+        """Return that of weights whose run ended after so many samples: the start of another one."""
+        if self.now is None:
+            return self
+        return Lineage(None, (*self.earlier, replace(self.now, samples=samples)))
+
+
+def _from_stored(values: Any) -> TrainingData:
+    return TrainingData(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+
+
+def _difference(before: str, now: str) -> str:
+    """Return in what one data path differs from another; a source's has many options, most of them equal."""
+    (name, old), (new_name, new) = (_options(path) for path in (before, now))
+    if name != new_name or old.keys() != new.keys():
+        return f"{now} rather than {before}"
+    names = [key for key in new if old[key] != new[key]]
+    changed, original = (", ".join(f"{key}={options[key]}" for key in names) for options in (new, old))
+    return f"{name} with {changed} rather than {original}"
+
+
+def _options(path: str) -> tuple[str, dict[str, str]]:
+    name, _, options = path.partition("?")
+    return name, dict(option.partition("=")[::2] for option in options.split("&") if options)
+
+
+def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
+    """Return the URI and the fingerprint of a data path."""
+    if is_corpus(path):
+        corpus = IndexedSource(path)
+        return corpus.uri, fingerprint(corpus, seq_length, range(min(_SAMPLES, corpus.num_documents)))
+    if is_source(path):
+        # Whatever split the path names, that of a run's training data is train.
+        source = parse(path).for_split("train")
+        return source.uri, fingerprint(source, seq_length)
+    return None, _sizes(path)
+
+
+def fingerprint(source: Source | IndexedSource, seq_length: int, indices: Iterable[int] = range(_SAMPLES)) -> str:
+    """Return what tells samples from others: of their tokens and loss masks, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in indices:
+        sample = source.sample(index, seq_length)
+        digest.update(sample.tokens.astype("<i4").tobytes())
+        digest.update(sample.loss_mask.tobytes())
+    return digest.hexdigest()
+
+
+def _sizes(prefix: str) -> str | None:
+    """Return the sizes of an indexed dataset's files: every rank of a run asks for them, so nothing is read."""
+    try:
+        return " + ".join(f"{Path(prefix + suffix).stat().st_size}" for suffix in (".bin", ".idx")) + " bytes"
+    except OSError:
+        return None

@@ -1,0 +1,179 @@
+"""What a run says of its data: in its log, in its checkpoints, and against another run that resumes them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_jobs import SEQ_LENGTH, Done, Job, train
+
+from nca_plugin.checkpoint.lineage import read_trained
+from nca_plugin.checkpoint.transfer import transfer
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.generate import generate
+from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.sources import parse
+from nca_plugin.trained_on import Lineage, Part, TrainingData, fingerprint
+
+TOY = "nca://toy"
+
+
+def test_the_fingerprint_of_a_source_is_pinned() -> None:
+    """Another one is another stream of samples: checkpoints could no longer be resumed without a word."""
+    assert fingerprint(parse(TOY), SEQ_LENGTH) == "eca45a111416407e"
+
+
+def test_a_corpus_has_the_identity_of_the_source_that_it_was_written_from(tmp_path: Path) -> None:
+    corpus = str(tmp_path / "corpus")
+    generate(TOY, corpus, num_tokens=8 * SEQ_LENGTH, seq_length=SEQ_LENGTH, num_workers=1)
+    written, online = (TrainingData.of([path], None, SEQ_LENGTH) for path in (corpus, TOY))
+    assert written.difference(online) is None
+    assert written.parts[0].uri == parse(TOY).uri
+
+
+def described(*parts: Part, seq_length: int = 96, version: str = "1") -> TrainingData:
+    return TrainingData(version, seq_length, parts)
+
+
+NCA = Part("nca://toy", None, "nca://toy?seed=1&split=train", "aa")
+TEXT = Part("text", None, None, "bb")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "difference"),
+    [
+        (described(NCA), described(NCA, version="2"), None),
+        (described(NCA), described(replace(NCA, path="corpora/toy")), None),
+        (described(TEXT), described(replace(TEXT, path="moved/text")), None),
+        (described(NCA), described(NCA, seq_length=128), "sequences of 128 tokens rather than 96"),
+        (
+            described(NCA),
+            described(replace(NCA, uri="nca://toy?seed=2&split=train")),
+            "nca://toy with seed=2 rather than seed=1",
+        ),
+        (described(NCA), described(TEXT), "text rather than nca://toy?seed=1&split=train"),
+        (
+            described(NCA),
+            described(replace(NCA, fingerprint="cc"), version="2"),
+            "nca://toy?seed=1&split=train with other samples (fingerprint cc rather than aa): nca-plugin 2 rather than "
+            "1, or another deflate library",
+        ),
+        (described(TEXT), described(replace(TEXT, fingerprint="cc")), "text of cc rather than bb"),
+        (
+            described(replace(TEXT, fingerprint=None)),
+            described(replace(TEXT, path="moved", fingerprint=None)),
+            "moved rather than text",
+        ),
+        (
+            described(replace(NCA, weight=0.1), replace(TEXT, weight=0.9)),
+            described(replace(NCA, weight=0.2), replace(TEXT, weight=0.8)),
+            "0.2 nca://toy?seed=1&split=train 0.8 text rather than 0.1 nca://toy?seed=1&split=train 0.9 text",
+        ),
+    ],
+)
+def test_what_differs_is_named(before: TrainingData, now: TrainingData, difference: str | None) -> None:
+    assert before.difference(now) == difference
+
+
+def test_what_is_stored_is_plain_and_comes_back() -> None:
+    lineage = Lineage(described(NCA, TEXT), (replace(described(TEXT), samples=7),))
+    assert Lineage.from_stored(json.loads(json.dumps(lineage.stored()))) == lineage
+    with pytest.raises(NCAPluginError, match="what the checkpoint says of its data cannot be read"):
+        Lineage.from_stored({"now": {}})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lineage")
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Path:
+    (folder / "text.jsonl").write_text("\n".join([json.dumps({"text": "All work and no play. " * 100})] * 20))
+    prepare(Corpus(inputs=(str(folder / "text.jsonl"),)), folder / "text_document")
+    return folder / "text_document"
+
+
+def arguments(save: Path, iterations: int, *data: str | Path) -> tuple[str, ...]:
+    common = (
+        "--override-opt-param-scheduler",
+        "--train-iters",
+        iterations,
+        "--save-interval",
+        2,
+        "--save",
+        save,
+        "--load",
+        save,
+    )
+    return tuple(map(str, (*common, *data)))
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, text: Path) -> dict[str, Done]:
+    """The first stage: its checkpoint is resumed with the same data and others."""
+    first, legacy = folder / "first", folder / "legacy"
+    corpus = str(folder / "corpus")
+    generate(TOY, corpus, num_tokens=64 * SEQ_LENGTH, seq_length=SEQ_LENGTH, num_workers=1)
+    toy, tokens = ("--data-source", TOY), ("--tokenizer-type", "NullTokenizer", "--vocab-size", "300")
+    old = ("--ckpt-format", "torch")
+    jobs = [
+        Job("begun", arguments(first, 2, *toy, *tokens)),
+        Job("resumed", arguments(first, 4, *toy, *tokens)),
+        Job("other seed", arguments(first, 6, *toy, *tokens, "--nca-seed", "7")),
+        Job("text", arguments(first, 6, "--data-path", text, *tokens)),
+        Job("corpus", arguments(first, 6, "--data-path", corpus, *tokens, "--split", "100,0,0")),
+        Job("allowed", arguments(first, 8, *toy, *tokens, "--nca-seed", "7", "--allow-other-data")),
+        Job("old format", arguments(legacy, 2, *toy, *tokens, *old)),
+        Job("old format, other seed", arguments(legacy, 4, *toy, *tokens, *old, "--nca-seed", "7")),
+    ]
+    return train(folder, jobs, may_fail=True)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(runs: dict[str, Done], folder: Path) -> None:
+    assert [job.error for job in runs.values()] == [None] * len(runs)
+    trained = read_trained(folder / "first" / "iter_0000004")
+    assert (trained.iteration, trained.samples) == (4, 32)
+    assert trained.lineage == Lineage(TrainingData.of([parse(TOY).uri], None, SEQ_LENGTH))
+    assert read_trained(folder / "legacy").lineage == trained.lineage
+
+
+def test_the_same_data_are_resumed(runs: dict[str, Done]) -> None:
+    assert list(runs["resumed"].losses) == [3, 4]
+    # The documents of a corpus are the samples of the source that it was written from.
+    assert list(runs["corpus"].losses) == [5, 6]
+
+
+@pytest.mark.parametrize("job", ["other seed", "text", "old format, other seed"])
+def test_other_data_are_refused(runs: dict[str, Done], folder: Path, job: str) -> None:
+    refusal = runs[job].refusal
+    assert refusal is not None and "would be resumed with other data, " in refusal
+    expected = (
+        "text_document rather than nca://toy?" if job == "text" else "nca://toy with seed=7 rather than seed=1234: "
+    )
+    assert expected in refusal
+    assert refusal.endswith(", or add --allow-other-data")
+    assert f"nca-plugin transfer --from {folder}" in refusal
+
+
+def test_other_data_can_be_allowed(runs: dict[str, Done], folder: Path) -> None:
+    assert list(runs["allowed"].losses) == [7, 8]
+    lineage = read_trained(folder / "first").lineage
+    assert lineage is not None and lineage.now is not None
+    assert lineage.now.parts[0].uri == parse(f"{TOY}?seed=7").uri
+    assert [(before.name, before.samples) for before in lineage.earlier] == [(parse(TOY).uri, 48)]
+
+
+def test_the_next_stage_knows_of_the_first(runs: dict[str, Done], folder: Path, text: Path) -> None:
+    del runs
+    report = transfer(folder / "first" / "iter_0000002", folder / "start")
+    assert [(data["parts"][0]["uri"], data["samples"]) for data in report["trained_on"]] == [(parse(TOY).uri, 16)]
+    assert read_trained(folder / "start").lineage == Lineage.from_stored({"now": None, "earlier": report["trained_on"]})
+    data = ("--data-path", text, "--split", "100,0,0", "--data-cache-path", folder / "cache")
+    data = (*data, "--tokenizer-type", "NullTokenizer", "--vocab-size", "300")
+    started = arguments(folder / "second", 2, *data, "--pretrained-checkpoint", folder / "start")
+    assert list(train(folder, [Job("second", started)])["second"].losses) == [1, 2]
+    lineage = read_trained(folder / "second").lineage
+    assert lineage is not None and lineage.now is not None
+    assert lineage.now.name == str(text)
+    assert [data.name for data in lineage.earlier] == [parse(TOY).uri]
