@@ -5,8 +5,11 @@ INSTALLED := .venv/installed
 # Megatron-Bridge needs Python 3.12 and other versions of transformers: an environment of its own.
 BRIDGE_BIN := .venv-bridge/bin
 BRIDGE_INSTALLED := .venv-bridge/installed
+# NeMo 2 needs older versions of megatron-core and transformers: an environment of its own.
+NEMO_BIN := .venv-nemo/bin
+NEMO_INSTALLED := .venv-nemo/installed
 
-.PHONY: demo test test-all test-bridge test-gpu lint clean
+.PHONY: demo test test-all test-bridge test-nemo test-gpu lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
@@ -24,6 +27,9 @@ test-gpu: $(INSTALLED)
 
 test-bridge: $(BRIDGE_INSTALLED)
 	$(BRIDGE_BIN)/pytest tests/bridge
+
+test-nemo: $(NEMO_INSTALLED)
+	$(NEMO_BIN)/pytest tests/nemo2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -45,5 +51,11 @@ $(BRIDGE_INSTALLED): setup.cfg pyproject.toml constraints-bridge.txt
 	$(BRIDGE_BIN)/pip install --quiet --constraint constraints-bridge.txt --editable '.[bridge,dev]'
 	touch $@
 
+$(NEMO_INSTALLED): setup.cfg pyproject.toml constraints-nemo.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "the tests of NeMo 2 ran with Python 3.12: make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv .venv-nemo
+	$(NEMO_BIN)/pip install --quiet --constraint constraints-nemo.txt --editable '.[nemo]' pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bridge runs
+	rm -rf .venv .venv-bridge .venv-nemo runs

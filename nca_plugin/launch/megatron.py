@@ -17,6 +17,7 @@ from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
 from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
     check_embedding_rows,
+    check_training_loop,
     print_rank_0,
     use_shipped_dataset_helper,
 )
@@ -40,6 +41,7 @@ def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collecti
         NCAPluginError: arguments that the run cannot be done with.
     """
     arguments = resolve_data_source(arguments)
+    check_training_loop()
     become_only_rank_without_torchrun()
     # After the arguments are known to be right: importing torch takes seconds.
     from nca_plugin.megatron import cpu

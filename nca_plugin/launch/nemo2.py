@@ -7,37 +7,57 @@ checkpoints and logging are NeMo's; `data=nca` and the names of other sources ar
 finds through its entry-point group.
 """
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-from nca_plugin.errors import one_line_errors
+from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.launch.process import print_rank_0
 
 
 def main() -> None:
     """Run `nemo` with the arguments of this process."""
+    with one_line_errors(of_every_rank=False):
+        if find_spec("nemo") is None or find_spec("nemo_run") is None:
+            raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
     from nca_plugin.megatron import cpu
 
-    is_cpu_mode = cpu.is_needed()
-    if is_cpu_mode:
-        print_rank_0("nca-plugin: no CUDA device: CPU mode")
+    adapt = None
+    if cpu.is_needed():
         from nca_plugin.nemo.nemo2 import cpu as nemo_cpu
 
+        print_rank_0("nca-plugin: no CUDA device: CPU mode")
         with nemo_cpu.without_cuda_compiler():
             cpu.enable()
+        adapt = nemo_cpu.adapt
+    _wrap_run(adapt)
+    _start()
+
+
+def _wrap_run(adapt: Callable[[Any], list[str]] | None) -> None:
+    """Change what NeMo's command line does with a complete configuration: it adapts that to CPU mode, and shows an
+    error of ours as one line."""
     import nemo_run
-    from nemo_run.__main__ import app
 
     run = nemo_run.run
 
     def run_with_our_errors(fn_or_script: Any, *args: Any, **kwargs: Any) -> Any:
+        # A rank may be the only one with an error, such as of its own samples.
         with one_line_errors(of_every_rank=True):
-            if is_cpu_mode:
-                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(nemo_cpu.adapt(fn_or_script))}")
-            return run(fn_or_script, *args, **kwargs)
+            if adapt is not None:
+                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(adapt(fn_or_script))}")
+            try:
+                return run(fn_or_script, *args, **kwargs)
+            except NCAPluginError as error:
+                # Fiddle, which makes the objects of a configuration, adds lines of its own to a message.
+                raise getattr(error, "proxy_base_exception", error) from None
 
-    # What NeMo's command line calls with a complete configuration. It shows other errors than exits with a prefix of
-    # its own.
     nemo_run.run = run_with_our_errors
+
+
+def _start() -> None:
+    from nemo_run.__main__ import app
+
     app()
 
 

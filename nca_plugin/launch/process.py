@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +23,15 @@ def become_only_rank_without_torchrun() -> None:
         # Port 0: any free one, since no other rank has to find it.
         single = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
         os.environ.update({name: str(value) for name, value in single.items()})
+
+
+def check_training_loop() -> None:
+    """Raise `NCAPluginError` if this megatron-core has no training loop, as the releases that NeMo 2 needs."""
+    if find_spec("megatron.training") is None:
+        raise NCAPluginError(
+            f"megatron-core {version('megatron-core')} holds no megatron.training: install megatron-core 0.19 (with "
+            "NeMo 2, in an environment of its own), or add a checkout of Megatron-LM to PYTHONPATH"
+        )
 
 
 def print_rank_0(message: str) -> None:

@@ -58,5 +58,13 @@ def let_distributed_adam_resume() -> None:
                     if parameter in self.optimizer.state:
                         self.optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
 
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(set_states)
+    def set_states_with_any_step(self: Any, model_param: Any, tensors: Any) -> None:
+        # megatron-core 0.15 asks for it; `load_state_dict` sets it then.
+        set_states(self, model_param, {"step": torch.tensor(0.0), **tensors})
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states_with_any_step
     DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros
     DistributedOptimizer.load_state_dict = load_state_dict_with_own_steps

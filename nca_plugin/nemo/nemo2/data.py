@@ -6,6 +6,7 @@ common has the same names, and resuming is NeMo's: by consumed samples, through 
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, Optional
 
 import lightning.pytorch as pl
@@ -20,11 +21,13 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from nemo.utils.import_utils import safe_import
 from torch.utils.data import Dataset
 
+from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
 from nca_plugin.megatron.blend import check_blend, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, is_ours, open_path
 from nca_plugin.sources.section import source_uri
+from nca_plugin.trained_on import KEY, Lineage, TrainingData
 
 _, _HAS_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
@@ -56,6 +59,7 @@ class SourceDataModule(pl.LightningDataModule):
         reset_position_ids: of indexed datasets: restart positions after each end of document.
         reset_attention_mask: of indexed datasets: keep documents apart.
         eod_mask_loss: of indexed datasets: leave ends of documents out of the loss.
+        allow_other_data: resume a checkpoint with other data than it was trained on.
         options: options of the source.
 
     Raises:
@@ -83,6 +87,7 @@ class SourceDataModule(pl.LightningDataModule):
         reset_position_ids: bool = False,
         reset_attention_mask: bool = False,
         eod_mask_loss: bool = False,
+        allow_other_data: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -96,11 +101,10 @@ class SourceDataModule(pl.LightningDataModule):
         self.split = split
         self.index_mapping_dir = index_mapping_dir
         self.create_attention_mask = create_attention_mask or not _HAS_TRANSFORMER_ENGINE
-        self.resets = {
-            "reset_position_ids": reset_position_ids,
-            "reset_attention_mask": reset_attention_mask,
-            "eod_mask_loss": eod_mask_loss,
-        }
+        self.reset_position_ids = reset_position_ids
+        self.reset_attention_mask = reset_attention_mask
+        self.eod_mask_loss = eod_mask_loss
+        self.allow_other_data = allow_other_data
         self.tokenizer = tokenizer or self._null_tokenizer(tokenizer_vocab_size)
         self.init_global_step = 0
         self._seq_length = seq_length
@@ -117,8 +121,9 @@ class SourceDataModule(pl.LightningDataModule):
             raise NCAPluginError(
                 "data.path holds text: set data.tokenizer_vocab_size to the ids of its tokenizer, or data.tokenizer"
             )
-        for name in (name for name, value in self.resets.items() if value):
-            raise NCAPluginError(f"data.{name}=true needs the end of document of a tokenizer: set data.tokenizer")
+        for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
+            if getattr(self, name):
+                raise NCAPluginError(f"data.{name}=true needs the end of document of a tokenizer: set data.tokenizer")
         # NeMo's counts one id more than it is given, for the end of document.
         return NullTokenizer((vocab_size or open_path(self.paths[0]).vocab_size) - 1)
 
@@ -133,9 +138,12 @@ class SourceDataModule(pl.LightningDataModule):
         """Build the datasets, before there is a model.
 
         Raises:
-            NCAPluginError: a model that cannot train on the data, or settings of the trainer that sources cannot honour.
+            NCAPluginError: a model that cannot train on the data, settings of the trainer that sources cannot honour,
+                or a checkpoint to resume that was trained on other data.
         """
         self._check_fit()
+        data = TrainingData.of(self.paths, self.weights, self.seq_length)
+        self._lineage = self._continued(data)
         self.data_sampler.seq_len = self.seq_length
         num_samples = self._num_samples()
         config = SourceGPTDatasetConfig(
@@ -147,13 +155,15 @@ class SourceDataModule(pl.LightningDataModule):
             tokenizer=self.tokenizer,
             vocab_size=self._vocab_size,
             create_attention_mask=self.create_attention_mask,
-            **self.resets,
+            reset_position_ids=self.reset_position_ids,
+            reset_attention_mask=self.reset_attention_mask,
+            eod_mask_loss=self.eod_mask_loss,
         )
         # On every rank, as NeMo builds its own: its data step loads a batch on each.
         self._train_ds, self._validation_ds, self._test_ds = BlendedMegatronDatasetBuilder(
             SourceGPTDataset, num_samples, lambda: True, config
         ).build()
-        line = announcement(config, num_samples[0])
+        line = announcement(data, num_samples[0])
         if stage == "fit" and line is not None and self.trainer.is_global_zero:
             print(line, flush=True)
 
@@ -174,7 +184,22 @@ class SourceDataModule(pl.LightningDataModule):
             self.seq_length,
             self._vocab_size,
             length_key="model.config.seq_length",
-            way_out="set data.tokenizer_vocab_size={0} or more, and model.config.vocab_size={0} or more where the recipe has one",
+            way_out="set data.tokenizer_vocab_size={0} or more, and model.config.vocab_size where the recipe has one",
+        )
+
+    def _continued(self, data: TrainingData) -> Lineage:
+        """Return what the run trains on, and what the checkpoint was trained on that it goes on from, if any."""
+        restored = getattr(self.trainer.strategy, "restore_config", None)
+        resumed, start = (
+            Path(path) if path is not None and Path(path).is_dir() else None
+            for path in (self.trainer.ckpt_path, None if restored is None else restored.path)
+        )
+        return continued(
+            data,
+            resumed=resumed,
+            start=start,
+            allow="data.allow_other_data=true",
+            is_allowed=self.allow_other_data,
         )
 
     def _num_samples(self) -> list[int]:
@@ -213,9 +238,9 @@ class SourceDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the data: how many samples the run has consumed."""
+        """Return what a checkpoint keeps of the data: how many samples the run has consumed, and of what."""
         steps = self.trainer.global_step - self.init_global_step
-        return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps)}
+        return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps), KEY: self._lineage.stored()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the sample after those that a checkpoint's run has consumed."""
