@@ -1,0 +1,84 @@
+"""NeMo's own loop trains on a source, resumes with the next sample, and writes what `nca-plugin transfer` reads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nemo_runs import ITERATIONS, SAVE_AT, NemoRun, run, start
+
+from nca_plugin.checkpoint.lineage import read_trained
+from nca_plugin.checkpoint.torch_dist import read_torch_dist
+from nca_plugin.sources import parse
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> NemoRun:
+    """The run that the others are compared with."""
+    return run(folder / "whole")
+
+
+def test_a_recipe_trains_on_nca(whole: NemoRun) -> None:
+    losses = whole.losses
+    assert list(losses) == list(range(1, ITERATIONS + 1))
+    assert losses[ITERATIONS] < losses[1] - 0.5
+    assert whole.log.count(f"training on {ITERATIONS * 8 * 128:,} tokens of {parse('nca://toy').uri} (") == 1
+    assert "nca-plugin: CPU mode sets model.config." in whole.log
+    source = parse("nca://toy")
+    assert whole.largest_ids == [int(source.sample(i, 128).tokens[:-1].max()) for i in range(ITERATIONS * 8)]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, whole: NemoRun) -> None:
+    resumed = run(folder / "resumed", f"resume.resume_from_path={whole.saved_at(SAVE_AT)}")
+    assert list(resumed.losses) == list(range(SAVE_AT + 1, ITERATIONS + 1))
+    assert resumed.batches == whole.batches[SAVE_AT * 4 :]
+    for iteration, loss in resumed.losses.items():
+        assert loss == pytest.approx(whole.losses[iteration], rel=1e-6)
+
+
+def test_a_run_resumes_at_another_layout(folder: Path, whole: NemoRun) -> None:
+    resumed = run(
+        folder / "two-ranks",
+        *(f"resume.resume_from_path={whole.saved_at(SAVE_AT)}", "trainer.strategy.tensor_model_parallel_size=2"),
+        ranks=2,
+    )
+    assert resumed.batches == whole.batches[SAVE_AT * 4 :]
+    assert resumed.log.count("training on ") == 1
+    expected = [whole.losses[iteration] for iteration in resumed.losses]
+    np.testing.assert_allclose(list(resumed.losses.values()), expected, rtol=1e-3)
+
+
+def test_other_data_are_refused_in_one_line(folder: Path, whole: NemoRun) -> None:
+    checkpoint = whole.saved_at(SAVE_AT)
+    trained = read_trained(checkpoint)
+    assert trained.lineage is not None and trained.lineage.now is not None
+    assert trained.lineage.now.parts[0].uri == parse("nca://toy").uri
+    done = start(folder / "refused", f"resume.resume_from_path={checkpoint}", "data.seed=7")
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("nca-plugin: error:"))
+    assert "would be resumed with other data, nca://toy with seed=7 rather than seed=1234" in line
+    assert "add data.allow_other_data=true" in line
+
+
+def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
+    checkpoint, made = whole.saved_at(SAVE_AT), folder / "start"
+    arguments = ("transfer", "--from", checkpoint, "--to", made, "--vocab-size", "300")
+    command = [sys.executable, "-c", "from nca_plugin.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"Trained on {parse('nca://toy').uri}" in done.stdout.replace("\n", "")
+    before, after = (_weights(path / "weights") for path in (checkpoint, made))
+    embedding = "module.embedding.word_embeddings.weight"
+    assert before.pop(embedding).shape == (128, 64) and after.pop(embedding).shape == (384, 64)
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    tensors, _ = read_torch_dist(folder)
+    return {name: tensor.read() for name, tensor in tensors.items() if name.startswith("module.")}
