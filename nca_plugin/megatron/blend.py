@@ -33,6 +33,14 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
     return list(paths), weights
 
 
+def is_meant_as_ours(path: str) -> bool:
+    """Whether a data path names a source or a corpus, or looks like the URI of a source that there is none of.
+
+    To open such a path is an error that says what it may have meant.
+    """
+    return is_ours(path) or ("://" in path and not is_object_storage_path(path))
+
+
 def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, length_key: str, way_out: str) -> None:
     """Raise `NCAPluginError` if a model cannot train on one of the sources or corpora among `paths`.
 
@@ -43,8 +51,7 @@ def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, lengt
         way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
     """
     for path in paths:
-        # What looks like a URI but names no source is refused here, with what it may have meant.
-        if not is_ours(path) and ("://" not in path or is_object_storage_path(path)):
+        if not is_meant_as_ours(path):
             continue
         source = open_path(path)
         with in_context(f"{length_key}={seq_length}"):

@@ -130,7 +130,7 @@ def test_a_blend_of_a_source_and_text(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text("\n".join([json.dumps({"text": "All work and no play. " * 100})] * 20))
     prepare(Corpus(inputs=(str(tmp_path / "text.jsonl"),)), text)
     path = f"0.25 nca://toy?vocab_offset=257 0.75 {text}"
-    data = SourceDataModule(path=path, tokenizer_vocab_size=512, index_mapping_dir=str(tmp_path / "cache"))
+    data = SourceDataModule(path=path, tokenizer_vocab_size=512)
     set_up(data, limit_val_batches=0)
     largest = [int(data._train_ds[index]["tokens"].max()) for index in range(160)]
     assert sum(value >= 257 for value in largest) == 40

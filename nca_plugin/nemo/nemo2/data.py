@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
-from nca_plugin.megatron.blend import check_blend, read_blend
-from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, is_ours, open_path
+from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
 from nca_plugin.sources.section import source_uri
 from nca_plugin.trained_on import KEY, Lineage, TrainingData
 
@@ -116,7 +116,7 @@ class SourceDataModule(pl.LightningDataModule):
         )
 
     def _null_tokenizer(self, vocab_size: int | None) -> NullTokenizer:
-        is_blend = len(self.paths) > 1 or not is_ours(self.paths[0])
+        is_blend = len(self.paths) > 1 or not is_meant_as_ours(self.paths[0])
         if vocab_size is None and is_blend:
             raise NCAPluginError(
                 "data.path holds text: set data.tokenizer_vocab_size to the ids of its tokenizer, or data.tokenizer"
