@@ -25,6 +25,7 @@ from nca_plugin.launch.bridge_config import (
 from nca_plugin.launch.process import (
     Parser,
     become_only_rank_without_torchrun,
+    lost_worker_errors,
     print_rank_0,
     use_shipped_dataset_helper,
 )
@@ -156,7 +157,9 @@ def _pretrain(config: Any) -> None:
 
     from nca_plugin.nemo.bridge_report import DataReport, forward_step
 
-    pretrain(config, forward_step, callbacks=[DataReport()])
+    # From here on a rank may be the only one with an error, such as of its own samples.
+    with one_line_errors(of_every_rank=True), lost_worker_errors():
+        pretrain(config, forward_step, callbacks=[DataReport()])
 
 
 def check_sources(config: Any) -> None:

@@ -17,6 +17,7 @@ from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
 from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
     check_embedding_rows,
+    lost_worker_errors,
     print_rank_0,
     use_shipped_dataset_helper,
 )
@@ -72,7 +73,7 @@ def _pretrain(spelling: Callable[[str], str], unset: Collection[str]) -> None:
         _check_frozen_layers(args, selectors)
         hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
     # From here on a rank may be the only one with an error, such as of its own samples.
-    with one_line_errors(of_every_rank=True):
+    with one_line_errors(of_every_rank=True), lost_worker_errors():
         pretrain(args, hooks)
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +31,21 @@ def print_rank_0(message: str) -> None:
     """Print a line of the log once in all ranks."""
     if os.environ["RANK"] == "0":
         print(message, flush=True)
+
+
+@contextmanager
+def lost_worker_errors() -> Iterator[None]:
+    """Turn PyTorch's error for a data loader's worker that is gone, which may interrupt any line of the training, into
+    an `NCAPluginError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid.* (is killed|exited unexpectedly)", str(error)):
+            raise
+        raise NCAPluginError(
+            f"{one_line(error).rstrip('. ')}; most often the machine ran out of memory: give the job more, or fewer "
+            "workers. Started again, the run resumes from its last checkpoint"
+        ) from error
 
 
 def use_shipped_dataset_helper() -> None:
