@@ -112,7 +112,10 @@ class Facts:
         return f"{self.interpreter} -m pip {command}"
 
     def install(self, *names: str) -> str:
-        """Return the command that installs required packages in versions that are supported."""
+        """Return the command that installs required packages in versions that are supported; empty if that of
+        nca-plugin itself does it."""
+        if "nca-plugin" not in self.versions:
+            return ""
         return self.pip(f"install {' '.join(shlex.quote(f'{name}{REQUIRED[name]}') for name in names)}")
 
     def show(self, statement: str) -> str:
@@ -155,7 +158,7 @@ def _versions() -> dict[str, str]:
     for name in (*REQUIRED, *_STACKS, *OPTIONAL):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    # A checkout of Megatron-LM on the path comes before what is installed, and may be all there is.
+    # A checkout of Megatron-LM may be there instead, or on the path before what is installed.
     package_info = _find("megatron/core/package_info.py")
     if package_info is not None:
         numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", package_info.read_text(), re.MULTILINE))

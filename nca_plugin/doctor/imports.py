@@ -84,9 +84,8 @@ def _megatron_core() -> dict[str, Any]:
     # As a launcher: it comes before anything of Megatron.
     if cpu.is_needed():
         cpu.enable()
-    import megatron.core
-
-    return {"version": megatron.core.__version__}
+    import_module("megatron.core")
+    return {}
 
 
 def _dataset_helper() -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _dataset_helper() -> dict[str, Any]:
     except Exception as problem:
         error = _in_one_line(problem)
     folder = Path(dataset_utils.__file__).parent
-    return {"compiled": error is None, "reason": error, "makefile": (folder / "Makefile").is_file()}
+    return {"reason": error, "makefile": (folder / "Makefile").is_file()}
 
 
 def _megatron_launcher() -> dict[str, Any]:

@@ -32,9 +32,11 @@ def check_python(version: str) -> Check:
 
 
 def check_plugin(facts: Facts) -> Check:
-    """Whether the generator can be imported."""
-    found = facts.versions.get("nca-plugin", "not installed")
-    error = facts.error("generator")
+    """Whether it is installed, or what it needs at least, and its generator can be imported."""
+    found, error = facts.versions.get("nca-plugin", "not installed"), facts.error("generator")
+    if "nca-plugin" not in facts.versions and not facts.versions.keys() >= REQUIRED.keys():
+        fix = facts.pip("install . (in a clone of nca-plugin)")
+        return Check("nca-plugin", found, Verdict.BROKEN, "nor is all that it needs", fix)
     if error is None or any(check(facts).verdict is Verdict.BROKEN for check in (check_numpy, check_numba)):
         return Check("nca-plugin", found)
     return Check("nca-plugin", found, Verdict.BROKEN, error, facts.show("import nca_plugin.sources"))
@@ -54,6 +56,9 @@ def check_megatron_core(facts: Facts) -> Check:
     if check.verdict is Verdict.WARN:
         if facts.has_nemo:
             return Check("megatron-core", check.found, detail="NeMo 2's")
+        if is_within(facts.versions.get("nemo-toolkit", ""), NEMO):
+            detail, fix = f"NeMo 2 needs {MEGATRON_CORE_OF_NEMO}", f"install 'megatron-core{MEGATRON_CORE_OF_NEMO}'"
+            return Check("megatron-core", check.found, Verdict.BROKEN, detail, facts.pip(fix))
         return Check("megatron-core", check.found, Verdict.BROKEN, f"needs {REQUIRED['megatron-core']}", check.fix)
     if error is None:
         return check
@@ -88,7 +93,8 @@ def check_nemo(facts: Facts) -> Check:
     if not is_within(version, NEMO):
         return Check(name, version, Verdict.ABSENT, f"has no language models; {supported}")
     if not facts.has_nemo:
-        fix = facts.pip("uninstall nemo-toolkit (NeMo 2 needs an environment of its own)")
+        # Where nothing else needs the release that is there, the line of megatron-core tells.
+        fix = facts.pip("uninstall nemo-toolkit (NeMo 2 needs an environment of its own)") if facts.has_megatron else ""
         return Check(name, version, Verdict.BROKEN, f"needs megatron-core {MEGATRON_CORE_OF_NEMO}", fix)
     return Check(name, version, detail=supported)
 
@@ -140,15 +146,20 @@ def check_resiliency(facts: Facts) -> Check:
     version = facts.versions.get(name)
     if version is None:
         return _absent(name, supported)
-    if is_within(version, RESILIENCY) or not facts.has_megatron:
+    if is_within(version, RESILIENCY):
         return Check(name, version, detail=supported)
+    if not facts.has_megatron:
+        # Releases before 0.18 do not mind.
+        return Check(name, version)
     verdict = _verdict_of_import(facts, name)
     does_without = verdict is Verdict.WARN
-    consequence = "cannot be imported, so Megatron does without" if does_without else "Megatron cannot be imported"
+    consequence = (
+        "it cannot be imported, so Megatron does without" if does_without else "Megatron cannot be imported with it"
+    )
     # Only Megatron-Bridge needs it, and has a stand-in in CPU mode.
     is_needed = "megatron-bridge" in facts.versions and facts.devices
     fix = facts.pip(f"install '{name}{RESILIENCY}'" if is_needed else f"uninstall {name}")
-    return Check(name, version, verdict, f"{supported}; {consequence}", fix)
+    return Check(name, version, verdict, f"too old: {consequence}; {supported}", fix)
 
 
 def check_numpy(facts: Facts) -> Check:

@@ -14,7 +14,9 @@ from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts, gather
 
 _WIDTH: Final = 100
-_INDENT: Final = 50
+_INDENT: Final = 53
+
+_WRAPPER: Final = textwrap.TextWrapper(_WIDTH, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
 
 Sections = Mapping[str, Sequence[Check]]
 
@@ -71,19 +73,18 @@ def screen(sections: Sections) -> str:
     """Return the findings as text of lines of at most 100 characters, but for commands, which stay whole."""
     lines = [f"nca-plugin of {Path(__file__).parents[2]}, {sys.executable}"]
     for name, checks in sections.items():
-        lines.append(name)
-        for check in checks:
-            start = f"  {check.verdict.value:<7}{check.name:<27} {check.found:<12} "
-            width = _WIDTH - _INDENT
-            details = textwrap.wrap(check.detail, width, max_lines=3, placeholder=" ...") or [""]
-            lines.append((start + details[0]).rstrip())
-            lines += [" " * _INDENT + detail for detail in details[1:]]
+        lines += [name, *(line for check in checks for line in _lines(check))]
     every = [check for checks in sections.values() for check in checks]
     for verdict, title in ((Verdict.BROKEN, "to put right"), (Verdict.WARN, "to look at")):
         found = [check for check in every if check.verdict is verdict]
         if found:
-            lines.append(title)
-            lines += [f"  {check.name}: {check.fix}" for check in found if check.fix]
+            lines += [title, *(f"  {check.name}: {check.fix}" for check in found if check.fix)]
     if not any(check.verdict is Verdict.BROKEN for check in every):
         lines.append("Nothing is broken.")
     return "\n".join(lines)
+
+
+def _lines(check: Check) -> Sequence[str]:
+    start = f"  {check.verdict.value:<7}{check.name:<27} {check.found:<15} ".ljust(_INDENT)
+    detail = textwrap.shorten(check.detail, 3 * (_WIDTH - _INDENT), placeholder=" ...")
+    return [line.rstrip() for line in _WRAPPER.wrap(start + detail)]
