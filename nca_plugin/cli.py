@@ -310,6 +310,14 @@ def study(
 
 
 @app.command()
+def doctor() -> None:
+    """Say what works on this machine, and what to do about what does not. Exit code 1 if something is broken."""
+    from nca_plugin.doctor.screen import run
+
+    raise typer.Exit(run())
+
+
+@app.command()
 def bench(
     uris: Annotated[
         list[str] | None, typer.Argument(help="Sources; nca://web and nca://code if none is named.")
