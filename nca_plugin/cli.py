@@ -310,11 +310,24 @@ def study(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint, to say what it was trained on.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data path, to say whether the checkpoint resumes with it.")
+    ] = None,
+) -> None:
     """Say what works on this machine, and what to do about what does not. Exit code 1 if something is broken."""
-    from nca_plugin.doctor.screen import run
+    if checkpoint is None:
+        from nca_plugin.doctor.screen import run
 
-    raise typer.Exit(run())
+        if data is not None:
+            raise NCAPluginError("--data is compared with a checkpoint: name one")
+        raise typer.Exit(run())
+    from nca_plugin.checkpoint.diagnosis import diagnose
+
+    diagnosis = diagnose(checkpoint, data)
+    print("\n".join(diagnosis.lines))
+    raise typer.Exit(int(not diagnosis.is_right))
 
 
 @app.command()
