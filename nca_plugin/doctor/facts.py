@@ -156,8 +156,9 @@ def gather() -> Facts:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in (*REQUIRED, *_STACKS, *OPTIONAL):
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+        # What an interrupted installation left may be without a version.
+        with suppress(metadata.PackageNotFoundError, KeyError):
+            versions[name] = metadata.version(name) or "unknown"
     # A checkout of Megatron-LM may be there instead, or on the path before what is installed.
     package_info = _find("megatron/core/package_info.py")
     if package_info is not None:

@@ -47,7 +47,8 @@ def check_deflate(facts: Facts) -> Check:
     if facts.is_zlib_replaced:
         fix = f"{facts.interpreter} -m site (a sitecustomize.py or .pth in these folders puts it in zlib's place)"
     else:
-        fix = "a Python with the original zlib, such as Debian's or Ubuntu's (zlib-ng and ISA-L do not qualify)"
+        ask = f"{facts.interpreter} -c 'import zlib; print(zlib.ZLIB_RUNTIME_VERSION)'"
+        fix = f"{ask} (use a Python, or an LD_PRELOAD, with the original zlib, such as Debian's)"
     return Check("deflate", facts.compressor, Verdict.BROKEN, detail, fix)
 
 
