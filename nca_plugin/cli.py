@@ -320,6 +320,7 @@ def chain(
     is_complete: Annotated[
         bool, typer.Option("--is-complete", help="For scripts: exit code 0 if it is, else 75; nothing is checked.")
     ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Have the job that trains it save and end in order.")] = False,
 ) -> None:
     """Show how far the stages of a chain are, and check all of its file before anything is trained."""
     from nca_plugin.chain.config import load_chain
@@ -327,6 +328,10 @@ def chain(
     from nca_plugin.chain.report import commands, state_table
 
     settings = load_chain(config, overrides or [])
+    if stop:
+        settings.stop_file.touch()
+        print(f"Asked to stop, by {settings.stop_file}: the job saves, removes that file, and ends.")
+        return
     states = survey(settings)
     if is_complete:
         sys.exit(0 if all(state.is_complete for state in states) else _INCOMPLETE)

@@ -18,6 +18,7 @@ from nca_plugin.chain.config import Chain, Stage
 from nca_plugin.checkpoint.initial import padded_vocab_size
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import complete_files
+from nca_plugin.launch.process import PARENT, die_with_torchrun
 
 _RECORD: Final = "chain.json"
 _PREFIX: Final = "nca-plugin: error: "
@@ -69,7 +70,7 @@ def check_stages(chain: Chain, world_size: int) -> None:
 
 
 def _start(stage: Stage, world_size: int) -> subprocess.Popen[str]:
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), PARENT: str(os.getpid())}
     values = {
         "options": stage.options,
         "unset": stage.unset,
@@ -127,5 +128,6 @@ def _missing_datasets(args: Any) -> list[str]:
 
 
 if __name__ == "__main__":
+    die_with_torchrun()
     with one_line_errors(of_every_rank=True):
         main(json.loads(sys.argv[1]))

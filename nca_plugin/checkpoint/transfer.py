@@ -160,13 +160,14 @@ def keeps_values_of(report: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
     """
     for row in report["tensors"]:
         tensor = checkpoint.tensors.get(row["name"])
-        if tensor is None or row["action"] != "keep" or "layers" in row:
+        if tensor is None or row["action"] != "keep":
             continue
-        checksums = row.get("crc32", {})
+        first, last = row.get("layers", (0, tensor.shape[0]))
         for block in tensor.blocks:
-            if isinstance(block.source, Item):
+            is_whole = first <= block.region[0][0] and block.region[0][1] <= last
+            if is_whole and isinstance(block.source, Item):
                 crc32 = f"{tensor.stored(block).record.crc32:08x}"
-                if checksums.get(",".join(map(str, block.offsets))) != crc32:
+                if row.get("crc32", {}).get(",".join(map(str, block.offsets))) != crc32:
                     return False
     return True
 
