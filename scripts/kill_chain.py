@@ -30,10 +30,11 @@ from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.errors import NCAPluginError
 
 CHAIN = Path(__file__).with_suffix(".yaml")
-KILLS_PER_CHAIN = 5
+KILLS_PER_CHAIN = 10
 AGENTS = 2
 #: What is killed, in turn.
 VICTIMS = ("rank", "launcher", "agent", "between stages", "supervisor")
+_ITERATION = re.compile(r"\] iteration +\d+/")
 _EVENT = re.compile(r"nca-plugin: chain: (.*)")
 
 
@@ -88,6 +89,10 @@ class Job:
     def events(self) -> list[str]:
         """Return what the chain has said so far."""
         return _EVENT.findall(self.log.read_text(errors="replace"))
+
+    def num_iterations(self) -> int:
+        """Return how many iterations were trained, those done again counted again."""
+        return len(_ITERATION.findall(self.log.read_text(errors="replace")))
 
     def described(self) -> str:
         """Return the first stage that is not complete, and how far it is."""
@@ -148,12 +153,16 @@ def kill(job: Job, victim: str, moments: random.Random) -> tuple[list[psutil.Pro
     return chosen, doomed
 
 
-def moments_to_kill(job: Job, victim: str, moments: random.Random, longest: float) -> Callable[[], bool]:
-    """Return a function that says when the moment has come."""
+def moments_to_kill(job: Job, victim: str, moments: random.Random) -> Callable[[], bool]:
+    """Return a function that says when the moment has come: some time after the start, or while a stage is trained."""
     now = time.monotonic()
     if victim != "between stages":
-        delay = moments.uniform(3, longest)
-        return lambda: time.monotonic() - now > delay
+        is_trained, delay = moments.random() < 0.7, moments.uniform(1, 40)
+        before = job.num_iterations()
+        if not is_trained:
+            return lambda: time.monotonic() - now > delay
+        iterations = moments.randrange(1, 45)
+        return lambda: job.num_iterations() >= before + iterations
     complete = sum(state.is_complete for state in survey(job.chain))
     seen: list[float] = []
     delay = moments.uniform(0, 2)
@@ -169,13 +178,13 @@ def moments_to_kill(job: Job, victim: str, moments: random.Random, longest: floa
     return has_come
 
 
-def disturb(job: Job, number: int, first: int, kills: int, seed: int, longest: float) -> Iterator[dict[str, Any]]:
+def disturb(job: Job, number: int, first: int, kills: int, seed: int) -> Iterator[dict[str, Any]]:
     """Train a chain to its end with `kills` kills, and yield a row for each."""
     moments = random.Random(f"{seed}-{number}")
     job.start()
     for count in range(kills):
         victim = VICTIMS[(first + count) % len(VICTIMS)]
-        has_come = moments_to_kill(job, victim, moments, longest)
+        has_come = moments_to_kill(job, victim, moments)
         began = time.monotonic()
         while not has_come() and job.is_running():
             time.sleep(0.05)
@@ -224,14 +233,11 @@ def main() -> None:
     expected = weights(undisturbed)
     record = folder / f"kills-{options.seed}.json"
     rows: list[dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else []
-    # Long enough for a start, and for some of what comes after it.
-    began, *_, ended = (path.stat().st_mtime for path in sorted(undisturbed.log.parent.rglob("*"), key=_modified))
-    longest = (ended - began) / 2
     while len(rows) < options.kills:
         number = len(rows) // KILLS_PER_CHAIN
         job = Job(folder / f"killed-{options.seed}-{number}-{time.time():.0f}")
         kills = min(KILLS_PER_CHAIN, options.kills - len(rows))
-        new = list(disturb(job, number, len(rows), kills, options.seed, longest))
+        new = list(disturb(job, number, len(rows), kills, options.seed))
         events = job.events()
         result = "equal" if is_equal(weights(job), expected) else "DIFFERENT"
         rows += [row | {"resumed": resumed(events, row["said"]), "result": result} for row in new]
@@ -246,10 +252,6 @@ def main() -> None:
         )
     if any(row["result"] != "equal" or row["left"] for row in rows):
         sys.exit(1)
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Whether each stage of a chain could be trained, found out before the first one is.
 
-    python -m nca_plugin.chain.check <a stage, as JSON>
+    python -m nca_plugin.chain.check <stages, as JSON>
 
-parses a stage's arguments as its run will, in a process of its own, and prints what the comparison of stages needs.
+parses the arguments of stages as their runs will, and prints what the comparison of stages needs.
 """
 
 import hashlib
@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from nca_plugin.chain.config import Chain, Stage
 from nca_plugin.checkpoint.initial import padded_vocab_size
-from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
+from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.files import complete_files
 from nca_plugin.launch.process import PARENT, die_with_torchrun
 
 _RECORD: Final = "chain.json"
-_PREFIX: Final = "nca-plugin: error: "
+#: What the rows of an embedding follow from: arguments of Megatron-LM, and fields of a transition.
+_SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
 
 
 def check_once(chain: Chain, world_size: int) -> None:
@@ -51,36 +52,41 @@ def check_once(chain: Chain, world_size: int) -> None:
 def check_stages(chain: Chain, world_size: int) -> None:
     """Raise `NCAPluginError` for arguments that a stage cannot be trained with, by as many ranks as `world_size`.
 
-    Takes some seconds: Megatron is imported for each stage, in a process of its own.
+    Takes some seconds: Megatron is imported, in a process of its own.
     """
     with in_context(f"chain file {chain.path}"):
-        processes = [_start(stage, world_size) for stage in chain.stages]
-        outcomes = [(process.communicate(), process.returncode) for process in processes]
         sizes = []
-        for stage, ((output, errors), code) in zip(chain.stages, outcomes, strict=True):
+        for stage, outcome in zip(chain.stages, _outcomes(chain, world_size), strict=True):
             with in_context(f"stages.{stage.name}"):
-                if code:
-                    lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {code}"]
-                    named = [line.removeprefix(_PREFIX) for line in lines if line.startswith(_PREFIX)]
-                    raise NCAPluginError((named or lines)[-1])
-                sizes.append(json.loads(output.splitlines()[-1]))
+                if "error" in outcome:
+                    raise NCAPluginError(outcome["error"])
+                sizes.append(outcome)
         for (before, after), stage in zip(pairwise(sizes), chain.stages[1:], strict=True):
             with in_context(f"stages.{stage.name}"):
                 _check_rows(stage, before, after)
 
 
-def _start(stage: Stage, world_size: int) -> subprocess.Popen[str]:
+def _outcomes(chain: Chain, world_size: int) -> list[dict[str, Any]]:
+    stages = [
+        {
+            "options": stage.options,
+            "unset": stage.unset,
+            "is_hydra": stage.module.endswith(".hydra"),
+            "freeze": stage.transition.freeze if stage.transition else [],
+        }
+        for stage in chain.stages
+    ]
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), PARENT: str(os.getpid())}
-    values = {
-        "options": stage.options,
-        "unset": stage.unset,
-        "is_hydra": stage.module.endswith(".hydra"),
-        "freeze": stage.transition.freeze if stage.transition else [],
-    }
-    command = [sys.executable, "-m", __name__, json.dumps(values)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ranks}
-    )
+    # With NVML, looking for a GPU does not keep the processes that are forked afterwards from using it.
+    environment = {**os.environ, **ranks, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    command = [sys.executable, "-m", __name__, json.dumps(stages)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    try:
+        outcomes: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise NCAPluginError(f"the stages' arguments could not be checked: {last}") from None
+    return outcomes
 
 
 def _check_rows(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -99,22 +105,55 @@ def _check_rows(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> 
         )
 
 
-_SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
+def main(stages: list[dict[str, Any]]) -> None:
+    """Check the arguments of stages, each in a process of its own: Megatron parses arguments once in a process."""
+    from nca_plugin.megatron import cpu
+
+    extra: tuple[str, ...] = ()
+    if cpu.is_needed():
+        cpu.enable()
+        extra = cpu.CPU_ARGUMENTS
+    # Before the first fork, because it takes seconds.
+    import megatron.training.arguments  # noqa: F401
+
+    import nca_plugin.megatron.dataset_provider  # noqa: F401
+
+    print(json.dumps([_in_a_process(stage, extra) for stage in stages]))
 
 
-def main(stage: dict[str, Any]) -> None:
-    """Check the arguments of one stage in this process."""
+def _in_a_process(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the comparison of stages needs, or the `error`."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        outcome: dict[str, Any]
+        try:
+            outcome = _sizes(stage, extra)
+        except NCAPluginError as error:
+            outcome = {"error": str(error)}
+        # Megatron asserts, and ends the process.
+        except BaseException as error:
+            outcome = {"error": one_line(error) or type(error).__name__}
+        os.write(writer, json.dumps(outcome).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        content = pipe.read()
+    os.wait()
+    return json.loads(content or b'{"error": "its process ended without a word"}')
+
+
+def _sizes(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
     from nca_plugin.launch.configuration import key_of
     from nca_plugin.launch.megatron import check_frozen_layers, parsed
 
-    args = parsed(stage["options"], key_of if stage["is_hydra"] else str, stage["unset"], is_run=False)
+    options = [*stage["options"], *extra]
+    args = parsed(options, key_of if stage["is_hydra"] else str, stage["unset"], is_run=False)
     if args.ckpt_format not in ("torch_dist", "torch"):
         raise NCAPluginError(f"--ckpt-format {args.ckpt_format}: a transition reads torch_dist and torch only")
     check_frozen_layers(args, stage["freeze"])
     for path in _missing_datasets(args):
         raise NCAPluginError(f"data path {path}: {path}.idx does not exist")
-    sizes = {name: getattr(args, name) for name in _SIZES}
-    print(json.dumps({**sizes, "rows": args.padded_vocab_size}))
+    return {**{name: getattr(args, name) for name in _SIZES}, "rows": args.padded_vocab_size}
 
 
 def _missing_datasets(args: Any) -> list[str]:
@@ -129,5 +168,4 @@ def _missing_datasets(args: Any) -> list[str]:
 
 if __name__ == "__main__":
     die_with_torchrun()
-    with one_line_errors(of_every_rank=True):
-        main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]))
