@@ -187,7 +187,7 @@ def disturb(job: Job, number: int, first: int, kills: int, seed: int) -> Iterato
         has_come = moments_to_kill(job, victim, moments)
         began = time.monotonic()
         while not has_come() and job.is_running():
-            time.sleep(0.05)
+            time.sleep(0.25)
         if not job.agents:
             return
         events, state = job.events(), job.described()

@@ -19,7 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nca_plugin.chain import files
-from nca_plugin.chain.check import check_once, check_stages
+from nca_plugin.chain.check import _check_rows, check_once, check_stages
 from nca_plugin.chain.config import Chain, TransitionConfig, load_chain
 from nca_plugin.chain.files import StageState, mend, survey
 from nca_plugin.chain.report import commands
@@ -366,15 +366,25 @@ def test_the_table_and_the_exit_codes(chain: Chain, tmp_path: Path) -> None:
 
 
 def test_all_stages_are_checked_before_the_first(tmp_path: Path) -> None:
-    def refusal(*overrides: str) -> str:
-        with pytest.raises(NCAPluginError) as error:
-            check_stages(load_chain(SCRIPTS / "kill_chain.yaml", [f"folder={tmp_path}/chain", *overrides]), 2)
-        return str(error.value)
+    chain = load_chain(SCRIPTS / "kill_chain.yaml", [f"folder={tmp_path}/chain", "stages.copy.arguments.lrr=1"])
+    with pytest.raises(NCAPluginError, match=r"stages\.copy: unknown option '--lrr': did you mean '--lr'"):
+        check_stages(chain, 2)
 
-    assert refusal("stages.copy.arguments.lrr=1").endswith("stages.copy: unknown option '--lrr': did you mean '--lr'?")
-    assert "stages.dyck: transition leads to 72 embedding rows, the stage has 128: set transition.vocab_size=128" in (
-        refusal("stages.dyck.arguments.vocab-size=128", "stages.dyck.transition.vocab_size=70")
-    )
+
+@pytest.mark.parametrize(
+    ("transition", "rows"),
+    [({}, 72), ({"vocab_size": 100}, 104), ({"tensor_model_parallel_size": 2}, 80), ({"vocab_size": 73}, 80)],
+)
+def test_the_rows_of_a_start_checkpoint_are_those_of_its_stage(
+    tmp_path: Path, transition: dict[str, int], rows: int
+) -> None:
+    stage = chain_of(tmp_path, {"one": {"train_iters": 1}, "two": {"train_iters": 1, "transition": transition}}).stages[
+        1
+    ]
+    sizes = {"vocab_size": 66, "make_vocab_size_divisible_by": 8, "tensor_model_parallel_size": 1, "rows": 72}
+    _check_rows(stage, sizes, {**sizes, "rows": rows})
+    with pytest.raises(NCAPluginError, match=f"leads to {rows} embedding rows, the stage has 1: set transition.vocab"):
+        _check_rows(stage, sizes, {**sizes, "rows": 1})
 
 
 def test_a_chain_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: Chain) -> None:
@@ -474,7 +484,7 @@ class Job:
     def events(self) -> list[str]:
         return re.findall(r"nca-plugin: chain: (.*)", self.log)
 
-    def wait_for(self, pattern: str, process: psutil.Popen, timeout: float = 240) -> None:
+    def wait_for(self, pattern: str, process: psutil.Popen, timeout: float = 900) -> None:
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.log):
             assert process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
@@ -504,13 +514,14 @@ def test_a_killed_chain_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Pa
     process = job.start()
     job.wait_for(r"saved checkpoint from iteration +8 .*/copy", process)
     ranks_of(process)[0].send_signal(signal.SIGKILL)
-    job.wait_for(r"stage copy continues at iteration \d+ of 40\n(.*\n)* iteration +\d+/", process)
+    # Asked before Megatron can listen, it ends after its first iteration.
+    job.wait_for("stage copy continues", process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75, job.log[-3000:]
+    assert process.wait(900) == 75, job.log[-3000:]
     assert re.fullmatch("stopped on request, stage copy at iteration .* of 40: start it again .*", job.events()[-1])
     assert not (job.folder / "stop").exists()
     process = job.start()
-    assert process.wait(120) == 0, job.log[-3000:]
+    assert process.wait(900) == 0, job.log[-3000:]
     assert job.events()[-1].startswith("complete")
     resumed = [event for event in job.events() if event.startswith("stage copy continues")]
     assert len(resumed) == 2 and len([event for event in job.events() if "stage nca" in event]) == 1
@@ -520,7 +531,7 @@ def test_a_killed_chain_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Pa
     (undisturbed.folder / "chain.json").write_text(
         (job.folder / "chain.json").read_text()  # The folder is another one, so it is checked again.
     )
-    assert undisturbed.start().wait(120) == 0
+    assert undisturbed.start().wait(900) == 0
     assert undisturbed.weights == job.weights
 
 
@@ -583,9 +594,9 @@ def test_two_machines_of_which_one_is_cut_off(
     two_machines("-n", "nca-chain-2", "link", "set", "eth2", "down")
     doomed = second.children(recursive=True)
     job.wait_for("has not been heard of|has lost rank 0", first)
-    assert second.wait(240) not in (0, 75)
+    assert second.wait(900) not in (0, 75)
     assert not psutil.wait_procs(doomed, timeout=30)[1]
     two_machines("-n", "nca-chain-2", "link", "set", "eth2", "up")
     second = machine(2)
-    assert (first.wait(400), second.wait(60)) == (0, 0), job.log[-3000:]
+    assert (first.wait(900), second.wait(300)) == (0, 0), job.log[-3000:]
     assert any(event.startswith("stage dyck continues at iteration 4") for event in job.events())

@@ -27,7 +27,7 @@ from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder
 from nca_plugin.launch.process import PARENT
-from nca_plugin.launch.rounds import Round, free_port, rank_environment
+from nca_plugin.launch.rounds import LostRankError, Round, free_port, rank_environment
 from nca_plugin.terminal import num_cores
 
 _LOCK: Final = "lock"
@@ -68,7 +68,7 @@ def run_chain(path: Path, overrides: list[str]) -> None:
             _follow(ranks)
         else:
             _lead(ranks, path, overrides)
-    except ConnectionError as error:
+    except LostRankError as error:
         print(f"nca-plugin: chain: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
 
@@ -148,7 +148,7 @@ def _ended(chain: Chain, state: StageState | None) -> str:
 
 def _end(ranks: Round, number: int, code: int) -> None:
     """Have the others end, and wait until they have heard it: the store ends with this process."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(LostRankError):
         ranks.tell(f"step-{number}", dataclasses.asdict(Step(code=code)))
         deadline = time.monotonic() + _SECONDS_TO_HEAR
         while ranks.heard(["ended"])[0] < ranks.size - 1 and time.monotonic() < deadline and ranks.size > 1:
@@ -207,9 +207,9 @@ class _Child:
         """Return when the process has ended without an error; end this one with its code if it has not.
 
         Raises:
-            ConnectionError: another rank is gone.
+            LostRankError: another rank is gone.
         """
-        environment = {**rank_environment(self._step.port), PARENT: str(os.getpid())}
+        environment = {**os.environ, **rank_environment(self._step.port), PARENT: str(os.getpid())}
         process = subprocess.Popen(self._step.command, env=environment)
         looked = 0.0
         try:
@@ -254,7 +254,7 @@ class _Child:
                 self._beats[machine] = (beats, now)
             elif now - since > _SECONDS_TO_BEAT:
                 number = machine.removeprefix("beat-")
-                raise ConnectionError(f"machine {number} of the job has not been heard of for {_SECONDS_TO_BEAT:.0f} s")
+                raise LostRankError(f"machine {number} of the job has not been heard of for {_SECONDS_TO_BEAT:.0f} s")
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

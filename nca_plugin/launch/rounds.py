@@ -22,6 +22,10 @@ _SECONDS_TO_MEET: Final = 600.0
 _SECONDS_TO_ANSWER: Final = 30.0
 
 
+class LostRankError(NCAPluginError):
+    """A rank of the round is gone, so that those that are left have to start again."""
+
+
 class Round:
     """The ranks of one start of torchrun. Each makes one, at the same time; a rank that is alone needs no others."""
 
@@ -41,22 +45,22 @@ class Round:
         self._store.set_timeout(timedelta(seconds=_SECONDS_TO_ANSWER))
 
     def tell(self, key: str, value: Any) -> None:
-        """Tell all other ranks a value that JSON can hold. Raises `ConnectionError` if rank 0 is gone."""
+        """Tell all other ranks a value that JSON can hold. Raises `LostRankError` if rank 0 is gone."""
         if self._store is not None:
             self._call("set", key, json.dumps(value))
 
     def hear(self, key: str) -> Any:
-        """Wait until a rank tells the value of `key`. Raises `ConnectionError` if rank 0 is gone."""
+        """Wait until a rank tells the value of `key`. Raises `LostRankError` if rank 0 is gone."""
         while not self._call("check", [key]):
             time.sleep(0.2)
         return json.loads(self._call("get", key))
 
     def heard(self, keys: list[str]) -> list[int]:
-        """Return counts of `count`, 0 where there is none. Raises `ConnectionError` if rank 0 is gone."""
+        """Return counts of `count`, 0 where there is none. Raises `LostRankError` if rank 0 is gone."""
         return [self._call("add", key, 0) for key in keys] if self._store is not None else [0] * len(keys)
 
     def count(self, key: str) -> None:
-        """Add 1 to a count. Raises `ConnectionError` if rank 0 is gone."""
+        """Add 1 to a count. Raises `LostRankError` if rank 0 is gone."""
         if self._store is not None:
             self._call("add", key, 1)
 
@@ -64,7 +68,7 @@ class Round:
         try:
             return getattr(self._store, name)(*arguments)
         except Exception as error:
-            raise ConnectionError(f"rank {self.rank} has lost rank 0: {_short(error)}") from error
+            raise LostRankError(f"rank {self.rank} has lost rank 0: {_short(error)}") from error
 
     def _met(self) -> Any:
         # Only here, because importing torch takes seconds.
@@ -104,12 +108,14 @@ def free_port() -> int:
 
 
 def rank_environment(port: int) -> dict[str, str]:
-    """Return the environment of a process that is this rank in a process group of its own.
+    """Return the variables that make a process this rank in a process group of its own.
 
     Args:
         port: where rank 0 is to serve it, the same for all ranks.
     """
-    return {**os.environ, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    if "WORLD_SIZE" not in os.environ:
+        return {}
+    return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def _short(error: Exception) -> str:
