@@ -28,6 +28,9 @@ _HOW_TO_START = {
 #: The exit code that typer gives to a command that ctrl-C ended.
 _INTERRUPTED = 130
 
+#: The exit code for work that is left: EX_TEMPFAIL, "try again later".
+_INCOMPLETE = 75
+
 app = typer.Typer(
     help="Neural cellular automata as pre-pre-training data for Megatron.",
     no_args_is_help=True,
@@ -307,6 +310,59 @@ def study(
     console.print(verdict(values), markup=False, highlight=False)
     paths = write_report(values, Path(settings.output))
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint, to say what it was trained on.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data path, to say whether the checkpoint resumes with it.")
+    ] = None,
+) -> None:
+    """Say what works on this machine, and what to do about what does not. Exit code 1 if something is broken."""
+    if checkpoint is None:
+        from nca_plugin.doctor.screen import run
+
+        if data is not None:
+            raise NCAPluginError("--data is compared with a checkpoint: name one")
+        raise typer.Exit(run())
+    from nca_plugin.checkpoint.diagnosis import diagnose
+
+    diagnosis = diagnose(checkpoint, data)
+    print("\n".join(diagnosis.lines))
+    raise typer.Exit(int(not diagnosis.is_right))
+
+
+@app.command()
+def chain(
+    config: Annotated[Path, typer.Argument(help="A chain file, such as conf/chain/demo.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, as the launcher gets.")] = None,
+    ranks: Annotated[int, typer.Option(help="Processes that torchrun will start in all.")] = 1,
+    is_complete: Annotated[
+        bool, typer.Option("--is-complete", help="For scripts: exit code 0 if it is, else 75; nothing is checked.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Have the job that trains it save and end in order.")] = False,
+) -> None:
+    """Show how far the stages of a chain are, and check all of its file before anything is trained."""
+    from nca_plugin.chain.config import load_chain
+    from nca_plugin.chain.files import survey
+    from nca_plugin.chain.report import commands, state_table
+
+    settings = load_chain(config, overrides or [])
+    if stop:
+        settings.stop_file.touch()
+        print(f"Asked to stop, by {settings.stop_file}: the job saves, removes that file, and ends.")
+        return
+    states = survey(settings)
+    if is_complete:
+        sys.exit(0 if all(state.is_complete for state in states) else _INCOMPLETE)
+    table = state_table(states)
+    Console(width=max(Console(width=1000).measure(table).maximum, 80)).print(table)
+    print("\n" + "\n".join(commands(settings, ranks)))
+    from nca_plugin.chain.check import check_stages
+
+    check_stages(settings, ranks)
+    print(f"\nAll stages can be trained by {ranks} rank{'s' if ranks > 1 else ''}.")
 
 
 @app.command()

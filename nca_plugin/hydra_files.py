@@ -26,6 +26,20 @@ def shipped_folder() -> Path:
     return Path(str(resources.files(SHIPPED)))
 
 
+def find_file(path: Path, group: str) -> Path:
+    """Return the file `path`; a bare name may be that of a file in `group` that comes with nca-plugin.
+
+    Raises:
+        NCAPluginError: there is none, with the names of those that come with the package.
+    """
+    shipped = shipped_folder() / group
+    for candidate in (path, shipped / f"{path.name}.yaml"):
+        if candidate.is_file() and (candidate is path or path.parent == Path()):
+            return candidate
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+    raise NCAPluginError(f"{group} file {path} does not exist (those that come with the package: {names})")
+
+
 def compose_file(path: Path, folder: Path, overrides: list[str]) -> DictConfig:
     """Return what a file and the files that its defaults name hold, after overrides such as `a.b=1`.
 

@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
-from nca_plugin.checkpoint.lineage import read_trained
+from nca_plugin.checkpoint.diagnosis import diagnose
+from nca_plugin.checkpoint.lineage import continued, read_trained
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.generate import generate
 from nca_plugin.prepare import Corpus, prepare
 from nca_plugin.sources import parse
-from nca_plugin.trained_on import Lineage, Part, TrainingData, fingerprint
+from nca_plugin.trained_on import KEY, Lineage, Part, TrainingData, fingerprint
 
 TOY = "nca://toy"
 
@@ -162,6 +164,46 @@ def test_other_data_can_be_allowed(runs: dict[str, Done], folder: Path) -> None:
     assert lineage is not None and lineage.now is not None
     assert lineage.now.parts[0].uri == parse(f"{TOY}?seed=7").uri
     assert [(before.name, before.samples) for before in lineage.earlier] == [(parse(TOY).uri, 48)]
+
+
+def test_the_doctor_says_what_a_checkpoint_was_trained_on(runs: dict[str, Done], folder: Path, text: Path) -> None:
+    del runs
+    checkpoint = folder / "first" / "iter_0000004"
+    right = diagnose(checkpoint, TOY)
+    assert right.is_right
+    assert right.lines[0] == f"checkpoint {checkpoint}: iteration 4, samples 32"
+    assert right.lines[1].startswith(f"Trained on {32 * SEQ_LENGTH:,} tokens of {parse(TOY).uri} (")
+    assert right.lines[2:] == (
+        "  ok     fingerprint eca45a111416407e, as here",
+        "  ok     a run with these data resumes it",
+    )
+    for other, reason in (
+        (f"{TOY}?seed=7", "nca://toy with seed=7 rather than seed=1234"),
+        (str(text), f"{text} rather"),
+    ):
+        wrong = diagnose(checkpoint, other)
+        assert not wrong.is_right
+        assert f"BROKEN a run with these data does not resume it: it would have {reason}" in wrong.lines[3]
+    # With other data since, both are named.
+    assert [line[:10] for line in diagnose(folder / "first").lines].count("Trained on") == 2
+
+
+def test_samples_that_are_made_otherwise_are_noticed(runs: dict[str, Done], folder: Path) -> None:
+    """As those of a version, or a deflate library, that makes other samples of the same URI."""
+    del runs
+    file = folder / "legacy" / "iter_0000002" / "mp_rank_00" / "model_optim_rng.pt"
+    state = torch.load(file, weights_only=False)
+    vars(state["args"])[KEY]["now"]["parts"][0]["fingerprint"] = "0123456789abcdef"
+    torch.save(state, file)
+    wrong = diagnose(folder / "legacy")
+    assert not wrong.is_right
+    assert (
+        "BROKEN this machine makes other samples: fingerprint eca45a111416407e rather than 01234567" in wrong.lines[2]
+    )
+    data = TrainingData.of([TOY], None, SEQ_LENGTH)
+    with pytest.raises(NCAPluginError, match=r"resumed with other data, nca://toy.* with other samples"):
+        continued(data, resumed=folder / "legacy", start=None, allow="--allow-other-data", is_allowed=False)
+    assert continued(data, resumed=None, start=folder / "legacy", allow="", is_allowed=False).now == data
 
 
 def test_the_next_stage_knows_of_the_first(runs: dict[str, Done], folder: Path, text: Path) -> None:

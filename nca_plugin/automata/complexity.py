@@ -2,12 +2,12 @@
 
 import functools
 import zlib
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nca_plugin import deflate
 from nca_plugin.automata import rng
 from nca_plugin.automata.tokens import encode
 from nca_plugin.errors import NCAPluginError
@@ -15,15 +15,7 @@ from nca_plugin.errors import NCAPluginError
 #: Frames that are scored (release).
 SCORED_FRAMES: Final = 10
 
-# Added to zlib's wbits, it asks for gzip's 18 bytes of header and trailer.
-_GZIP_CONTAINER: Final = 16
-# What zlib keeps of its window for the present match: MIN_LOOKAHEAD in its deflate.h.
-_LOOKAHEAD: Final = 262
 _CEILING_DRAWS: Final = 64
-
-# Sizes after gzip -9 of 360 int32 numbers x[i] >> 8 modulo m, x[i+1] = a x[i] modulo 2^31 - 1, x[0] = 1, as (a, m,
-# bytes), measured with zlib 1.2.13. zlib-ng and ISA-L give others.
-_KNOWN_SIZES: Final = ((7, 10, 301), (48271, 16, 356), (69621, 625, 757), (48271, 10_000, 964))
 
 
 def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> float:
@@ -57,38 +49,23 @@ def gzip_size(patch_tokens: NDArray[np.int32]) -> int:
         NCAPluginError: the deflate library in use gives other sizes than zlib.
     """
     _check_deflate()
-    return _gzip_size(patch_tokens)
+    return deflate.gzip_size(patch_tokens)
 
 
 def deflate_fingerprint() -> str:
     """Return what tells deflate libraries that score alike from others: the sizes that they give to known payloads."""
-    return "gzip -9 of known payloads: " + ", ".join(map(str, _sizes_of_known_payloads()))
-
-
-def _gzip_size(payload: NDArray[np.int32]) -> int:
-    # A window that reaches over the whole payload finds the matches of the largest, and is sooner set up.
-    window_bits = min(15, (payload.nbytes + _LOOKAHEAD).bit_length())
-    return len(zlib.compress(payload, 9, _GZIP_CONTAINER + window_bits))
+    return "gzip -9 of known payloads: " + ", ".join(map(str, deflate.sizes_of_known_payloads()))
 
 
 @functools.cache
 def _check_deflate() -> None:
-    for size, (_, _, expected) in zip(_sizes_of_known_payloads(), _KNOWN_SIZES, strict=True):
+    for size, expected in zip(deflate.sizes_of_known_payloads(), deflate.SIZES_OF_ZLIB, strict=True):
         if size != expected:
             raise NCAPluginError(
                 f"the deflate library in use (zlib {zlib.ZLIB_RUNTIME_VERSION}) compresses a known payload to {size} "
                 f"bytes where zlib gives {expected}: its samples would differ from everyone else's; run Python with "
                 "the original zlib (zlib-ng and ISA-L replacements do not qualify)"
             )
-
-
-def _sizes_of_known_payloads() -> Iterator[int]:
-    for multiplier, modulus, _ in _KNOWN_SIZES:
-        numbers, x = [], 1
-        for _ in range(360):
-            x = x * multiplier % (2**31 - 1)
-            numbers.append((x >> 8) % modulus)
-        yield _gzip_size(np.array(numbers, "<i4"))
 
 
 @functools.cache

@@ -47,21 +47,17 @@ def summary(report: Mapping[str, Any]) -> str:
         + (f", {short(sizes['drop'])}B dropped" if sizes["drop"] else "")
         + f"; {dropped} entries of the finished run left out: optimizer, schedule, random state.",
         f"Vocabulary: {report['vocab_size']:,} ids in {report['padded_vocab_size']:,} rows.",
-        *trained_on_lines(Lineage.from_stored({"now": None, "earlier": report["trained_on"]})),
+        *map(trained_on_line, Lineage.from_stored({"now": None, "earlier": report["trained_on"]}).earlier),
     ]
     if report.get("why_copied"):
         lines.append(f"Copied, not linked: {report['why_copied']}.")
     return "\n".join(lines)
 
 
-def trained_on_lines(lineage: Lineage) -> list[str]:
-    """Return what weights were trained on, the oldest data first, one line for each."""
-    stages = lineage.earlier if lineage.now is None else (*lineage.earlier, lineage.now)
-    return [f"Trained on {_tokens(data)}{data.name} (nca-plugin {data.version})." for data in stages]
-
-
-def _tokens(data: TrainingData) -> str:
-    return "" if data.samples is None else f"{data.samples * data.seq_length:,} tokens of "
+def trained_on_line(data: TrainingData) -> str:
+    """Return what weights were trained on."""
+    tokens = "" if data.samples is None else f"{data.samples * data.seq_length:,} tokens of "
+    return f"Trained on {tokens}{data.name} (nca-plugin {data.version})."
 
 
 def _of_model(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -163,6 +163,25 @@ def transfer(
     except RecursionError:
         raise NCAPluginError(f"checkpoint {checkpoint.root}: its common state nests without end") from None
     return report
+
+
+def keeps_values_of(report: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether what a report says was kept has the checksums that it has in a checkpoint; no values are read.
+
+    Only what was taken over as it had been saved is compared, not rows of a vocabulary or parts of a block.
+    """
+    for row in report["tensors"]:
+        tensor = checkpoint.tensors.get(row["name"])
+        if tensor is None or row["action"] != "keep":
+            continue
+        first, last = row.get("layers", (0, tensor.shape[0]))
+        for block in tensor.blocks:
+            is_whole = first <= block.region[0][0] and block.region[0][1] <= last
+            if is_whole and isinstance(block.source, Item):
+                crc32 = f"{tensor.stored(block).record.crc32:08x}"
+                if row.get("crc32", {}).get(",".join(map(str, block.offsets))) != crc32:
+                    return False
+    return True
 
 
 def _entries(checkpoint: Checkpoint, changes: Sequence[Change], records: Sequence[_Record], seed: int) -> list[Entry]:

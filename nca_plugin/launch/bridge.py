@@ -25,6 +25,9 @@ from nca_plugin.launch.bridge_config import (
 from nca_plugin.launch.process import (
     Parser,
     become_only_rank_without_torchrun,
+    die_with_spawning_process,
+    die_with_torchrun,
+    lost_worker_errors,
     print_rank_0,
     use_shipped_dataset_helper,
 )
@@ -43,6 +46,7 @@ class Options:
 
 def main() -> None:
     """Run `megatron.bridge.training.pretrain` with the configuration that this process's arguments name."""
+    die_with_torchrun()
     with one_line_errors(of_every_rank=False):
         launch(parse_options(sys.argv[1:]))
 
@@ -156,7 +160,9 @@ def _pretrain(config: Any) -> None:
 
     from nca_plugin.nemo.bridge_report import DataReport, forward_step
 
-    pretrain(config, forward_step, callbacks=[DataReport()])
+    # From here on a rank may be the only one with an error, such as of its own samples.
+    with one_line_errors(of_every_rank=True), lost_worker_errors():
+        pretrain(config, forward_step, callbacks=[DataReport()])
 
 
 def check_sources(config: Any) -> None:
@@ -176,3 +182,5 @@ def check_sources(config: Any) -> None:
 # The checkpoint writer starts a process that imports this module again.
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    die_with_spawning_process()

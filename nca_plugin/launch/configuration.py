@@ -95,8 +95,13 @@ def load_run(file: ConfigFile) -> Run:
         arguments = {**(translation.arguments if translation else {}), **ours.arguments}
         paths = data_path(ours.data)
         argv = megatron_arguments(arguments)
-        unset = [f"--{name}" for name, value in ours.arguments.items() if value is None or value is False]
+        unset = unset_options(ours.arguments)
         return Run(argv if paths is None else with_data_path(argv, paths), unset, translation)
+
+
+def unset_options(arguments: dict[str, Any]) -> list[str]:
+    """Return the options that arguments without their dashes name with false or null."""
+    return [f"--{name}" for name, value in arguments.items() if value is None or value is False]
 
 
 def check_world_size(run: Run) -> None:

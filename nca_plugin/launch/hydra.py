@@ -20,12 +20,13 @@ from nca_plugin.hydra_files import resolved, shipped_folder
 from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, key_of, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
-from nca_plugin.launch.process import Parser
+from nca_plugin.launch.process import Parser, die_with_spawning_process, die_with_torchrun
 from nca_plugin.nemo.nemo1.translation import report
 
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the configuration that this process's arguments name."""
+    die_with_torchrun()
     with one_line_errors(of_every_rank=False):
         options = _parser().parse_intermixed_args()
         file = ConfigFile(options.config_dir, options.config_name, options.overrides)
@@ -71,3 +72,5 @@ def _parser() -> Parser:
 # The checkpoint writer starts a process that imports this module again.
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    die_with_spawning_process()

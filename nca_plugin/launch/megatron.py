@@ -18,6 +18,9 @@ from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
     check_embedding_rows,
     check_training_loop,
+    die_with_spawning_process,
+    die_with_torchrun,
+    lost_worker_errors,
     print_rank_0,
     use_shipped_dataset_helper,
 )
@@ -26,6 +29,7 @@ from nca_plugin.megatron.arguments import add_arguments, resolve_data_source
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the arguments of this process."""
+    die_with_torchrun()
     with one_line_errors(of_every_rank=False):
         launch(sys.argv[1:], str)
 
@@ -40,6 +44,35 @@ def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collecti
     Raises:
         NCAPluginError: arguments that the run cannot be done with.
     """
+    _pretrain(parsed(arguments, spelling, unset))
+
+
+def _pretrain(args: Namespace) -> None:
+    from nca_plugin.megatron.freeze import freeze, read_freeze_list
+    from nca_plugin.megatron.pretraining import pretrain
+
+    hooks = []
+    if args.freeze_list is not None:
+        selectors = read_freeze_list(Path(args.freeze_list))
+        check_frozen_layers(args, selectors)
+        hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
+    # From here on a rank may be the only one with an error, such as of its own samples.
+    with one_line_errors(of_every_rank=True), lost_worker_errors():
+        pretrain(args, hooks)
+
+
+def parsed(
+    arguments: list[str], spelling: Callable[[str], str], unset: Collection[str] = (), *, is_run: bool = True
+) -> Namespace:
+    """Return Megatron's own arguments for those of `launch`, checked; CPU mode is on where it is needed.
+
+    Args:
+        is_run: whether the run is done now. If not, what earlier runs are to leave need not be there, nothing is
+            written, and this is all that is done in this process.
+
+    Raises:
+        NCAPluginError: arguments that the run cannot be done with.
+    """
     arguments = resolve_data_source(arguments)
     check_training_loop()
     become_only_rank_without_torchrun()
@@ -47,35 +80,31 @@ def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collecti
     from nca_plugin.megatron import cpu
 
     if cpu.is_needed():
-        print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
+        if is_run:
+            print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
         cpu.enable()
         arguments += cpu.CPU_ARGUMENTS
     sys.argv[1:] = arguments
-    _pretrain(spelling, unset)
-
-
-def _pretrain(spelling: Callable[[str], str], unset: Collection[str]) -> None:
-    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
+    from megatron.training.global_vars import set_global_variables
 
     from nca_plugin.megatron.dataset_provider import check_arguments
-    from nca_plugin.megatron.freeze import freeze, read_freeze_list
-    from nca_plugin.megatron.pretraining import pretrain
 
     use_shipped_dataset_helper()
+    complete_parser = partial(_complete_parser, spelling=spelling, unset=unset)
     # As in Megatron-LM's pretrain_gpt.py.
-    args = parse_and_validate_args(
-        partial(_complete_parser, spelling=spelling, unset=unset), args_defaults={"tokenizer_type": "GPT2BPETokenizer"}
-    )
+    defaults = {"tokenizer_type": "GPT2BPETokenizer"}
+    if is_run:
+        args = parse_and_validate_args(complete_parser, args_defaults=defaults)
+    else:
+        args = parse_args(complete_parser)
+        args.tensorboard_dir, args.wandb_project = None, ""
+        validate_args(args, defaults)
+        set_global_variables(args)
     check_arguments(args)
-    _check_vocabulary(args)
-    hooks = []
-    if args.freeze_list is not None:
-        selectors = read_freeze_list(Path(args.freeze_list))
-        _check_frozen_layers(args, selectors)
-        hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
-    # From here on a rank may be the only one with an error, such as of its own samples.
-    with one_line_errors(of_every_rank=True):
-        pretrain(args, hooks)
+    if is_run:
+        _check_vocabulary(args)
+    return args
 
 
 def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str], unset: Collection[str]) -> ArgumentParser:
@@ -95,7 +124,7 @@ def _complete_parser(parser: ArgumentParser, spelling: Callable[[str], str], uns
     return parser
 
 
-def _check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
+def check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
     """Refuse what Megatron only finds out when it saves: it stores optimizer state of layers as one tensor, which has
     gaps where some of them have none. The distributed optimizer's own format does not mind."""
     has_gaps = not args.use_distributed_optimizer or args.dist_ckpt_optim_fully_reshardable
@@ -120,3 +149,5 @@ def _check_vocabulary(args: Namespace) -> None:
 # The checkpoint writer starts a process that imports this module again.
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    die_with_spawning_process()

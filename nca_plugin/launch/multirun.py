@@ -6,11 +6,9 @@ in the same order; the first thing a run does is to wait for its other ranks.
 
 import itertools
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +17,7 @@ from hydra.errors import HydraException
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.launch.configuration import ConfigFile, load_run
+from nca_plugin.launch.rounds import Round, free_port, rank_environment
 
 # Folders that a run writes to.
 _OUTPUTS = ("--save", "--tensorboard-dir")
@@ -41,14 +40,19 @@ def run_jobs(file: ConfigFile) -> None:
     """
     jobs = expand(file.overrides)
     check_outputs([load_run(replace(file, overrides=job.overrides)).arguments for job in jobs])
-    rendezvous = _rendezvous()
+    ranks = Round()
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)} ({job.name})"
-        if os.environ.get("RANK", "0") == "0":
+        key = f"run-{number}"
+        if ranks.rank == 0:
             print(f"nca-plugin: {title}", flush=True)
+            ranks.tell(key, port := free_port())
+        else:
+            port = ranks.hear(key)
         command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(file.folder)]
-        environment = {**os.environ, **rendezvous(number)}
-        done = subprocess.run([*command, "--config-name", file.name, *job.overrides], env=environment)
+        done = subprocess.run(
+            [*command, "--config-name", file.name, *job.overrides], env={**os.environ, **rank_environment(port)}
+        )
         if done.returncode:
             raise NCAPluginError(f"{title} ended with exit code {done.returncode}: those after it were not started")
 
@@ -84,28 +88,3 @@ def check_outputs(runs: list[list[str]]) -> None:
                     f"{count} runs have {option} {value}: let it hold a value that differs, such as "
                     f"arguments.{option.removeprefix('--')}='runs/${{data.nca.preset}}'"
                 )
-
-
-def _rendezvous() -> Callable[[int], dict[str, str]]:
-    """Return a function from the number of a run to the environment variables by which its ranks find each other.
-
-    torchrun's own store serves the workers of one start: those of a second one would find the addresses of the first.
-    So rank 0 serves each run at a port of its own, which it tells the others through that store.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return lambda number: {}
-    # Only here, because importing torch takes seconds.
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-
-    def environment(number: int) -> dict[str, str]:
-        key = f"nca-plugin/run-{number}"
-        if os.environ["RANK"] == "0":
-            with socket.socket() as free:
-                free.bind(("", 0))
-                store.set(key, str(free.getsockname()[1]))
-        port: bytes = store.get(key)
-        return {"MASTER_PORT": port.decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
-
-    return environment

@@ -1,13 +1,25 @@
 """What every launcher does in its process, whatever stack it starts."""
 
 import argparse
+import ctypes
 import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
+
+#: Names the process that started a rank, where it is not torchrun itself.
+PARENT: Final = "NCA_PLUGIN_PARENT"
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +27,54 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise NCAPluginError(f"{message} (see --help)")
+
+
+def die_with_torchrun() -> None:
+    """Have the kernel kill this rank, and the processes that it forks, as soon as torchrun is gone.
+
+    torchrun that is killed leaves its ranks running. They would go on writing checkpoints beside those of the job that
+    is started in its place. Does nothing where torchrun has not started this process, or outside Linux.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    _die_with_parent()
+    # The parent may have died before: then this process has another one now.
+    parent = os.environ.pop(PARENT, None)
+    if not _is_torchrun(os.getppid()) if parent is None else os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.register_at_fork(before=_note_thread, after_in_child=_die_with_forking_process)
+
+
+def die_with_spawning_process() -> None:
+    """The same for a process that Python's multiprocessing has started, such as a checkpoint's writer."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_torchrun(pid: int) -> bool:
+    """Whether a process may be the torchrun that started this one: only the one that inherits orphans is in doubt."""
+    try:
+        return pid != 1 or b"torch" in Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+_forks_in_main_thread = True
+
+
+def _note_thread() -> None:
+    global _forks_in_main_thread
+    _forks_in_main_thread = threading.current_thread() is threading.main_thread()
+
+
+def _die_with_forking_process() -> None:
+    # The kernel means the thread that forked: one that has done its work may end before the process does.
+    if _forks_in_main_thread:
+        _die_with_parent()
 
 
 def become_only_rank_without_torchrun() -> None:
@@ -39,6 +99,21 @@ def print_rank_0(message: str) -> None:
     # Lightning gives the processes that it starts a local rank only.
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(message, flush=True)
+
+
+@contextmanager
+def lost_worker_errors() -> Iterator[None]:
+    """Turn PyTorch's error for a data loader's worker that is gone, which may interrupt any line of the training, into
+    an `NCAPluginError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid.* (is killed|exited unexpectedly)", str(error)):
+            raise
+        raise NCAPluginError(
+            f"{one_line(error).rstrip('. ')}; most often the machine ran out of memory: give the job more, or fewer "
+            "workers. Started again, the run resumes from its last checkpoint"
+        ) from error
 
 
 def use_shipped_dataset_helper() -> None:

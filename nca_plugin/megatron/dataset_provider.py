@@ -36,7 +36,7 @@ def provider(
         meter: counts the training samples.
     """
     args = get_args()
-    has_source = any(map(is_ours, _data_paths(args)))
+    has_source = any(map(is_ours, data_paths(args)))
     if has_source:
         # Again for a script of a user's own, which does not check its arguments first.
         check_order(args)
@@ -65,7 +65,8 @@ def provider(
 provider.is_distributed = True  # type: ignore[attr-defined]
 
 
-def _data_paths(args: Any) -> list[str]:
+def data_paths(args: Any) -> list[str]:
+    """Return the data paths of Megatron's arguments, those of all splits, without weights."""
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     blends = [blend, *(blend_per_split or [])]
     return [path for b in blends if b is not None for path in b[0]]
@@ -76,17 +77,15 @@ def check_arguments(args: Any) -> None:
 
     Needs the parsed arguments only: it is called before any model is built.
     """
-    check_paths(_data_paths(args))
-    check_loading(args, any(map(is_ours, _data_paths(args))))
-    for path in filter(is_object_storage_path, _data_paths(args)):
+    check_paths(data_paths(args))
+    check_loading(args, any(map(is_ours, data_paths(args))))
+    for path in filter(is_object_storage_path, data_paths(args)):
         if _is_corpus_in_object_storage(path):
             raise NCAPluginError(
                 f"corpus {path} is in object storage, where Megatron would train on every target: copy it to a folder"
             )
     # What looks like a URI but names no source is refused here, with what it may have meant.
-    paths = [
-        path for path in _data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)
-    ]
+    paths = [path for path in data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)]
     if paths:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:

@@ -38,9 +38,17 @@ def described_data(args: Any) -> TrainingData | None:
 
 
 def _origins(args: Any) -> tuple[Path | None, Path | None]:
-    """Return the checkpoint that a run resumes, and the one that it takes the weights of: one of them, or none."""
+    """Return the checkpoint that a run resumes, and the one that it takes the weights of: one of them, or none.
+
+    One in object storage is none: it is not read.
+    """
     if checkpoint_exists(args.load):
-        if args.finetune:
-            return None, Path(args.load)
-        return Path(args.load) / f"iter_{args.ckpt_step:07d}" if args.ckpt_step else Path(args.load), None
-    return None, Path(args.pretrained_checkpoint) if checkpoint_exists(args.pretrained_checkpoint) else None
+        load = _local(args.load)
+        if args.finetune or load is None:
+            return None, load
+        return load / f"iter_{args.ckpt_step:07d}" if args.ckpt_step else load, None
+    return None, _local(args.pretrained_checkpoint) if checkpoint_exists(args.pretrained_checkpoint) else None
+
+
+def _local(path: str) -> Path | None:
+    return Path(path) if Path(path).is_dir() else None

@@ -11,7 +11,7 @@ from typing import Any
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.checkpoint.selectors import check_selectors
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.hydra_files import checked_by, compose_file, shipped_folder
+from nca_plugin.hydra_files import checked_by, compose_file, find_file
 from nca_plugin.prepare import BYTES, Corpus
 from nca_plugin.sources import parse
 
@@ -103,21 +103,12 @@ def load_study(path: Path, overrides: list[str]) -> StudyConfig:
     Raises:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
     """
-    path = _find(path)
+    path = find_file(path, "study")
     values = compose_file(path, path.parent, overrides)
     with in_context(f"study file {path}"):
         study = checked_by(StudyConfig, values)
     _check(study, path)
     return study
-
-
-def _find(path: Path) -> Path:
-    shipped = shipped_folder() / "study"
-    for candidate in (path, shipped / f"{path.name}.yaml"):
-        if candidate.is_file() and (candidate is path or path.parent == Path()):
-            return candidate
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
-    raise NCAPluginError(f"study file {path} does not exist (those that come with the package: {names})")
 
 
 def _check(study: StudyConfig, path: Path) -> None:

@@ -68,7 +68,7 @@ def test_other_data_are_refused_in_one_line(folder: Path, whole: NemoRun) -> Non
 def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
     checkpoint, made = whole.saved_at(SAVE_AT), folder / "start"
     arguments = ("transfer", "--from", checkpoint, "--to", made, "--vocab-size", "300")
-    command = [sys.executable, "-c", "from nca_plugin.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from nca_plugin.__main__ import main; main()", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"Trained on {parse('nca://toy').uri}" in done.stdout.replace("\n", "")
     before, after = (_weights(path / "weights") for path in (checkpoint, made))

@@ -1,0 +1,23 @@
+"""The `nca-plugin` command, which tells what to do where a package that it needs is missing."""
+
+import sys
+
+from nca_plugin.errors import one_line
+
+
+def main() -> None:
+    """Run the command of this process's arguments; `doctor` also where the others cannot be imported."""
+    try:
+        from nca_plugin.cli import main as run
+    except ImportError as error:
+        if sys.argv[1:] == ["doctor"]:
+            from nca_plugin.doctor import screen
+
+            sys.exit(screen.run())
+        print(f"nca-plugin: error: {one_line(error)}: run nca-plugin doctor, which tells what to do", file=sys.stderr)
+        sys.exit(2)
+    run()
+
+
+if __name__ == "__main__":
+    main()

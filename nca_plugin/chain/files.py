@@ -1,0 +1,241 @@
+"""How far a chain is, as its files tell: nothing else is kept, so nothing else can be wrong.
+
+Megatron writes an iteration's folder, `iter_0000300`, and then that number into the tracker file, which it empties
+first. Killed in between it leaves a folder that the tracker does not name yet, or a tracker that names nothing.
+`transfer` writes beside its target, so a start checkpoint is there as a whole or not at all.
+"""
+
+import json
+import re
+import shutil
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nca_plugin.chain.config import Chain, Stage
+from nca_plugin.checkpoint.contents import Checkpoint
+from nca_plugin.checkpoint.folders import TRACKER, read_checkpoint
+from nca_plugin.checkpoint.transfer import REPORT, keeps_values_of
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.files import complete_files
+
+_ITERATION: Final = re.compile(r"iter_(\d{7,})")
+#: Of an iteration's files.
+_WRITTEN_LAST: Final = "metadata.json"
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How far a stage is."""
+
+    stage: Stage
+    iteration: int | None
+    """Of its newest complete checkpoint; None if there is none."""
+
+    is_complete: bool
+    is_started: bool
+    """Whether there is anything to go on from: a checkpoint of its own, or the one that it starts from."""
+
+    damage: str | None = None
+    """What is wrong with the tracker file, which `mend` puts right."""
+
+    @property
+    def described(self) -> str:
+        """The state for people to read."""
+        if self.is_complete:
+            return "complete" if self.iteration is not None else "complete, and removed"
+        if self.iteration is None:
+            return "ready to start" if self.is_started else "waiting"
+        return f"at iteration {self.iteration} of {self.stage.length}"
+
+
+def survey(chain: Chain) -> list[StageState]:
+    """Return how far each stage is.
+
+    Raises:
+        NCAPluginError: checkpoints that contradict each other or the chain, with the way out.
+    """
+    found = [_newest(stage.folder) for stage in chain.stages]
+    states: list[StageState] = []
+    for number, stage in enumerate(chain.stages):
+        checkpoint, damage = found[number]
+        is_followed = number + 1 < len(chain.stages) and (
+            found[number + 1][0] is not None or _start_exists(chain.stages[number + 1])
+        )
+        if checkpoint is None:
+            # Removed to save space: the next stage needs nothing of it any more.
+            is_removed = is_followed and not stage.folder.exists()
+            iteration, is_complete = None, is_removed
+        else:
+            iteration = _iteration_of(checkpoint)
+            is_complete = _reaches(stage, checkpoint, iteration)
+        is_started = checkpoint is not None or stage.start is None or _start_exists(stage)
+        state = StageState(stage, iteration, is_complete, is_started, damage)
+        if is_followed and not is_complete:
+            raise NCAPluginError(_contradiction(chain, number, state))
+        if _start_exists(stage):
+            assert stage.start is not None
+            with in_context(f"start checkpoint {stage.start}"):
+                _check_start(stage, chain.stages[number - 1], found[number - 1][0])
+        states.append(state)
+    return states
+
+
+def mend(state: StageState) -> list[str]:
+    """Make a stage's folder one that Megatron continues from, before it is trained, and return what was done.
+
+    Only one process may do this, and none may train the stage.
+
+    Raises:
+        NCAPluginError: a folder that cannot be written to.
+    """
+    folder, done = state.stage.folder, []
+    try:
+        for path in _iterations(folder):
+            number = int(path.name.removeprefix("iter_"))
+            if number <= (state.iteration or 0):
+                continue
+            # Megatron would write into it. Its files may be those of other ranks, and the next stage's start checkpoint
+            # may be linked to them.
+            if _complete(path) is None and not (path / _WRITTEN_LAST).exists():
+                shutil.rmtree(path)
+                done.append(f"removed {path}, an unfinished save")
+            else:
+                kept = _free_name(path)
+                path.rename(kept)
+                done.append(f"renamed {path} to {kept.name}: the tracker file names an earlier iteration")
+        if state.damage is not None:
+            if state.iteration is None:
+                (folder / TRACKER).unlink()
+                done.append(f"removed {folder / TRACKER}, which {state.damage}: no complete checkpoint is there")
+            else:
+                with complete_files(folder / TRACKER) as (tracker,):
+                    tracker.write_text(str(state.iteration))
+                done.append(f"{folder / TRACKER} {state.damage}: now {state.iteration}, the newest complete checkpoint")
+    except OSError as error:
+        raise NCAPluginError(f"stage folder {folder} cannot be written to: {error}") from error
+    return done
+
+
+def _newest(folder: Path) -> tuple[Checkpoint | None, str | None]:
+    """Return the newest complete checkpoint, and what is wrong with the tracker file if it names another."""
+    iterations = _iterations(folder)
+    try:
+        text = (folder / TRACKER).read_bytes()[:100].decode(errors="replace").strip("\0 \n")
+    except FileNotFoundError:
+        damage = "is missing"
+    except OSError as error:
+        raise NCAPluginError(f"stage folder {folder} cannot be read: {error}") from error
+    else:
+        named = folder / f"iter_{int(text):07d}" if re.fullmatch(r"\d{1,12}", text) else None
+        if named is not None and (checkpoint := _complete(named)) is not None:
+            return checkpoint, None
+        damage = "is empty" if not text else f"holds '{text}'" if named is None else f"names {named.name}"
+        if named is not None:
+            damage += ", which is not complete" if named.is_dir() else ", which is missing"
+    for path in iterations:
+        if (checkpoint := _complete(path)) is not None:
+            return checkpoint, damage
+    return None, None if damage == "is missing" else damage
+
+
+def _iterations(folder: Path) -> list[Path]:
+    """Return the folders of iterations, the newest first."""
+    try:
+        found = [path for path in folder.iterdir() if _ITERATION.fullmatch(path.name) and path.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise NCAPluginError(f"stage folder {folder} cannot be read: {error}") from error
+    return sorted(found, key=lambda path: int(path.name.removeprefix("iter_")), reverse=True)
+
+
+def _complete(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint in an iteration's folder, None if it is not complete: all its files' sizes are checked."""
+    if not folder.is_dir():
+        return None
+    try:
+        return read_checkpoint(folder)
+    except NCAPluginError as error:
+        # What cannot be read now is no unfinished save.
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        return None
+
+
+def _iteration_of(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.folder.name.removeprefix("iter_"))
+
+
+def _reaches(stage: Stage, checkpoint: Checkpoint, iteration: int) -> bool:
+    """Whether a checkpoint is the stage's last one."""
+    if stage.train_iters is not None:
+        return iteration >= stage.train_iters
+    assert stage.train_samples is not None
+    args: Any = (checkpoint.common_state or {}).get("args", Namespace())
+    if getattr(args, "consumed_train_samples", 0) >= stage.train_samples:
+        return True
+    # Megatron trains whole batches only, and stores how many iterations they are.
+    is_same_length = getattr(args, "train_samples", None) == stage.train_samples
+    return is_same_length and iteration >= (getattr(args, "train_iters", None) or iteration + 1)
+
+
+def _start_exists(stage: Stage) -> bool:
+    return stage.start is not None and stage.start.is_dir()
+
+
+def _contradiction(chain: Chain, number: int, state: StageState) -> str:
+    stage, after = state.stage, chain.stages[number + 1]
+    own = "has no complete checkpoint" if state.iteration is None else f"is {state.described}"
+    later = [path for later in chain.stages[number + 1 :] for path in (later.start, later.folder) if path is not None]
+    return (
+        f"stage {stage.name} {own} ({stage.folder}), but stage {after.name}, which comes after it, has begun: to train "
+        f"on from there, remove {' '.join(str(path) for path in later if path.is_dir())}; else give stages."
+        f"{stage.name} the length that it had"
+    )
+
+
+def _check_start(stage: Stage, previous: Stage, origin: Checkpoint | None) -> None:
+    """Raise `NCAPluginError` unless a start checkpoint is what `transfer` would make of the stage before it now.
+
+    Args:
+        origin: the last checkpoint of `previous`, None if it was removed.
+    """
+    assert stage.start is not None and stage.transition is not None
+    way_out = f"remove it, and {stage.folder}, to start stage {stage.name} anew"
+    try:
+        report = json.loads((stage.start / REPORT).read_text())
+        source = Path(report["from"])
+        settings = {name: report[name] for name in stage.transition.described()}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise NCAPluginError(f"its {REPORT} cannot be read ({error}): {way_out}") from error
+    expected = stage.transition.described()
+    # What is written is the same for all of these.
+    for name in ("layout", "verify"):
+        expected[name] = settings[name]
+    if expected["vocab_size"] is None:
+        expected["vocab_size"] = settings["vocab_size"]
+    for name, value in expected.items():
+        if settings[name] != value:
+            raise NCAPluginError(
+                f"it was made with {name} {_shown(settings[name])}, and stages.{stage.name}.transition has "
+                f"{_shown(value)}: set it back; or {way_out}"
+            )
+    now = previous.folder / source.name if origin is None else origin.folder
+    # By names: the whole folder may have been moved.
+    is_same = (source.parent.name, source.name) == (now.parent.name, now.name)
+    if not is_same or (origin is not None and not keeps_values_of(report, origin)):
+        raise NCAPluginError(f"it was made from {source}, not from what is in {now} now: {way_out}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else str(value)
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"replaced_{path.name}{suffix}") for suffix in ("", *(f"_{n}" for n in range(1, 1000))))
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,85 @@
+"""What a checkpoint was trained on, and whether this machine makes the same samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nca_plugin.checkpoint.lineage import Trained, read_trained
+from nca_plugin.checkpoint.report import trained_on_line
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.sources import parse
+from nca_plugin.trained_on import Part, TrainingData, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Lines for people, and whether none of them says that something is wrong."""
+
+    lines: tuple[str, ...]
+    is_right: bool
+
+
+def diagnose(path: Path, data: str | None = None) -> Diagnosis:
+    """Return what the checkpoint at `path` was trained on, and whether it can be made, and resumed, here.
+
+    Args:
+        data: the data path of a run that shall resume it; None to leave that out.
+
+    Raises:
+        NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
+    """
+    trained = read_trained(path)
+    lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
+    if trained.lineage is None:
+        lines.append("It was written without nca-plugin, and does not say what it was trained on.")
+        return Diagnosis(tuple(lines), True)
+    faults = []
+    now = trained.lineage.now
+    for stage in trained.lineage.ended(trained.samples).earlier:
+        lines.append(trained_on_line(stage))
+        for part in stage.parts:
+            if part.uri is not None and part.fingerprint is not None:
+                fault = _fault(part, stage)
+                faults.append(fault)
+                lines.append(
+                    f"  ok     fingerprint {part.fingerprint}, as here" if fault is None else f"  BROKEN {fault}"
+                )
+    if now is None:
+        lines.append("It is the start of a run, with whatever data.")
+    elif data is not None:
+        difference = now.difference(TrainingData.of([data], None, now.seq_length))
+        faults.append(difference)
+        lines.append(
+            "  ok     a run with these data resumes it"
+            if difference is None
+            else f"  BROKEN a run with these data does not resume it: it would have {difference}"
+        )
+        if difference is not None:
+            lines.append(
+                "to put right: take the data of before, begin another stage with nca-plugin transfer --from "
+                f"{path}, or resume with --allow-other-data"
+            )
+    return Diagnosis(tuple(lines), not any(faults))
+
+
+def _progress(trained: Trained) -> str:
+    words = [
+        f"{name} {number:,}"
+        for name, number in (("iteration", trained.iteration), ("samples", trained.samples))
+        if number is not None
+    ]
+    return ": " + ", ".join(words) if words else ""
+
+
+def _fault(part: Part, stage: TrainingData) -> str | None:
+    """Return why this machine makes other samples than a stage was trained on, None if it makes the same."""
+    assert part.uri is not None
+    try:
+        here = fingerprint(parse(part.uri), stage.seq_length)
+    except NCAPluginError as error:
+        return f"the same samples cannot be made here: {error}"
+    if here == part.fingerprint:
+        return None
+    return (
+        f"this machine makes other samples: fingerprint {here} rather than {part.fingerprint}. Install nca-plugin "
+        f"{stage.version}, and see nca-plugin doctor for the deflate library"
+    )

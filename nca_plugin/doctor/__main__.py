@@ -1,0 +1,10 @@
+"""`python -m nca_plugin.doctor`: what works on this machine, where `nca-plugin` itself may not."""
+
+import sys
+
+from nca_plugin.doctor.screen import run
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("usage: python -m nca_plugin.doctor")
+    sys.exit(run())

@@ -1,0 +1,231 @@
+"""What there is on this machine, without a judgement."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from nca_plugin import deflate
+from nca_plugin.doctor.imports import Outcome, import_in_process
+from nca_plugin.doctor.versions import MEGATRON_CORE_OF_NEMO, NEMO, REQUIRED, is_within
+
+#: Packages that Megatron uses where they are there, and that nca-plugin does not require.
+OPTIONAL: Final = ("transformer-engine", "apex", "nvidia-resiliency-ext")
+
+_STACKS: Final = ("nca-plugin", "megatron-bridge", "nemo-toolkit", "nemo-run")
+# torch from a network's file system takes its time.
+_TIMEOUT: Final = 180.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is on this machine. The defaults are those of one where nothing is wrong."""
+
+    versions: Mapping[str, str]
+    """Of packages, by their names on the package index; those that are not installed are left out."""
+
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """Of the imports that were tried, by the names of their steps."""
+
+    python: str = platform.python_version()
+    """Version of the interpreter."""
+
+    interpreter: str = "python"
+    """How a shell starts it."""
+
+    is_nvidia_apex: bool = True
+    """Whether the package named apex, if there is one, has what Megatron takes from NVIDIA's."""
+
+    has_nemo_entry_point: bool = True
+    """Whether NeMo-Run's command line finds nca-plugin."""
+
+    has_nvidia_driver: bool = False
+    visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES."""
+
+    has_compiler: bool = True
+    """Whether what Megatron compiles its dataset helper with is there."""
+
+    has_model_provider: bool = True
+    """Whether Megatron-LM's model_provider.py can be imported from here."""
+
+    compressor: str = "zlib"
+    """What compresses."""
+
+    deflate_sizes: Sequence[int] = deflate.SIZES_OF_ZLIB
+    """Of the known payloads; empty if it cannot compress them."""
+
+    is_zlib_replaced: bool = False
+    """Whether another Python package stands in for the module zlib."""
+
+    shared_memory: int | None = None
+    """Bytes of /dev/shm; None if there is none."""
+
+    open_files: int | None = None
+    """How many files a process may open; None if that is not limited."""
+
+    torchrun: str | None = None
+    """The one that the shell finds."""
+
+    is_own_torchrun: bool = True
+    """Whether it starts this interpreter."""
+
+    def error(self, step: str) -> str | None:
+        """Return why a step of the imports failed; None if it succeeded or was not tried."""
+        return self.outcomes[step].error if step in self.outcomes else None
+
+    def told(self, step: str, name: str) -> Any:
+        """Return what a step of the imports found out; None if it failed or was not tried."""
+        return self.outcomes[step].found.get(name) if step in self.outcomes else None
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Names of the CUDA devices that torch finds."""
+        return self.told("torch", "devices") or ()
+
+    @property
+    def has_megatron(self) -> bool:
+        """Whether there is a release of Megatron that the launchers take."""
+        return is_within(self.versions.get("megatron-core", ""), REQUIRED["megatron-core"])
+
+    @property
+    def has_nemo(self) -> bool:
+        """Whether there is NeMo 2 with the release of Megatron that it takes, which is not the launchers'."""
+        core = self.versions.get("megatron-core", "")
+        return is_within(self.versions.get("nemo-toolkit", ""), NEMO) and is_within(core, MEGATRON_CORE_OF_NEMO)
+
+    def pip(self, command: str) -> str:
+        """Return a command of this interpreter's pip."""
+        return f"{self.interpreter} -m pip {command}"
+
+    def install(self, *names: str) -> str:
+        """Return the command that installs required packages in versions that are supported; empty if that of
+        nca-plugin itself does it."""
+        if "nca-plugin" not in self.versions:
+            return ""
+        return self.pip(f"install {' '.join(shlex.quote(f'{name}{REQUIRED[name]}') for name in names)}")
+
+    def show(self, statement: str) -> str:
+        """Return the command that shows all of an error."""
+        return f"{self.interpreter} -c '{statement}'"
+
+
+def gather() -> Facts:
+    """Look at this machine, which takes as long as the slowest import."""
+    versions = _versions()
+    chains = ["megatron" if Facts(versions).has_megatron else "torch", "generator"]
+    chains += [name for name in ("megatron-bridge", *OPTIONAL) if name in versions]
+    with ThreadPoolExecutor(len(chains)) as pool:
+        outcomes = [*pool.map(lambda chain: import_in_process(chain, _TIMEOUT), chains)]
+    torchrun = shutil.which("torchrun")
+    return Facts(
+        versions=versions,
+        outcomes={name: outcome for steps in outcomes for name, outcome in steps.items()},
+        interpreter=_interpreter(),
+        is_nvidia_apex=_is_nvidia_apex(),
+        has_nemo_entry_point=any(
+            point.value.startswith("nca_plugin") for point in metadata.entry_points(group="nemo_run.cli")
+        ),
+        has_nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        has_compiler=None not in (shutil.which("make"), shutil.which("g++")),
+        has_model_provider=_find("model_provider.py") is not None,
+        compressor=_compressor(),
+        deflate_sizes=_deflate_sizes(),
+        is_zlib_replaced=_zlib_module() != "zlib",
+        shared_memory=_shared_memory(),
+        open_files=_open_files(),
+        torchrun=torchrun,
+        is_own_torchrun=torchrun is not None and _starts_this_interpreter(Path(torchrun)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in (*REQUIRED, *_STACKS, *OPTIONAL):
+        # What an interrupted installation left may be without a version.
+        with suppress(metadata.PackageNotFoundError, KeyError):
+            versions[name] = metadata.version(name) or "unknown"
+    # A checkout of Megatron-LM may be there instead, or on the path before what is installed.
+    package_info = _find("megatron/core/package_info.py")
+    if package_info is not None:
+        numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", package_info.read_text(), re.MULTILINE))
+        versions["megatron-core"] = ".".join(numbers.get(name, "0") for name in ("MAJOR", "MINOR", "PATCH"))
+    return versions
+
+
+def _find(file: str) -> Path | None:
+    """Return a file that an import finds, from the folder that a command is started in or where packages are."""
+    return next((path for path in (Path(entry, file) for entry in ("", *sys.path)) if path.is_file()), None)
+
+
+def _interpreter() -> str:
+    own = Path(sys.executable)
+    for name in ("python", "python3"):
+        found = Path(shutil.which(name) or "")
+        # An environment's interpreter is a link to the one that it was made with, which has other packages.
+        if found.parent == own.parent and found.samefile(own):
+            return name
+    return shlex.quote(sys.executable)
+
+
+def _is_nvidia_apex() -> bool:
+    spec = find_spec("apex")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return any(Path(folder, "normalization").is_dir() for folder in folders)
+
+
+def _zlib_module() -> str:
+    return str(zlib.compress.__module__)
+
+
+def _compressor() -> str:
+    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}" if _zlib_module() == "zlib" else _zlib_module()
+
+
+def _deflate_sizes() -> Sequence[int]:
+    # What stands in for zlib may not have its levels.
+    with suppress(Exception):
+        return deflate.sizes_of_known_payloads()
+    return ()
+
+
+def _shared_memory() -> int | None:
+    with suppress(OSError):
+        sizes = os.statvfs("/dev/shm")
+        return sizes.f_frsize * sizes.f_blocks
+    return None
+
+
+def _open_files() -> int | None:
+    # Not every system has limits.
+    with suppress(ImportError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return None if limit == resource.RLIM_INFINITY else limit
+    return None
+
+
+def _starts_this_interpreter(script: Path) -> bool:
+    own = Path(sys.executable).parent
+    if script.parent == own:
+        return True
+    with script.open("rb") as file:
+        first_line = file.readline().decode(errors="replace")
+    starter = re.match(r"#!\s*(\S*/python[\d.]*)\s", first_line)
+    # Of another starter, such as a shell, it cannot be told.
+    return starter is None or Path(starter[1]).parent == own

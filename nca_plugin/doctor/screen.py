@@ -1,0 +1,90 @@
+"""All findings on one screen, with what to do."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from nca_plugin.doctor import launchers, machine, packages
+from nca_plugin.doctor.check import Check, Verdict
+from nca_plugin.doctor.facts import Facts, gather
+
+_WIDTH: Final = 100
+_INDENT: Final = 53
+
+_WRAPPER: Final = textwrap.TextWrapper(_WIDTH, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+
+Sections = Mapping[str, Sequence[Check]]
+
+
+def run() -> int:
+    """Print what works here, and what to do about what does not. Returns the exit code: 1 if something is broken."""
+    python = packages.check_python(platform.python_version())
+    if python.verdict is Verdict.OK:
+        if sys.stderr.isatty():
+            print("importing what is installed ...", end="\r", file=sys.stderr, flush=True)
+        sections = examine(gather())
+    else:
+        sections = {"packages": [python]}
+    print(screen(sections))
+    return int(any(check.verdict is Verdict.BROKEN for checks in sections.values() for check in checks))
+
+
+def examine(facts: Facts) -> Sections:
+    """Return the findings by section, in the order of the screen."""
+    sections: Mapping[str, Sequence[Check | None]] = {
+        "packages": [
+            packages.check_python(facts.python),
+            packages.check_plugin(facts),
+            packages.check_torch(facts),
+            packages.check_megatron_core(facts),
+            packages.check_bridge(facts),
+            packages.check_nemo(facts),
+            packages.check_transformer_engine(facts),
+            packages.check_apex(facts),
+            packages.check_resiliency(facts),
+            packages.check_numpy(facts),
+            packages.check_numba(facts),
+            packages.check_others(facts),
+        ],
+        "machine": [
+            machine.check_device(facts),
+            machine.check_deflate(facts),
+            machine.check_dataset_helper(facts),
+            machine.check_shared_memory(facts),
+            machine.check_open_files(facts),
+            machine.check_torchrun(facts),
+        ],
+        "runs": [
+            launchers.check_megatron(facts),
+            launchers.check_hydra(facts),
+            launchers.check_bridge(facts),
+            launchers.check_nemo(facts),
+        ],
+    }
+    return {name: [check for check in checks if check is not None] for name, checks in sections.items()}
+
+
+def screen(sections: Sections) -> str:
+    """Return the findings as text of lines of at most 100 characters, but for commands, which stay whole."""
+    lines = [f"nca-plugin of {Path(__file__).parents[2]}, {sys.executable}"]
+    for name, checks in sections.items():
+        lines += [name, *(line for check in checks for line in _lines(check))]
+    every = [check for checks in sections.values() for check in checks]
+    for verdict, title in ((Verdict.BROKEN, "to put right"), (Verdict.WARN, "to look at")):
+        found = [check for check in every if check.verdict is verdict]
+        if found:
+            lines += [title, *(f"  {check.name}: {check.fix}" for check in found if check.fix)]
+    if not any(check.verdict is Verdict.BROKEN for check in every):
+        lines.append("Nothing is broken.")
+    return "\n".join(lines)
+
+
+def _lines(check: Check) -> Sequence[str]:
+    start = f"  {check.verdict.value:<7}{check.name:<27} {check.found:<15} ".ljust(_INDENT)
+    detail = textwrap.shorten(check.detail, 3 * (_WIDTH - _INDENT), placeholder=" ...")
+    return [line.rstrip() for line in _WRAPPER.wrap(start + detail)]

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# A chain on one machine or on several. On every machine, in the environment of nca-plugin:
+#
+#   scripts/chain/torchrun.sh demo --standalone --nproc-per-node 8
+#   scripts/chain/torchrun.sh demo --nnodes 4 --nproc-per-node 8 --rdzv-endpoint node0:29500 --max-restarts 3
+#
+# What follows the chain is for torchrun, what follows -- overrides the chain's file: -- folder=/shared/chain
+#
+# Killed anywhere and run again, it continues. SIGUSR1 and SIGTERM have it save and end. Exit code 0: the chain is
+# complete; 75: it was stopped in order, run it again; anything else: it failed.
+set -uo pipefail
+chain=$1
+shift
+options=()
+while (($#)) && [[ $1 != -- ]]; do
+    options+=("$1")
+    shift
+done
+(($#)) && shift
+
+# Each start's ranks meet at an address of their own, also after the machine that served the last one is gone.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+torchrun --rdzv-backend c10d "${options[@]}" -m nca_plugin.launch.chain "$chain" "$@" &
+torchrun=$!
+trap 'nca-plugin chain "$chain" --stop "$@"' USR1 TERM
+
+# A signal ends `wait`, not torchrun.
+code=0
+wait "$torchrun" || code=$?
+while kill -0 "$torchrun" 2>/dev/null; do
+    code=0
+    wait "$torchrun" || code=$?
+done
+((code == 0)) || exit "$code"
+nca-plugin chain "$chain" --is-complete "$@"
