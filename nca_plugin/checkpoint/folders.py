@@ -31,6 +31,8 @@ NEMO_CONTEXT: Final = "context"
 _NEMO_MODEL: Final = "model.yaml"
 _NEMO_GRAPH: Final = "io.json"
 
+_EMBEDDING: Final = "embedding.word_embeddings.weight"
+
 #: Arguments that Megatron counts a run's progress in.
 _PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
 
@@ -113,8 +115,35 @@ def embedding_rows(path: Path) -> int | None:
     """
     if not path.is_dir() or not is_torch_dist(folder := find_checkpoint(path)):
         return None
-    tensor = read_torch_dist(folder)[0].get("embedding.word_embeddings.weight")
-    return None if tensor is None else tensor.shape[0]
+    tensors, _ = read_torch_dist(folder)
+    # NeMo 2 puts a module around the model.
+    found = (tensors[name] for name in (_EMBEDDING, f"module.{_EMBEDDING}") if name in tensors)
+    return next((tensor.shape[0] for tensor in found), None)
+
+
+def check_embedding_rows(path: Path, rows: int, vocab_size: int, tensor_parallel_size: int, way_out: str = "") -> bool:
+    """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
+    missing as zeros and those too many cut off.
+
+    Args:
+        rows: of the run's word embedding, padding included.
+        vocab_size: ids of the run, without padding.
+        way_out: what the user may do beside `nca-plugin transfer`, with `{}` for the rows of the checkpoint.
+
+    Returns:
+        Whether there is a checkpoint whose rows could be compared.
+
+    Raises:
+        NCAPluginError: they differ.
+    """
+    stored = embedding_rows(path)
+    if stored is not None and stored != rows:
+        raise NCAPluginError(
+            f"checkpoint {path} has {stored} embedding rows, the run has {rows}: {way_out.format(stored)}make it fit "
+            f"with nca-plugin transfer --from {path} --to ... --vocab-size {vocab_size} "
+            f"--tensor-model-parallel-size {tensor_parallel_size}"
+        )
+    return stored is not None
 
 
 def _unknown(folder: Path) -> str:

@@ -12,8 +12,8 @@ from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 from megatron.bridge.training.utils.checkpoint_utils import checkpoint_exists
 from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
+from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.launch.process import check_embedding_rows
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
 from nca_plugin.nemo.bridge import SourceDatasetConfig

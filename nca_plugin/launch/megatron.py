@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
 from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
-    check_embedding_rows,
     check_training_loop,
     die_with_spawning_process,
     die_with_torchrun,

@@ -124,29 +124,3 @@ def use_shipped_dataset_helper() -> None:
     has_makefile = (Path(dataset_utils.__file__).parent / "Makefile").is_file()
     if not has_makefile and find_spec("megatron.core.datasets.helpers_cpp") is not None:
         dataset_utils.compile_helpers = lambda: None
-
-
-def check_embedding_rows(path: Path, rows: int, vocab_size: int, tensor_parallel_size: int) -> bool:
-    """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
-    missing as zeros and those too many cut off.
-
-    Args:
-        rows: of the run's word embedding, padding included.
-        vocab_size: ids of the run, without padding.
-
-    Returns:
-        Whether there is a checkpoint whose rows could be compared.
-
-    Raises:
-        NCAPluginError: they differ.
-    """
-    from nca_plugin.checkpoint.folders import embedding_rows
-
-    stored = embedding_rows(path)
-    if stored is not None and stored != rows:
-        raise NCAPluginError(
-            f"checkpoint {path} has {stored} embedding rows, the run has {rows}: make it fit with "
-            f"nca-plugin transfer --from {path} --to ... --vocab-size {vocab_size} "
-            f"--tensor-model-parallel-size {tensor_parallel_size}"
-        )
-    return stored is not None

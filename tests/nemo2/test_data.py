@@ -3,12 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fiddle
 import numpy as np
 import pytest
+from before_the_model import set_up
 from nemo.collections.llm import pretrain
 from nemo_run.cli.cli_parser import parse_cli_args
 
@@ -24,17 +24,6 @@ def from_command_line(*arguments: str) -> SourceDataModule:
     import nca_plugin.nemo.nemo2.factories  # noqa: F401
 
     return fiddle.build(parse_cli_args(pretrain, list(arguments)).data)
-
-
-def set_up(data: SourceDataModule, *, seq_length: int = 128, vocab_size: int | None = None, **trainer: Any) -> None:
-    """Do what Lightning does before there is a model."""
-    settings = {
-        **{"max_steps": 10, "val_check_interval": 5, "limit_val_batches": 1, "limit_test_batches": 0},
-        **{"ckpt_path": None, "is_global_zero": True, "global_step": 0, **trainer},
-    }
-    model = SimpleNamespace(config=SimpleNamespace(seq_length=seq_length, vocab_size=vocab_size))
-    data.trainer = SimpleNamespace(lightning_module=model, strategy=SimpleNamespace(restore_config=None), **settings)
-    data.setup("fit")
 
 
 @pytest.mark.parametrize(

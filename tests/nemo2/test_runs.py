@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from before_the_model import set_up
 from nemo_runs import ITERATIONS, SAVE_AT, NemoRun, run, start
 
 from nca_plugin.checkpoint.lineage import read_trained
 from nca_plugin.checkpoint.torch_dist import read_torch_dist
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.nemo.nemo2.data import SourceDataModule
 from nca_plugin.sources import parse
 
 
@@ -46,6 +49,8 @@ def test_a_run_resumes_at_another_layout(folder: Path, whole: NemoRun) -> None:
     resumed = run(
         folder / "two-ranks",
         *(f"resume.resume_from_path={whole.saved_at(SAVE_AT)}", "trainer.strategy.tensor_model_parallel_size=2"),
+        # Two ranks would pad the vocabulary to twice as many rows.
+        "model.config.vocab_size=128",
         ranks=2,
     )
     assert resumed.batches == whole.batches[SAVE_AT * 4 :]
@@ -54,15 +59,28 @@ def test_a_run_resumes_at_another_layout(folder: Path, whole: NemoRun) -> None:
     np.testing.assert_allclose(list(resumed.losses.values()), expected, rtol=1e-3)
 
 
-def test_other_data_are_refused_in_one_line(folder: Path, whole: NemoRun) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(whole: NemoRun) -> None:
     checkpoint = whole.saved_at(SAVE_AT)
     trained = read_trained(checkpoint)
     assert trained.lineage is not None and trained.lineage.now is not None
     assert trained.lineage.now.parts[0].uri == parse("nca://toy").uri
-    done = start(folder / "refused", f"resume.resume_from_path={checkpoint}", "data.seed=7")
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("nca-plugin: error:"))
-    assert "would be resumed with other data, nca://toy with seed=7 rather than seed=1234" in line
-    assert "add data.allow_other_data=true" in line
+    settings = {"ckpt_path": str(checkpoint)}
+    set_up(SourceDataModule(preset="toy"), **settings)
+    message = "would be resumed with other data, nca://toy with seed=7 rather than seed=1234: .* data.allow_other_data"
+    with pytest.raises(NCAPluginError, match=message):
+        set_up(SourceDataModule(preset="toy", seed=7), **settings)
+    set_up(SourceDataModule(preset="toy", seed=7, allow_other_data=True), **settings)
+    # NeMo would fill the rows that are missing with zeros.
+    message = "has 128 embedding rows, the run has 256: set model.config.vocab_size=128 "
+    with pytest.raises(NCAPluginError, match=message):
+        set_up(SourceDataModule(preset="toy"), tensor_parallel_size=2, **settings)
+    set_up(SourceDataModule(preset="toy"), tensor_parallel_size=2, vocab_size=128, **settings)
+
+
+def test_a_mistake_ends_the_run_with_one_line(folder: Path) -> None:
+    done = start(folder / "refused", "data.presett=code")
+    (line,) = (line for line in done.stderr.splitlines() if "error:" in line)
+    assert line == "nca-plugin: error: unknown key 'data.presett': did you mean 'data.preset'?"
 
 
 def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:

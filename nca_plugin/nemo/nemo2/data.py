@@ -21,6 +21,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from nemo.utils.import_utils import safe_import
 from torch.utils.data import Dataset
 
+from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcement
@@ -194,6 +195,9 @@ class SourceDataModule(pl.LightningDataModule):
             Path(path) if path is not None and Path(path).is_dir() else None
             for path in (self.trainer.ckpt_path, None if restored is None else restored.path)
         )
+        origin = resumed or start
+        if origin is not None:
+            self._check_embedding_rows(origin)
         return continued(
             data,
             resumed=resumed,
@@ -201,6 +205,14 @@ class SourceDataModule(pl.LightningDataModule):
             allow="data.allow_other_data=true",
             is_allowed=self.allow_other_data,
         )
+
+    def _check_embedding_rows(self, checkpoint: Path) -> None:
+        config = self.trainer.lightning_module.config
+        ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
+        rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks
+        # NeMo pads by the tensor-parallel ranks, too.
+        way_out = "set model.config.vocab_size={} where that is its padding at another layout, or "
+        check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, way_out)
 
     def _num_samples(self) -> list[int]:
         """Return samples of training, validation and test: of a blend at least a batch each, Megatron refuses none."""
