@@ -7,8 +7,8 @@ checkpoints and logging are NeMo's; `data=nca` and the names of other sources ar
 finds through its entry-point group.
 """
 
-from collections.abc import Callable
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
@@ -22,21 +22,24 @@ def main() -> None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
     from nca_plugin.megatron import cpu
 
-    adapt = None
+    nemo_cpu = None
     if cpu.is_needed():
         from nca_plugin.nemo.nemo2 import cpu as nemo_cpu
 
         print_rank_0("nca-plugin: no CUDA device: CPU mode")
         with nemo_cpu.without_cuda_compiler():
             cpu.enable()
-        adapt = nemo_cpu.adapt
-    _wrap_run(adapt)
+    _wrap_run(nemo_cpu)
     _start()
 
 
-def _wrap_run(adapt: Callable[[Any], list[str]] | None) -> None:
+def _wrap_run(nemo_cpu: ModuleType | None) -> None:
     """Change what NeMo's command line does with a complete configuration: it adapts that to CPU mode, and shows an
-    error of ours as one line."""
+    error of ours as one line.
+
+    Args:
+        nemo_cpu: `nca_plugin.nemo.nemo2.cpu` in CPU mode, else None.
+    """
     import nemo_run
 
     run = nemo_run.run
@@ -44,8 +47,9 @@ def _wrap_run(adapt: Callable[[Any], list[str]] | None) -> None:
     def run_with_our_errors(fn_or_script: Any, *args: Any, **kwargs: Any) -> Any:
         # A rank may be the only one with an error, such as of its own samples.
         with one_line_errors(of_every_rank=True):
-            if adapt is not None:
-                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(adapt(fn_or_script))}")
+            if nemo_cpu is not None:
+                nemo_cpu.do_not_gather_timers()
+                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(nemo_cpu.adapt(fn_or_script))}")
             try:
                 return run(fn_or_script, *args, **kwargs)
             except NCAPluginError as error:

@@ -30,6 +30,14 @@ def without_cuda_compiler() -> Iterator[None]:
         torch.utils.cpp_extension.load_inline = load_inline
 
 
+def do_not_gather_timers() -> None:
+    """Keep the first rank from gathering the timers of all ranks for its log, in which the others take no part: gloo
+    would wait for them. Call after NeMo is imported."""
+    from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
+
+    ProgressPrinter.log_megatron_timers = lambda self, timers: None
+
+
 def adapt(task: Any) -> list[str]:
     """Set what a run without a GPU needs in the call of `nemo.collections.llm.pretrain`, a `run.Partial`.
 
