@@ -22,7 +22,7 @@ _SELECTORS = ", ".join(SELECTORS)
 _HOW_TO_START = {
     "megatron": "--pretrained-checkpoint {}",
     "bridge": "checkpoint.pretrained_checkpoint={}",
-    "nemo": "resume.restore_config.path={}",
+    "nemo": "'resume.restore_config=Config[nemo.lightning.RestoreConfig]' resume.restore_config.path={}",
 }
 
 #: The exit code that typer gives to a command that ctrl-C ended.

@@ -8,48 +8,51 @@ finds through its entry-point group.
 """
 
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
-from nca_plugin.launch.process import print_rank_0
+from nca_plugin.launch.process import (
+    die_with_spawning_process,
+    die_with_torchrun,
+    lost_worker_errors,
+    print_rank_0,
+)
 
 
 def main() -> None:
     """Run `nemo` with the arguments of this process."""
+    die_with_torchrun()
     with one_line_errors(of_every_rank=False):
         if find_spec("nemo") is None or find_spec("nemo_run") is None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
     from nca_plugin.megatron import cpu
 
-    nemo_cpu = None
-    if cpu.is_needed():
-        from nca_plugin.nemo.nemo2 import cpu as nemo_cpu
+    is_cpu_mode = cpu.is_needed()
+    if is_cpu_mode:
+        from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
 
         print_rank_0("nca-plugin: no CUDA device: CPU mode")
-        with nemo_cpu.without_cuda_compiler():
+        with without_cuda_compiler():
             cpu.enable()
-    _wrap_run(nemo_cpu)
+    _wrap_run(is_cpu_mode=is_cpu_mode)
     _start()
 
 
-def _wrap_run(nemo_cpu: ModuleType | None) -> None:
+def _wrap_run(*, is_cpu_mode: bool) -> None:
     """Change what NeMo's command line does with a complete configuration: it adapts that to CPU mode, and shows an
-    error of ours as one line.
-
-    Args:
-        nemo_cpu: `nca_plugin.nemo.nemo2.cpu` in CPU mode, else None.
-    """
+    error of ours as one line."""
     import nemo_run
 
     run = nemo_run.run
 
     def run_with_our_errors(fn_or_script: Any, *args: Any, **kwargs: Any) -> Any:
         # A rank may be the only one with an error, such as of its own samples.
-        with one_line_errors(of_every_rank=True):
-            if nemo_cpu is not None:
-                nemo_cpu.do_not_gather_timers()
-                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(nemo_cpu.adapt(fn_or_script))}")
+        with one_line_errors(of_every_rank=True), lost_worker_errors():
+            if is_cpu_mode:
+                from nca_plugin.nemo.nemo2.cpu import adapt, do_not_gather_timers
+
+                do_not_gather_timers()
+                print_rank_0(f"nca-plugin: CPU mode sets {' '.join(adapt(fn_or_script))}")
             try:
                 return run(fn_or_script, *args, **kwargs)
             except NCAPluginError as error:
@@ -65,6 +68,8 @@ def _start() -> None:
     app()
 
 
-# Lightning starts the other processes of a run as this one was.
+# The checkpoint writer starts a process that imports this module again.
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    die_with_spawning_process()
