@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
 
 #: Megatron-LM arguments that a run without a GPU needs; they come last, so they win over the user's.
 CPU_ARGUMENTS = (
@@ -56,6 +57,7 @@ def enable() -> None:
     _replace_cuda_functions()
     _replace_accelerator()
     _force_gloo()
+    _keep_random_state_of_loaders()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     # Imports Megatron, so it comes last.
     from nca_plugin.megatron import plain_torch
@@ -206,6 +208,19 @@ def _replace_cuda_functions() -> None:
         return f"torch.cuda.{result.rsplit('.', 1)[-1]}" if isinstance(result, str) else result
 
     torch.Tensor.type = cuda_named_type  # type: ignore[assignment,method-assign]
+
+
+def _keep_random_state_of_loaders() -> None:
+    """Keep data loaders from drawing seeds for their workers from the generator that is dropout's as well, here alone:
+    Megatron makes them after it has restored the generator, and a resumed run would drop other values."""
+    iterate = DataLoader.__iter__
+
+    @functools.wraps(iterate)
+    def iterate_apart(self: DataLoader[Any]) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            return iterate(self)
+
+    DataLoader.__iter__ = iterate_apart  # type: ignore[method-assign]
 
 
 def _replace_accelerator() -> None:
