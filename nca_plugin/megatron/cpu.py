@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import DataLoader
 
 #: Megatron-LM arguments that a run without a GPU needs; they come last, so they win over the user's.
 CPU_ARGUMENTS = (
@@ -57,13 +56,30 @@ def enable() -> None:
     _replace_cuda_functions()
     _replace_accelerator()
     _force_gloo()
-    _keep_random_state_of_loaders()
+    _give_loaders_a_generator()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     # Imports Megatron, so it comes last.
     from nca_plugin.megatron import plain_torch
 
     plain_torch.allow_sequence_parallel_norms()
     plain_torch.let_distributed_adam_resume()
+
+
+def _give_loaders_a_generator() -> None:
+    """Keep data loaders from drawing from the generator that dropout draws from: on a GPU that is another one.
+
+    A run that resumes restores the generator and makes its loaders afterwards. Its dropout would not be the same.
+    """
+    loader = torch.utils.data.DataLoader
+    init = loader.__init__
+
+    @functools.wraps(init)
+    def init_with_generator(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if self.generator is None:
+            self.generator = torch.Generator()
+
+    loader.__init__ = init_with_generator  # type: ignore[method-assign]
 
 
 def _keep_freed_memory() -> None:
@@ -208,19 +224,6 @@ def _replace_cuda_functions() -> None:
         return f"torch.cuda.{result.rsplit('.', 1)[-1]}" if isinstance(result, str) else result
 
     torch.Tensor.type = cuda_named_type  # type: ignore[assignment,method-assign]
-
-
-def _keep_random_state_of_loaders() -> None:
-    """Keep data loaders from drawing seeds for their workers from the generator that is dropout's as well, here alone:
-    Megatron makes them after it has restored the generator, and a resumed run would drop other values."""
-    iterate = DataLoader.__iter__
-
-    @functools.wraps(iterate)
-    def iterate_apart(self: DataLoader[Any]) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            return iterate(self)
-
-    DataLoader.__iter__ = iterate_apart  # type: ignore[method-assign]
 
 
 def _replace_accelerator() -> None:
