@@ -350,6 +350,8 @@ def chain(
 
     settings = load_chain(config, overrides or [])
     if stop:
+        if not settings.folder.is_dir():
+            raise NCAPluginError(f"folder {settings.folder} does not exist: no job has begun this chain")
         settings.stop_file.touch()
         print(f"Asked to stop, by {settings.stop_file}: the job saves, removes that file, and ends.")
         return

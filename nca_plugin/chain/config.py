@@ -138,7 +138,11 @@ class Stage:
     @property
     def length(self) -> str:
         """The length for people to read."""
-        return str(self.train_iters) if self.train_samples is None else f"{self.train_samples:,} samples"
+        return f"{self.train_iters:,}" if self.train_iters is not None else f"{self.train_samples:,} samples"
+
+    def progress(self, iteration: int) -> str:
+        """Return how far an iteration is, for people to read."""
+        return f"at iteration {iteration:,} of {self.length}" if self.train_iters else f"at iteration {iteration:,}"
 
 
 @dataclass(frozen=True)

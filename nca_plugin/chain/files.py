@@ -48,7 +48,7 @@ class StageState:
             return "complete" if self.iteration is not None else "complete, and removed"
         if self.iteration is None:
             return "ready to start" if self.is_started else "waiting"
-        return f"at iteration {self.iteration} of {self.stage.length}"
+        return self.stage.progress(self.iteration)
 
 
 def survey(chain: Chain) -> list[StageState]:

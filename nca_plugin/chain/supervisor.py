@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def run_chain(path: Path, overrides: list[str]) -> None:
             _lead(ranks, path, overrides)
     except LostRankError as error:
         print(f"nca-plugin: chain: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        # Without waiting for a call that hangs.
+        os._exit(1)
 
 
 def _follow(ranks: Round) -> None:
@@ -100,6 +102,8 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
                 trained = None if child.is_stopped else state
             _say(_ended(chain, state))
             chain.stop_file.unlink(missing_ok=True)
+    except LostRankError:
+        raise
     except NCAPluginError:
         # The ranks that wait for a step end as well.
         _end(ranks, number, 2)
@@ -126,8 +130,8 @@ def _next(chain: Chain) -> StageState | None:
                     origin, stage.start, stage.transition, command=sys.argv, num_workers=min(num_cores(), 8)
                 )
             _say(f"{stage.start} made from {report['from']} ({time.monotonic() - began:.1f} s)")
-        how = "begins at iteration 0" if state.iteration is None else f"continues at iteration {state.iteration}"
-        _say(f"stage {stage.name} {how} of {stage.length}")
+        how = "begins" if state.iteration is None else "continues"
+        _say(f"stage {stage.name} {how} {stage.progress(state.iteration or 0)}")
         return state
     return None
 
@@ -240,21 +244,30 @@ class _Child:
             self.is_stopped = True
 
     def _beat(self) -> None:
-        """Tell that this machine is there, and on rank 0 make sure that the others are."""
-        key = "beat-{}"
-        if self._ranks.rank:
-            if os.environ["LOCAL_RANK"] == "0":
-                self._ranks.count(key.format(os.environ["GROUP_RANK"]))
-            return
+        """Tell that this machine is there, and make sure that the others are: rank 0 all of them, the others rank 0."""
         now = time.monotonic()
-        machines = [key.format(number) for number in range(1, int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
-        for machine, beats in zip(machines, self._ranks.heard(machines), strict=True):
+        if self._ranks.rank:
+            if os.environ["LOCAL_RANK"] != "0":
+                return
+            beat = threading.Thread(target=self._tell_beat, daemon=True)
+            # To a machine that is cut off a call hangs, for as long as the system sends it again: a quarter of an hour.
+            beat.start()
+            beat.join(_SECONDS_TO_BEAT)
+            if beat.is_alive():
+                raise LostRankError(f"rank {self._ranks.rank} has not reached rank 0 for {_SECONDS_TO_BEAT:.0f} s")
+            return
+        machines = [f"beat-{number}" for number in range(1, int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
+        for number, (machine, beats) in enumerate(zip(machines, self._ranks.heard(machines), strict=True), start=1):
             last, since = self._beats.get(machine, (-1, now))
             if beats != last:
                 self._beats[machine] = (beats, now)
             elif now - since > _SECONDS_TO_BEAT:
-                number = machine.removeprefix("beat-")
                 raise LostRankError(f"machine {number} of the job has not been heard of for {_SECONDS_TO_BEAT:.0f} s")
+
+    def _tell_beat(self) -> None:
+        # A store that is gone is found out by the stage's ranks, and by the next step.
+        with contextlib.suppress(LostRankError):
+            self._ranks.count(f"beat-{os.environ['GROUP_RANK']}")
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

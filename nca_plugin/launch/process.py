@@ -42,7 +42,7 @@ def die_with_torchrun() -> None:
     parent = os.environ.pop(PARENT, None)
     if not _is_torchrun(os.getppid()) if parent is None else os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGKILL)
-    os.register_at_fork(before=_note_thread, after_in_child=_die_with_forking_process)
+    os.register_at_fork(before=_note_fork, after_in_child=_die_with_forking_process)
 
 
 def die_with_spawning_process() -> None:
@@ -63,18 +63,21 @@ def _is_torchrun(pid: int) -> bool:
         return True
 
 
-_forks_in_main_thread = True
+#: The process that forks; None where it is not its main thread that does.
+_forking: int | None = None
 
 
-def _note_thread() -> None:
-    global _forks_in_main_thread
-    _forks_in_main_thread = threading.current_thread() is threading.main_thread()
+def _note_fork() -> None:
+    global _forking
+    # The kernel means the thread that forked: one that has done its work may end before the process does.
+    _forking = os.getpid() if threading.current_thread() is threading.main_thread() else None
 
 
 def _die_with_forking_process() -> None:
-    # The kernel means the thread that forked: one that has done its work may end before the process does.
-    if _forks_in_main_thread:
+    if _forking is not None:
         _die_with_parent()
+        if os.getppid() != _forking:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def become_only_rank_without_torchrun() -> None:

@@ -56,12 +56,30 @@ def enable() -> None:
     _replace_cuda_functions()
     _replace_accelerator()
     _force_gloo()
+    _give_loaders_a_generator()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
     # Imports Megatron, so it comes last.
     from nca_plugin.megatron import plain_torch
 
     plain_torch.allow_sequence_parallel_norms()
     plain_torch.let_distributed_adam_resume()
+
+
+def _give_loaders_a_generator() -> None:
+    """Keep data loaders from drawing from the generator that dropout draws from: on a GPU that is another one.
+
+    A run that resumes restores the generator and makes its loaders afterwards. Its dropout would not be the same.
+    """
+    loader = torch.utils.data.DataLoader
+    init = loader.__init__
+
+    @functools.wraps(init)
+    def init_with_generator(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if self.generator is None:
+            self.generator = torch.Generator()
+
+    loader.__init__ = init_with_generator  # type: ignore[method-assign]
 
 
 def _keep_freed_memory() -> None:

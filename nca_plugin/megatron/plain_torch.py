@@ -31,8 +31,9 @@ def allow_sequence_parallel_norms() -> None:
 def let_distributed_adam_resume() -> None:
     """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
 
-    Megatron asks for the state before the first step, in which torch makes it; and the count of steps, which it stores
-    for a group of parameters, does not reach theirs.
+    Megatron asks for the state before the first step, in which torch makes it; the count of steps, which it stores for
+    a group of parameters, does not reach theirs; and a rank's part of parameters in float32 is a view of the model's,
+    which torch refuses to write to while it records gradients.
     """
     sharded_state_dict = DistributedOptimizer.sharded_state_dict
 
@@ -51,7 +52,8 @@ def let_distributed_adam_resume() -> None:
 
     @functools.wraps(load_state_dict)
     def load_state_dict_with_own_steps(self: Any, state_dict: Any) -> None:
-        load_state_dict(self, state_dict)
+        with torch.no_grad():
+            load_state_dict(self, state_dict)
         if isinstance(self.optimizer, torch.optim.Adam):
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
