@@ -91,8 +91,9 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
         with _only_job(chain):
             check_once(chain, ranks.size)
             trained: StageState | None = None
-            while (state := _next(chain)) is not None and not chain.stop_file.exists():
+            while (state := _due(chain)) is not None and not chain.stop_file.exists():
                 _check_progress(trained, state)
+                _make_ready(chain, state)
                 command = [sys.executable, "-m", state.stage.module, *state.stage.arguments]
                 step = Step(command, free_port())
                 ranks.tell(f"step-{number}", dataclasses.asdict(step))
@@ -111,29 +112,25 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
     _end(ranks, number, 0)
 
 
-def _next(chain: Chain) -> StageState | None:
-    """Return the stage to train, made ready for it; None if all are complete."""
-    for number, state in enumerate(survey(chain)):
-        if state.is_complete:
-            continue
-        stage = state.stage
-        for line in mend(state):
-            _say(line)
-        if not state.is_started:
-            assert stage.start is not None and stage.transition is not None
-            if chain.stop_file.exists():
-                return state
-            began = time.monotonic()
-            origin = chain.stages[number - 1].folder
-            with in_context(f"stages.{stage.name}.transition"):
-                report = transfer(
-                    origin, stage.start, stage.transition, command=sys.argv, num_workers=min(num_cores(), 8)
-                )
-            _say(f"{stage.start} made from {report['from']} ({time.monotonic() - began:.1f} s)")
-        how = "begins" if state.iteration is None else "continues"
-        _say(f"stage {stage.name} {how} {stage.progress(state.iteration or 0)}")
-        return state
-    return None
+def _due(chain: Chain) -> StageState | None:
+    """Return the first stage that is not complete, None if all are."""
+    return next((state for state in survey(chain) if not state.is_complete), None)
+
+
+def _make_ready(chain: Chain, state: StageState) -> None:
+    """Make the folder of a stage, and what it starts from, ready for its training."""
+    stage = state.stage
+    for line in mend(state):
+        _say(line)
+    if not state.is_started:
+        assert stage.start is not None and stage.transition is not None
+        began = time.monotonic()
+        origin = chain.stages[chain.stages.index(stage) - 1].folder
+        with in_context(f"stages.{stage.name}.transition"):
+            report = transfer(origin, stage.start, stage.transition, command=sys.argv, num_workers=min(num_cores(), 8))
+        _say(f"{stage.start} made from {report['from']} ({time.monotonic() - began:.1f} s)")
+    how = "begins" if state.iteration is None else "continues"
+    _say(f"stage {stage.name} {how} {stage.progress(state.iteration or 0)}")
 
 
 def _check_progress(trained: StageState | None, state: StageState) -> None:
