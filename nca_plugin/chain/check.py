@@ -1,6 +1,6 @@
 """Whether each stage of a chain could be trained, found out before the first one is.
 
-    python -m nca_plugin.chain.check <stages, as JSON>
+    python -m nca_plugin.chain.check < STAGES.json
 
 parses the arguments of stages as their runs will, and prints what the comparison of stages needs.
 """
@@ -79,8 +79,12 @@ def _outcomes(chain: Chain, world_size: int) -> list[dict[str, Any]]:
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), PARENT: str(os.getpid())}
     # With NVML, looking for a GPU does not keep the processes that are forked afterwards from using it.
     environment = {**os.environ, **ranks, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    command = [sys.executable, "-m", __name__, json.dumps(stages)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return _checked(stages, environment)
+
+
+def _checked(stages: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "nca_plugin.chain.check"]
+    done = subprocess.run(command, input=json.dumps(stages), capture_output=True, text=True, env=environment)
     try:
         outcomes: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -115,25 +119,35 @@ def main(stages: list[dict[str, Any]]) -> None:
         extra = cpu.CPU_ARGUMENTS
     # Before the first fork, because it takes seconds.
     import megatron.training.arguments  # noqa: F401
+    import torch
 
     import nca_plugin.megatron.dataset_provider  # noqa: F401
 
-    print(json.dumps([_in_a_process(stage, extra) for stage in stages]))
+    if not extra and len(stages) > 1 and torch.cuda.is_initialized():
+        # Transformer Engine's import may have done it, and CUDA does not work after a fork.
+        outcomes = [_checked([stage], dict(os.environ))[0] for stage in stages]
+    elif len(stages) == 1:
+        outcomes = [_outcome(stages[0], extra)]
+    else:
+        outcomes = [_in_a_process(stage, extra) for stage in stages]
+    print(json.dumps(outcomes))
+
+
+def _outcome(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the comparison of stages needs, or the `error`."""
+    try:
+        return _sizes(stage, extra)
+    except NCAPluginError as error:
+        return {"error": str(error)}
+    # Megatron asserts, and ends the process.
+    except BaseException as error:
+        return {"error": one_line(error) or type(error).__name__}
 
 
 def _in_a_process(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
-    """Return what the comparison of stages needs, or the `error`."""
     reader, writer = os.pipe()
     if os.fork() == 0:
-        outcome: dict[str, Any]
-        try:
-            outcome = _sizes(stage, extra)
-        except NCAPluginError as error:
-            outcome = {"error": str(error)}
-        # Megatron asserts, and ends the process.
-        except BaseException as error:
-            outcome = {"error": one_line(error) or type(error).__name__}
-        os.write(writer, json.dumps(outcome).encode())
+        os.write(writer, json.dumps(_outcome(stage, extra)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
@@ -143,6 +157,8 @@ def _in_a_process(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, An
 
 
 def _sizes(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+
     from nca_plugin.launch.configuration import key_of
     from nca_plugin.launch.megatron import check_frozen_layers, parsed
 
@@ -153,7 +169,9 @@ def _sizes(stage: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
     check_frozen_layers(args, stage["freeze"])
     for path in _missing_datasets(args):
         raise NCAPluginError(f"data path {path}: {path}.idx does not exist")
-    return {**{name: getattr(args, name) for name in _SIZES}, "rows": args.padded_vocab_size}
+    # Of a tokenizer of its own, Megatron keeps the padded number of ids alone.
+    vocab_size = args.vocab_size or build_tokenizer(args).vocab_size
+    return {**{name: getattr(args, name) for name in _SIZES}, "vocab_size": vocab_size, "rows": args.padded_vocab_size}
 
 
 def _missing_datasets(args: Any) -> list[str]:
@@ -168,4 +186,4 @@ def _missing_datasets(args: Any) -> list[str]:
 
 if __name__ == "__main__":
     die_with_torchrun()
-    main(json.loads(sys.argv[1]))
+    main(json.load(sys.stdin))

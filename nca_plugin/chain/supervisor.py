@@ -114,7 +114,14 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
 
 def _due(chain: Chain) -> StageState | None:
     """Return the first stage that is not complete, None if all are."""
-    return next((state for state in survey(chain) if not state.is_complete), None)
+    for state in survey(chain):
+        if not state.is_complete:
+            return state
+        # What the next stage starts from is found by the tracker file.
+        if state.damage is not None:
+            for line in mend(state):
+                _say(line)
+    return None
 
 
 def _make_ready(chain: Chain, state: StageState) -> None:
@@ -244,7 +251,8 @@ class _Child:
         """Tell that this machine is there, and make sure that the others are: rank 0 all of them, the others rank 0."""
         now = time.monotonic()
         if self._ranks.rank:
-            if os.environ["LOCAL_RANK"] != "0":
+            # Only torchrun tells how many machines there are.
+            if os.environ.get("LOCAL_RANK") != "0" or "GROUP_RANK" not in os.environ:
                 return
             beat = threading.Thread(target=self._tell_beat, daemon=True)
             # To a machine that is cut off a call hangs, for as long as the system sends it again: a quarter of an hour.

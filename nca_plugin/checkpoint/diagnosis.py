@@ -6,7 +6,7 @@ from pathlib import Path
 from nca_plugin.checkpoint.lineage import Trained, read_trained
 from nca_plugin.checkpoint.report import trained_on_line
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import parse
+from nca_plugin.sources import is_source, parse
 from nca_plugin.trained_on import Part, TrainingData, fingerprint
 
 
@@ -22,7 +22,7 @@ def diagnose(path: Path, data: str | None = None) -> Diagnosis:
     """Return what the checkpoint at `path` was trained on, and whether it can be made, and resumed, here.
 
     Args:
-        data: the data path of a run that shall resume it; None to leave that out.
+        data: the data path of a run that shall resume it, a single one; None to leave that out.
 
     Raises:
         NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
@@ -37,7 +37,8 @@ def diagnose(path: Path, data: str | None = None) -> Diagnosis:
     for stage in trained.lineage.ended(trained.samples).earlier:
         lines.append(trained_on_line(stage))
         for part in stage.parts:
-            if part.uri is not None and part.fingerprint is not None:
+            # A corpus may begin elsewhere in its source, and is what it is: nca-plugin verify checks it.
+            if part.uri is not None and is_source(part.path):
                 fault = _fault(part, stage)
                 faults.append(fault)
                 lines.append(
@@ -46,7 +47,8 @@ def diagnose(path: Path, data: str | None = None) -> Diagnosis:
     if now is None:
         lines.append("It is the start of a run, with whatever data.")
     elif data is not None:
-        difference = now.difference(TrainingData.of([data], None, now.seq_length))
+        other = TrainingData.of([data], None, now.seq_length)
+        difference = now.difference(other) if now.has_source or other.has_source else None
         faults.append(difference)
         lines.append(
             "  ok     a run with these data resumes it"

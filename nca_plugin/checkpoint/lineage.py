@@ -97,7 +97,12 @@ def continued(data: TrainingData, *, resumed: Path | None, start: Path | None, a
         NCAPluginError: a damaged checkpoint, or other data than the resumed one's, where a source is among either.
     """
     origin = resumed or start
-    trained = None if origin is None else read_trained(origin)
+    try:
+        trained = None if origin is None else read_trained(origin)
+    except NCAPluginError as error:
+        if resumed is None or is_allowed or not data.has_source:
+            return Lineage(data)
+        raise NCAPluginError(f"{error}; to resume it without comparing the data, add {allow}") from error
     if trained is None or trained.lineage is None:
         return Lineage(data)
     before = trained.lineage.now

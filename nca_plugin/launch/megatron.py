@@ -89,6 +89,7 @@ def parsed(
     from megatron.training.global_vars import set_global_variables
 
     from nca_plugin.megatron.dataset_provider import check_arguments
+    from nca_plugin.megatron.lineage import described_data
 
     use_shipped_dataset_helper()
     complete_parser = partial(_complete_parser, spelling=spelling, unset=unset)
@@ -103,6 +104,7 @@ def parsed(
         set_global_variables(args)
     check_arguments(args)
     if is_run:
+        described_data(args)
         _check_vocabulary(args)
     return args
 

@@ -20,6 +20,8 @@ from nca_plugin.errors import NCAPluginError, one_line
 PARENT: Final = "NCA_PLUGIN_PARENT"
 
 _PR_SET_PDEATHSIG: Final = 1
+#: What a machine or a container has as its first process, other than torchrun itself.
+_INITS: Final = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "bash", "sh", "dash", "sleep")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,9 +58,11 @@ def _die_with_parent() -> None:
 
 
 def _is_torchrun(pid: int) -> bool:
-    """Whether a process may be the torchrun that started this one: only the one that inherits orphans is in doubt."""
+    """Whether a process may be the torchrun that started this one: only one that inherits orphans is in doubt."""
+    if pid != 1:
+        return True
     try:
-        return pid != 1 or b"torch" in Path("/proc/1/cmdline").read_bytes()
+        return Path("/proc/1/comm").read_text().strip() not in _INITS
     except OSError:
         return True
 

@@ -90,7 +90,6 @@ def check_arguments(args: Any) -> None:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
             check_fit(open_path(path), args.seq_length, vocab_size)
-    described_data(args)
 
 
 def _is_corpus_in_object_storage(path: str) -> bool:

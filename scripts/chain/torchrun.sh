@@ -22,14 +22,14 @@ done
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 torchrun --rdzv-backend c10d "${options[@]}" -m nca_plugin.launch.chain "$chain" "$@" &
 torchrun=$!
-trap 'nca-plugin chain "$chain" --stop "$@"' USR1 TERM
+trap 'asked=1; nca-plugin chain "$chain" --stop "$@"' USR1 TERM
 
-# A signal ends `wait`, not torchrun.
-code=0
-wait "$torchrun" || code=$?
-while kill -0 "$torchrun" 2>/dev/null; do
+# A signal ends `wait`, not torchrun: then wait again.
+while :; do
+    asked=0
     code=0
     wait "$torchrun" || code=$?
+    ((asked)) || break
 done
 ((code == 0)) || exit "$code"
 nca-plugin chain "$chain" --is-complete "$@"
