@@ -89,6 +89,8 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
     try:
         chain = load_chain(path, overrides)
         with _only_job(chain):
+            # It was meant for a job that has ended.
+            chain.stop_file.unlink(missing_ok=True)
             check_once(chain, ranks.size)
             trained: StageState | None = None
             while (state := _due(chain)) is not None and not chain.stop_file.exists():
