@@ -98,9 +98,9 @@ def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
     # As the command says: weights alone, from iteration 0.
     assert "resume.restore_config=Config[nemo.lightning.RestoreConfig]" in done.stdout.replace("\n", "")
     restored = ("resume.restore_config=Config[nemo.lightning.RestoreConfig]", f"resume.restore_config.path={made}")
-    data = ("data=iid", "data.vocab_size=300", "data.global_batch_size=8", "data.micro_batch_size=2")
+    data = ("data=iid", "data.vocab_size=300")
     steps = ("trainer.max_steps=2", "trainer.val_check_interval=2", "log.ckpt.every_n_train_steps=2")
-    next_stage = run(folder / "next", *restored, *data, *steps)
+    next_stage = run(folder / "next", *restored, *steps, data=data)
     assert list(next_stage.losses) == [1, 2]
     trained = read_trained(next_stage.saved_at(2))
     assert trained.lineage is not None and trained.lineage.now is not None
