@@ -121,6 +121,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     """What the command says here, next to packages that break Megatron's import, and where packages are missing."""
     folder = tmp_path_factory.mktemp("doctor")
     without = folder / "without-megatron"
+    # This clone may hold the metadata of an installation; a new one does not.
+    clone = folder / "clone"
+    clone.mkdir()
+    (clone / "nca_plugin").symlink_to(ROOT / "nca_plugin")
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
     write(without, TORCH)
@@ -133,7 +137,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     runs: dict[str, Callable[[], Answer]] = {
         "here": partial(run, sys.executable, "-m", "nca_plugin", "doctor"),
         "without megatron": partial(run, python, "-m", "nca_plugin", "doctor", path=(without, ROOT)),
-        "not installed": partial(run, python, *DOCTOR[1:]),
+        "not installed": partial(run, python, *DOCTOR[1:], path=(clone,)),
     }
     beside = {"transformer-engine": TRANSFORMER_ENGINE, "nvidia-resiliency-ext": RESILIENCY}
     for name, files in beside.items():
