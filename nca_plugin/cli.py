@@ -316,7 +316,7 @@ def study(
 def doctor(
     checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint, to say what it was trained on.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="A data path, to say whether the checkpoint resumes with it.")
+        str | None, typer.Option(help="As --data-path of a run, to say whether the checkpoint resumes with it.")
     ] = None,
 ) -> None:
     """Say what works on this machine, and what to do about what does not. Exit code 1 if something is broken."""
@@ -328,7 +328,15 @@ def doctor(
         raise typer.Exit(run())
     from nca_plugin.checkpoint.diagnosis import diagnose
 
-    diagnosis = diagnose(checkpoint, data)
+    blend: tuple[list[str], list[float] | None] | None = None
+    if data is not None and len(data.split()) == 1:
+        blend = [data], None
+    elif data is not None:
+        # Only here, because importing Megatron takes seconds.
+        from nca_plugin.megatron.blend import read_blend
+
+        blend = read_blend(data, "--data")
+    diagnosis = diagnose(checkpoint, blend)
     print("\n".join(diagnosis.lines))
     raise typer.Exit(int(not diagnosis.is_right))
 

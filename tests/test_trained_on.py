@@ -169,7 +169,7 @@ def test_other_data_can_be_allowed(runs: dict[str, Done], folder: Path) -> None:
 def test_the_doctor_says_what_a_checkpoint_was_trained_on(runs: dict[str, Done], folder: Path, text: Path) -> None:
     del runs
     checkpoint = folder / "first" / "iter_0000004"
-    right = diagnose(checkpoint, TOY)
+    right = diagnose(checkpoint, ([TOY], None))
     assert right.is_right
     assert right.lines[0] == f"checkpoint {checkpoint}: iteration 4, samples 32"
     assert right.lines[1].startswith(f"Trained on {32 * SEQ_LENGTH:,} tokens of {parse(TOY).uri} (")
@@ -177,11 +177,12 @@ def test_the_doctor_says_what_a_checkpoint_was_trained_on(runs: dict[str, Done],
         "  ok     fingerprint eca45a111416407e, as here",
         "  ok     a run with these data resumes it",
     )
-    for other, reason in (
-        (f"{TOY}?seed=7", "nca://toy with seed=7 rather than seed=1234"),
-        (str(text), f"{text} rather"),
+    for paths, weights, reason in (
+        ([f"{TOY}?seed=7"], None, "nca://toy with seed=7 rather than seed=1234"),
+        ([str(text)], None, f"{text} rather"),
+        ([TOY, str(text)], [0.9, 0.1], f"0.9 {parse(TOY).uri} 0.1 {text} rather"),
     ):
-        wrong = diagnose(checkpoint, other)
+        wrong = diagnose(checkpoint, (paths, weights))
         assert not wrong.is_right
         assert f"BROKEN a run with these data does not resume it: it would have {reason}" in wrong.lines[3]
     # With other data since, both are named.

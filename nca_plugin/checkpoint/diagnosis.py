@@ -18,11 +18,11 @@ class Diagnosis:
     is_right: bool
 
 
-def diagnose(path: Path, data: str | None = None) -> Diagnosis:
+def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = None) -> Diagnosis:
     """Return what the checkpoint at `path` was trained on, and whether it can be made, and resumed, here.
 
     Args:
-        data: the data path of a run that shall resume it, a single one; None to leave that out.
+        blend: the data paths of a run that shall resume it, and their weights if they have any; None to leave that out.
 
     Raises:
         NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
@@ -46,8 +46,8 @@ def diagnose(path: Path, data: str | None = None) -> Diagnosis:
                 )
     if now is None:
         lines.append("It is the start of a run, with whatever data.")
-    elif data is not None:
-        other = TrainingData.of([data], None, now.seq_length)
+    elif blend is not None:
+        other = TrainingData.of(*blend, now.seq_length)
         difference = now.difference(other) if now.has_source or other.has_source else None
         faults.append(difference)
         lines.append(
@@ -58,7 +58,8 @@ def diagnose(path: Path, data: str | None = None) -> Diagnosis:
         if difference is not None:
             lines.append(
                 "to put right: take the data of before, begin another stage with nca-plugin transfer --from "
-                f"{path}, or resume with --allow-other-data"
+                f"{path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset and "
+                "NeMo 2's data)"
             )
     return Diagnosis(tuple(lines), not any(faults))
 

@@ -7,7 +7,7 @@ from megatron.core.datasets.object_storage_utils import is_object_storage_path
 from megatron.core.datasets.utils import get_blend_from_list
 
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.megatron.dataset import is_ours, open_path
+from nca_plugin.megatron.dataset import check_vocabulary, is_ours, open_path
 
 #: Paths, and their weights if they have any.
 Blend = tuple[list[str], list[float] | None]
@@ -48,16 +48,10 @@ def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, lengt
         seq_length: inputs of a sample.
         vocab_size: ids that the model has rows for.
         length_key: how the user names the sequence length.
-        way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
+        way_out: see `check_vocabulary`.
     """
-    for path in paths:
-        if not is_meant_as_ours(path):
-            continue
+    for path in filter(is_meant_as_ours, paths):
         source = open_path(path)
         with in_context(f"{length_key}={seq_length}"):
             source.check_seq_length(seq_length)
-        if vocab_size < source.vocab_size:
-            raise NCAPluginError(
-                f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: "
-                f"{way_out.format(source.vocab_size)}, or use a source of fewer ids"
-            )
+        check_vocabulary(source, vocab_size, way_out)

@@ -174,9 +174,19 @@ def open_path(path: str) -> Source | IndexedSource:
 def check_fit(source: Source | IndexedSource, seq_length: int, vocab_size: int | None) -> None:
     """Raise `NCAPluginError` if a model of this sequence length and vocabulary cannot train on `source`."""
     source.check_seq_length(seq_length)
-    if vocab_size is not None and vocab_size < source.vocab_size:
+    if vocab_size is not None:
+        way_out = "use --vocab-size {} or more (--padded-vocab-size with a tokenizer of its own)"
+        check_vocabulary(source, vocab_size, way_out)
+
+
+def check_vocabulary(source: Source | IndexedSource, vocab_size: int, way_out: str) -> None:
+    """Raise `NCAPluginError` if `source` has more ids than a model has rows for.
+
+    Args:
+        way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
+    """
+    if vocab_size < source.vocab_size:
         raise NCAPluginError(
-            f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: use "
-            f"--vocab-size {source.vocab_size} or more (--padded-vocab-size with a tokenizer of its own), or a source "
-            "of fewer ids"
+            f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: "
+            f"{way_out.format(source.vocab_size)}, or use a source of fewer ids"
         )

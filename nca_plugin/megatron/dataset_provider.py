@@ -18,6 +18,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.blend import is_meant_as_ours
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 from nca_plugin.megatron.lineage import described_data
@@ -84,8 +85,7 @@ def check_arguments(args: Any) -> None:
             raise NCAPluginError(
                 f"corpus {path} is in object storage, where Megatron would train on every target: copy it to a folder"
             )
-    # What looks like a URI but names no source is refused here, with what it may have meant.
-    paths = [path for path in data_paths(args) if ("://" in path and not is_object_storage_path(path)) or is_ours(path)]
+    paths = list(filter(is_meant_as_ours, data_paths(args)))
     if paths:
         vocab_size = _vocab_size(args, build_tokenizer(args))
         for path in paths:
