@@ -134,18 +134,16 @@ def import_megatron() -> None:
     cpu.enable()
     import argparse
     import copy
-    import queue
 
     import megatron.core.tokenizers.text  # noqa: F401
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    import quick_saves
     from megatron.training import arguments
 
     import nca_plugin.launch.megatron
     import nca_plugin.megatron.step
 
     nca_plugin.launch.process.use_shipped_dataset_helper()
-    # Megatron's queue lives in a process of its own, which a save that is not asynchronous has no use for.
-    filesystem_async._results_queue = queue.Queue()
+    quick_saves.install()
     parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     arguments.add_megatron_arguments = lambda _: copy.deepcopy(parser)
     arguments._print_args = lambda *_: None

@@ -25,6 +25,9 @@ if __name__ == "__main__":
     pretrain = launcher._pretrain
 
     def pretrain_recorded(*arguments) -> None:
+        import quick_saves
+
+        quick_saves.install()
         _record_batches()
         pretrain(*arguments)
 

@@ -457,6 +457,7 @@ class ChainJob:
     """A chain that scripts/chain/torchrun.sh trains with two ranks."""
 
     folder: Path
+    overrides: tuple[str, ...] = ()
 
     @property
     def log(self) -> str:
@@ -469,6 +470,7 @@ class ChainJob:
     def start(self, *options: str, command: tuple[str, ...] = ()) -> psutil.Popen:
         lengths = ("nca.train_iters=9", "dyck.train_samples=36", "copy.train_iters=40")
         overrides = (f"folder={self.folder}", "arguments.save-interval=4", *(f"stages.{length}" for length in lengths))
+        overrides += self.overrides
         script = (str(SCRIPTS / "chain" / "torchrun.sh"), str(SCRIPTS / "kill_chain.yaml"))
         options = options or ("--standalone", "--nproc-per-node", "2")
         environment = {
@@ -512,6 +514,21 @@ def no_process_is_left() -> Iterator[None]:
         process.kill()
 
 
+def test_a_killed_chain_continues(tmp_path: Path, no_process_is_left: None) -> None:
+    """A rank is killed, and torchrun starts all of them again."""
+    job = ChainJob(tmp_path / "chain", ("~stages.copy", "stages.dyck.train_samples=160"))
+    process = job.start()
+    job.wait_for(r"saved checkpoint from iteration +8 .*/dyck", process)
+    ranks_of(process)[0].send_signal(signal.SIGKILL)
+    assert process.wait(900) == 0, job.log[-3000:]
+    began = [event for event in job.events() if event.startswith("stage ")]
+    assert [event.split()[1:3] for event in began[:2]] == [["nca", "begins"], ["dyck", "begins"]]
+    (again,) = began[2:]
+    assert re.fullmatch(r"stage dyck continues at iteration \d+", again)
+    assert job.events()[-1].startswith("complete")
+
+
+@pytest.mark.slow
 def test_a_killed_chain_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, no_process_is_left: None) -> None:
     """A rank is killed, and torchrun starts all of them again."""
     job = ChainJob(tmp_path / "chain")

@@ -10,9 +10,11 @@ FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 def _record_batches() -> None:
     sys.path.append(str(Path(__file__).parents[1]))
+    import quick_saves
     from batch_records import record
     from megatron.bridge.training import gpt_step
 
+    quick_saves.install()
     get_batch = gpt_step.get_batch
 
     def recorded(*args, **kwargs):
