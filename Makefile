@@ -14,11 +14,14 @@ NEMO_INSTALLED := .venv-nemo/installed
 demo: $(INSTALLED)
 	$(BIN)/nca-plugin study conf/study/demo.yaml
 
+# Two files of tests at a time; more where there are cores for up to four ranks each.
+JOBS ?= 2
+
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-all: lint
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not gpu"
 
 # Parity with CPU mode and resuming on CUDA devices, then tokens a second; says so where there is no device.
 test-gpu: $(INSTALLED)
