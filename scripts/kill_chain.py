@@ -237,7 +237,11 @@ def main() -> None:
         number = len(rows) // KILLS_PER_CHAIN
         job = Job(folder / f"killed-{options.seed}-{number}-{time.time():.0f}")
         kills = min(KILLS_PER_CHAIN, options.kills - len(rows))
-        new = list(disturb(job, number, len(rows), kills, options.seed))
+        new = []
+        for row in disturb(job, number, len(rows), kills, options.seed):
+            new.append(row)
+            count = f"kill {len(rows) + len(new)} of {options.kills}"
+            print(f"{count}: {row['victim']} after {row['seconds']} s, {row['state']}", file=sys.stderr, flush=True)
         events = job.events()
         result = "equal" if is_equal(weights(job), expected) else "DIFFERENT"
         rows += [row | {"resumed": resumed(events, row["said"]), "result": result} for row in new]

@@ -50,7 +50,7 @@ def main() -> None:
     with (options.out / "log").open("w") as log:
         run = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        watch(run, options.out / "processes.csv")
+        watch(run, options.out / "processes.csv", options.minutes)
     finally:
         if run.is_running():
             run.terminate()
@@ -59,9 +59,10 @@ def main() -> None:
     report(options.out)
 
 
-def watch(run: psutil.Popen, path: Path) -> None:
-    """Write what the processes hold until the run ends."""
+def watch(run: psutil.Popen, path: Path, minutes: int) -> None:
+    """Write what the processes hold until the run ends, and tell every minute how far it is."""
     start = time.monotonic()
+    told = 0
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
@@ -69,6 +70,10 @@ def watch(run: psutil.Popen, path: Path) -> None:
             for kind, values in held(run):
                 writer.writerow((f"{time.monotonic() - start:.0f}", kind, *values))
             file.flush()
+            passed = int((time.monotonic() - start) / 60)
+            if passed > told:
+                print(f"{passed} of {minutes} min", file=sys.stderr, flush=True)
+                told = passed
             time.sleep(_INTERVAL)
 
 
