@@ -130,7 +130,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     """
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
-    from nca_plugin.launch.bridge_fit import check_checkpoint, describe_data, fit
+    from nca_plugin.launch.bridge_fit import check_checkpoint, describe_data, fit, split_settings
     from nca_plugin.nemo.bridge import register, source_dataset
 
     register()
@@ -146,9 +146,13 @@ def configure(options: Options, settings: UserSettings) -> Any:
         if settings.data_path is not None and options.dataset != "nca":
             raise NCAPluginError(f"--dataset {options.dataset} contradicts data.source: give one of them")
         config.dataset = DATASET_PRESETS[options.dataset](config)
-    apply_settings(config, user)
-    if settings.data_path is not None:
+    if settings.data_path is None:
+        apply_settings(config, user)
+    else:
+        before, after = split_settings(config.dataset, user)
+        apply_settings(config, before)
         config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
+        apply_settings(config, after)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
     describe_data(config)

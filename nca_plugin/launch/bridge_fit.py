@@ -5,7 +5,7 @@ All of it before a process group or a model exists.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
@@ -18,6 +18,22 @@ from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
 from nca_plugin.nemo.bridge import SourceDatasetConfig
 from nca_plugin.sources import is_source
+
+#: What a user may set of sources, and no dataset of Megatron-Bridge's has.
+_OF_SOURCES_ALONE: Final = ("allow_other_data",)
+
+
+def split_settings(dataset: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a user's settings before a source takes the place of `dataset`, and those that only the source has."""
+    section = settings.get("dataset")
+    if not isinstance(section, Mapping) or isinstance(dataset, SourceDatasetConfig):
+        return dict(settings), {}
+    own = {name: value for name, value in section.items() if name in _OF_SOURCES_ALONE}
+    if not own:
+        return dict(settings), {}
+    rest = {name: value for name, value in section.items() if name not in own}
+    others = {name: value for name, value in settings.items() if name != "dataset"}
+    return {**others, **({"dataset": rest} if rest else {})}, {"dataset": own}
 
 
 def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

@@ -124,12 +124,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(
     configure: Callable[..., Any], first_weights: Path, option: str
 ) -> None:
     """Megatron-Bridge would load it, with zeros for the rows that it lacks."""
-    run = ("--recipe", "vanilla_gpt_pretrain_config", f"data.source={SOURCE}", f"checkpoint.{option}={first_weights}")
+    recipe = ("--recipe", "vanilla_gpt_pretrain_config", f"data.source={SOURCE}", "model.seq_length=128")
+    run = (*recipe, f"checkpoint.{option}={first_weights}")
     configure(*run, f"model.vocab_size={ROWS}")
     message = "has 512 embedding rows, the run has 640: .*nca-plugin transfer .*--vocab-size 640"
     with pytest.raises(NCAPluginError, match=message):
         configure(*run, "model.vocab_size=640")
     # A folder of one iteration, too; and a vocabulary that comes from the tokenizer is padded.
-    run = (*run[:-1], f"checkpoint.{option}={first_weights / 'iter_0000001'}")
+    run = (*recipe, f"checkpoint.{option}={first_weights / 'iter_0000001'}")
     with pytest.raises(NCAPluginError, match="has 512 embedding rows, the run has 128"):
         configure(*run)
