@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="of the data loader, for each rank")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     options = parser.parse_args()
+    if options.out.exists():
+        parser.error(f"--out {options.out} exists: choose another folder")
     options.out.mkdir(parents=True)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"),

@@ -29,11 +29,12 @@ def split_settings(dataset: Any, settings: Mapping[str, Any]) -> tuple[dict[str,
     if not isinstance(section, Mapping) or isinstance(dataset, SourceDatasetConfig):
         return dict(settings), {}
     own = {name: value for name, value in section.items() if name in _OF_SOURCES_ALONE}
-    if not own:
-        return dict(settings), {}
     rest = {name: value for name, value in section.items() if name not in own}
     others = {name: value for name, value in settings.items() if name != "dataset"}
-    return {**others, **({"dataset": rest} if rest else {})}, {"dataset": own}
+    # An empty section would stand for all of the dataset.
+    if rest:
+        others["dataset"] = rest
+    return others, {"dataset": own} if own else {}
 
 
 def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
