@@ -119,6 +119,10 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
             print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
         cpu.enable()
         arguments = [*arguments, *cpu.CPU_ARGUMENTS]
+    else:
+        from nca_plugin.megatron import plain_torch
+
+        plain_torch.complete()
     sys.argv[1:] = arguments
     use_shipped_dataset_helper()
 

@@ -59,8 +59,7 @@ def enable() -> None:
     # Imports Megatron, so it comes last.
     from nca_plugin.megatron import plain_torch
 
-    plain_torch.allow_sequence_parallel_norms()
-    plain_torch.let_distributed_adam_resume()
+    plain_torch.complete()
 
 
 def _give_loaders_a_generator() -> None:
@@ -171,6 +170,8 @@ def _replace_cuda_functions() -> None:
         # Megatron asserts that CUDA is available before it does anything.
         "is_available": lambda: True,
         "is_initialized": lambda: True,
+        # torch's optimizers ask for it before 2.13.
+        "is_current_stream_capturing": lambda: False,
         "_lazy_init": _nothing,
         # Any local rank may ask for the device of its number.
         "device_count": lambda: max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),

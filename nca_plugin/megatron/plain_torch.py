@@ -1,4 +1,5 @@
-"""What the plain PyTorch parts of Megatron lack, which it uses without Transformer Engine and Apex, as in CPU mode."""
+"""What the plain PyTorch parts of Megatron lack, which it falls back to without Transformer Engine and Apex: on a GPU as in
+CPU mode."""
 
 import copy
 import functools
@@ -9,7 +10,13 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 
-def allow_sequence_parallel_norms() -> None:
+def complete() -> None:
+    """Mend both for this process. Where Megatron uses Transformer Engine or Apex, nothing changes."""
+    _allow_sequence_parallel_norms()
+    _let_distributed_adam_resume()
+
+
+def _allow_sequence_parallel_norms() -> None:
     """Let torch's norms, which Megatron uses without Transformer Engine and Apex, run under `--sequence-parallel`.
 
     Megatron refuses them. What they lack is the mark by which it sums their gradients over tensor-parallel ranks.
@@ -28,7 +35,7 @@ def allow_sequence_parallel_norms() -> None:
     WrappedTorchNorm.__new__ = make_marked_norm
 
 
-def let_distributed_adam_resume() -> None:
+def _let_distributed_adam_resume() -> None:
     """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
 
     Megatron asks for the state before the first step, in which torch makes it; the count of steps, which it stores for
@@ -64,8 +71,10 @@ def let_distributed_adam_resume() -> None:
 
     @functools.wraps(set_states)
     def set_states_with_any_step(self: Any, model_param: Any, tensors: Any) -> None:
-        # megatron-core 0.15 asks for it; `load_state_dict` sets it then.
-        set_states(self, model_param, {"step": torch.tensor(0.0), **tensors})
+        if isinstance(self.optimizer, torch.optim.Adam):
+            # megatron-core 0.15 asks for it; `load_state_dict` sets it then.
+            tensors = {"step": torch.tensor(0.0), **tensors}
+        set_states(self, model_param, tensors)
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states_with_any_step
     DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_zeros
