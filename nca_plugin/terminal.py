@@ -161,6 +161,9 @@ class StudyProgress:
         self._progress.remove_task(self._tasks.pop(name))
         self._console.print(f"{name}: {message}", highlight=False, soft_wrap=True)
 
+    def note(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
     def _tell_all(self, total: TaskID) -> None:
         now = time.monotonic()
         done = sum(self._done.values())

@@ -279,10 +279,19 @@ def settings(*overrides: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "override",
-    ["seeds=[1,2,3,4]", "parallel_runs=1", "~arms.dyck", "+arms.new={source: 'copy://'}", "arms.dyck.label=D"],
+    [
+        *("seeds=[1,2,3,4]", "parallel_runs=1", "runs_per_device=2", "~arms.dyck", "+arms.new={source: 'copy://'}"),
+        "arms.dyck.label=D",
+    ],
 )
 def test_a_study_may_grow(override: str) -> None:
     check_changes(settings(), settings(override))
+
+
+def test_a_study_of_a_version_without_a_setting_goes_on() -> None:
+    before = settings()
+    del before["runs_per_device"]
+    check_changes(before, settings("runs_per_device=2"))
 
 
 @pytest.mark.parametrize(
@@ -320,3 +329,4 @@ class Silence:
     def start(self, name: str, total: int) -> None: ...
     def update(self, name: str, done: int) -> None: ...
     def finish(self, name: str, message: str) -> None: ...
+    def note(self, message: str) -> None: ...

@@ -6,7 +6,7 @@ from typing import Any, Final
 from nca_plugin.errors import NCAPluginError
 
 #: What may change: it has no effect on a run that is there.
-_FREE: Final = ("output", "seeds", "parallel_runs", "baseline", "equal_compute")
+_FREE: Final = ("output", "seeds", "parallel_runs", "runs_per_device", "baseline", "equal_compute")
 _FREE_IN_PARTS: Final = ("label", "paper")
 #: Parts that may be added and left out by name.
 _NAMED: Final = ("arms", "domains", "tasks")

@@ -202,10 +202,15 @@ class StudyConfig:
     """Whether the baseline is also trained for longer, by the compute that an arm's stage 1 takes."""
 
     parallel_runs: int = 1
-    """Runs at the same time on this machine; each gets an equal share of the cores, and devices of its own."""
+    """Most runs at the same time on this machine; each gets an equal share of the cores. With CUDA there are no more of
+    them than fit on the devices: devices * `runs_per_device` // `devices_per_run`."""
 
     devices_per_run: int = 1
     """Ranks of a run."""
+
+    runs_per_device: int = 1
+    """Most runs at the same time on a CUDA device of this machine, whose memory has to hold them; above 1 for runs of
+    one rank only."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Needs:
     Attributes:
         parts: its runs by kind.
         parameters: of its largest model; None where Megatron does not tell.
-        final_bytes, peak_bytes: of checkpoints, at the end and while runs are under way; None likewise.
+        final_bytes: of checkpoints at the end; None likewise.
+        peak_bytes: of checkpoints while runs are under way, on a machine where nothing but `parallel_runs` limits how
+            many there are at a time, or as jobs of a launcher, which may all run at the same time; None likewise.
         text_tokens: of each text that is trained on or held out, by its name.
     """
 
@@ -106,7 +108,10 @@ def needs(study: Study) -> Needs:
         one = compute.parameters * _BYTES_PER_PARAMETER
         templates = {run.start.origin.folder for run in language.values() if run.start is not None} - stage1.keys()
         final = one * (len(stage1) + len(language) + len(templates))
-        peak = final + one * _SAVES_UNDER_WAY * config.parallel_runs
+        at_a_time = config.parallel_runs
+        if study.launcher:
+            at_a_time = max(len(stage1), len(language), len(tuned), len(plan.sweep()))
+        peak = final + one * _SAVES_UNDER_WAY * at_a_time
     texts = {
         domain: max(run.iterations for key, run in language.items() if key.domain == domain) * batch
         + validation_tokens(config)

@@ -109,9 +109,14 @@ def _check(study: StudyConfig) -> None:
         for name in ("global-batch-size", "micro-batch-size", "seq-length"):
             if type(arguments.get(name)) is not int or arguments[name] < 1:
                 raise NCAPluginError(f"{section}.{name} is missing, or no whole number of 1 or more")
-    for name in ("parallel_runs", "devices_per_run"):
+    for name in ("parallel_runs", "devices_per_run", "runs_per_device"):
         if getattr(study, name) < 1:
             raise NCAPluginError(f"{name} must be at least 1")
+    if study.runs_per_device > 1 and study.devices_per_run > 1:
+        raise NCAPluginError(
+            f"runs_per_device {study.runs_per_device}: must be 1 where devices_per_run is {study.devices_per_run}: "
+            "a rank that waits for others of its run would hold up the other run on its device"
+        )
     for name in ("stage1", "language"):
         if getattr(study, name).evaluations < 1:
             raise NCAPluginError(f"{name}.evaluations must be at least 1")

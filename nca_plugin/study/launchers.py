@@ -1,15 +1,15 @@
 """Runs of a study side by side: on this machine, or as jobs of a Hydra launcher such as submitit's for SLURM."""
 
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Final, Protocol
 
-from nca_plugin.errors import NCAPluginError
 from nca_plugin.study.config import Study
+from nca_plugin.study.devices import cuda_devices, device_groups, fewer_runs_note
 from nca_plugin.study.hydra_jobs import run_as_jobs
 from nca_plugin.study.plan import Run
 from nca_plugin.study.runs import Place, execute, read_result, updates_done
@@ -33,67 +33,69 @@ class Progress(Protocol):
     def finish(self, name: str, message: str) -> None:
         """End a task."""
 
-
-def run_all(runs: Sequence[Run], study: Study, progress: Progress) -> None:
-    """Do what is not complete of some runs, none of which needs another. A failure, or an interrupt, stops those on
-    this machine; jobs of a launcher go on.
-
-    Raises:
-        NCAPluginError: a run failed, or cannot be started as the study says.
-    """
-    unique = {run.folder: run for run in runs}
-    assert all(run.identity == unique[run.folder].identity for run in runs), "runs that differ share a folder"
-    missing = [run for run in unique.values() if read_result(run) is None]
-    if not missing:
-        return
-    with _watched(missing, progress):
-        if study.launcher:
-            config = study.config
-            run_as_jobs(missing, study.launcher, config.devices_per_run, study.output / "jobs")
-        else:
-            _run_here(missing, study)
+    def note(self, message: str) -> None:
+        """Say in one line what is no task's."""
 
 
-def _run_here(runs: Sequence[Run], study: Study) -> None:
-    config = study.config
-    slots: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
-    for devices in _device_groups(config.parallel_runs, config.devices_per_run):
-        slots.put(devices)
-    threads = max(1, num_cores() // (config.parallel_runs * config.devices_per_run))
-    stop = threading.Event()
+class Runner:
+    """Does the runs of a study."""
 
-    def one(run: Run) -> None:
-        devices = slots.get()
-        try:
-            execute(run, Place(config.devices_per_run, threads, devices, stop))
-        finally:
+    def __init__(self, study: Study, progress: Progress) -> None:
+        self._study = study
+        self._progress = progress
+
+    def run_all(self, runs: Sequence[Run]) -> None:
+        """Do what is not complete of some runs, none of which needs another. A failure, or an interrupt, stops those
+        on this machine; jobs of a launcher go on.
+
+        Raises:
+            NCAPluginError: a run failed, or cannot be started as the study says.
+        """
+        unique = {run.folder: run for run in runs}
+        assert all(run.identity == unique[run.folder].identity for run in runs), "runs that differ share a folder"
+        missing = [run for run in unique.values() if read_result(run) is None]
+        if not missing:
+            return
+        with _watched(missing, self._progress):
+            if self._study.launcher:
+                ranks = self._study.config.devices_per_run
+                run_as_jobs(missing, self._study.launcher, ranks, self._study.output / "jobs")
+            else:
+                self._run_here(missing)
+
+    @cached_property
+    def _groups(self) -> list[Sequence[str] | None]:
+        """The devices of each run that is done at the same time on this machine."""
+        config, devices = self._study.config, cuda_devices()
+        groups = device_groups(devices, config)
+        if len(groups) < config.parallel_runs:
+            self._progress.note(fewer_runs_note(len(devices), len(groups), config))
+        return groups
+
+    def _run_here(self, runs: Sequence[Run]) -> None:
+        ranks = self._study.config.devices_per_run
+        threads = max(1, num_cores() // (len(self._groups) * ranks))
+        slots: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
+        for devices in self._groups:
             slots.put(devices)
+        stop = threading.Event()
 
-    with ThreadPoolExecutor(config.parallel_runs) as pool:
-        futures = [pool.submit(one, run) for run in runs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        def one(run: Run) -> None:
+            devices = slots.get()
+            try:
+                execute(run, Place(ranks, threads, devices, stop))
+            finally:
+                slots.put(devices)
 
-
-def _device_groups(parallel_runs: int, devices_per_run: int) -> list[Sequence[str] | None]:
-    """Return the devices of each run that is done at the same time; None where there are no CUDA devices."""
-    # Only here, because importing torch takes seconds.
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        return [None] * parallel_runs
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
-    if parallel_runs * devices_per_run > count:
-        raise NCAPluginError(
-            f"parallel_runs {parallel_runs} times devices_per_run {devices_per_run}: this machine has {count} devices"
-        )
-    return [names[i * devices_per_run : (i + 1) * devices_per_run] for i in range(parallel_runs)]
+        with ThreadPoolExecutor(len(self._groups)) as pool:
+            futures = [pool.submit(one, run) for run in runs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from nca_plugin.prepare import input_bytes, vocab_size
 from nca_plugin.study.changes import check_changes
 from nca_plugin.study.config import CorpusConfig, Study, StudyConfig, tokens_per_update, validation_tokens
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
-from nca_plugin.study.launchers import Progress, run_all
+from nca_plugin.study.launchers import Progress, Runner
 from nca_plugin.study.plan import (
     Arguments,
     LanguageKey,
@@ -95,6 +95,7 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
         NCAPluginError: a folder that holds something else, or a study that is not this one; settings that Megatron does
             not take; texts that are too short; a run that failed.
     """
+    runner = Runner(study, progress)
     with _claimed(study):
         _check_tasks(study.config)
         compute = checked(study, is_run=True)
@@ -104,19 +105,19 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
         swept = plan.sweep()
         progress.expect(_missing_updates(all_runs(plan, compute, _any(study.config))))
         shape = plan.template(study.config.arms[study.config.baseline], _any(study.config)[next(iter(plan.corpora))])
-        run_all([shape], study, progress)
+        runner.run_all([shape])
         _check_transitions(plan, shape)
         if study.config.tasks:
             with in_context("tasks"):
                 check_llama(shape.checkpoint)
-        run_all([run.start.origin for run in swept.values() if run.start is not None], study, progress)
-        run_all(list(swept.values()), study, progress)
+        runner.run_all([run.start.origin for run in swept.values() if run.start is not None])
+        runner.run_all(list(swept.values()))
         best = _best(study.config, _with_results(swept))
         progress.expect(_missing_updates(all_runs(plan, compute, best)))
         stage1, language, tasks = stage1_runs(plan, best), language_runs(plan, best, compute), task_runs(plan, best)
-        run_all([run.start.origin for run in language.values() if run.start is not None], study, progress)
-        run_all(list(language.values()), study, progress)
-        run_all(list(tasks.values()), study, progress)
+        runner.run_all([run.start.origin for run in language.values() if run.start is not None])
+        runner.run_all(list(language.values()))
+        runner.run_all(list(tasks.values()))
         return StudyResult(
             plan,
             compute,
