@@ -129,9 +129,9 @@ def _do(
 
 def import_megatron() -> None:
     """Do once, before the fork, what every rank, and some of it every job, would spend seconds on."""
-    from nca_plugin.megatron import cpu
+    from nca_plugin.megatron import device
 
-    cpu.enable()
+    device.prepare()
     import argparse
     import copy
 

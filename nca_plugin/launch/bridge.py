@@ -31,6 +31,7 @@ from nca_plugin.launch.process import (
     print_rank_0,
     use_shipped_dataset_helper,
 )
+from nca_plugin.megatron import device
 from nca_plugin.sources.section import data_path
 
 
@@ -80,13 +81,10 @@ def launch(options: Options) -> None:
     settings = read_settings(options)
     become_only_rank_without_torchrun()
     # After what needs no Megatron is known to be right: importing it takes seconds.
-    from nca_plugin.megatron import cpu
-
-    is_cpu_mode = cpu.is_needed()
+    is_cpu_mode = device.prepare()
     if is_cpu_mode:
         from nca_plugin.nemo import cpu as bridge_cpu
 
-        cpu.enable()
         stand_ins = bridge_cpu.add_stand_ins()
         print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")
     use_shipped_dataset_helper()

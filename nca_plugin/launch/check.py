@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import NCAPluginError, one_line, require
 from nca_plugin.launch.process import PARENT, die_with_torchrun
+from nca_plugin.megatron import device
 
 #: What the rows of an embedding follow from: arguments of Megatron-LM, and fields of a transition.
 SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
@@ -61,6 +62,7 @@ def check_argument_sets(runs: Sequence[ArgumentSet], world_size: int) -> list[di
 
 
 def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, Any]]:
+    require("torch", "megatron")
     command = [sys.executable, "-m", "nca_plugin.launch.check"]
     done = subprocess.run(command, input=json.dumps(runs), capture_output=True, text=True, env=environment)
     try:
@@ -73,32 +75,27 @@ def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[di
 
 def main(runs: list[dict[str, Any]]) -> None:
     """Check the arguments of runs, each in a process of its own: Megatron parses arguments once in a process."""
-    from nca_plugin.megatron import cpu
-
-    extra: tuple[str, ...] = ()
-    if cpu.is_needed():
-        cpu.enable()
-        extra = cpu.CPU_ARGUMENTS
     # Before the first fork, because it takes seconds.
+    is_cpu_mode = device.prepare()
     import megatron.training.training  # noqa: F401
     import torch
 
     import nca_plugin.megatron.dataset_provider  # noqa: F401
 
-    if not extra and len(runs) > 1 and torch.cuda.is_initialized():
+    if not is_cpu_mode and len(runs) > 1 and torch.cuda.is_initialized():
         # Transformer Engine's import may have done it, and CUDA does not work after a fork.
         outcomes = [_checked([run], dict(os.environ))[0] for run in runs]
     elif len(runs) == 1:
-        outcomes = [_outcome(runs[0], extra)]
+        outcomes = [_outcome(runs[0])]
     else:
-        outcomes = [_in_a_process(run, extra) for run in runs]
+        outcomes = [_in_a_process(run) for run in runs]
     print(json.dumps(outcomes))
 
 
-def _outcome(run: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+def _outcome(run: dict[str, Any]) -> dict[str, Any]:
     """Return what follows from the arguments of a run, or the `error`."""
     try:
-        return _sizes(run, extra)
+        return _sizes(run)
     except NCAPluginError as error:
         return {"error": str(error)}
     # Megatron asserts, and ends the process.
@@ -106,10 +103,10 @@ def _outcome(run: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
         return {"error": one_line(error) or type(error).__name__}
 
 
-def _in_a_process(run: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+def _in_a_process(run: dict[str, Any]) -> dict[str, Any]:
     reader, writer = os.pipe()
     if os.fork() == 0:
-        os.write(writer, json.dumps(_outcome(run, extra)).encode())
+        os.write(writer, json.dumps(_outcome(run)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
@@ -118,15 +115,14 @@ def _in_a_process(run: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]
     return json.loads(content or b'{"error": "its process ended without a word"}')
 
 
-def _sizes(run: dict[str, Any], extra: tuple[str, ...]) -> dict[str, Any]:
+def _sizes(run: dict[str, Any]) -> dict[str, Any]:
     from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
     from megatron.training.training import num_floating_point_operations
 
     from nca_plugin.launch.configuration import key_of
     from nca_plugin.launch.megatron import check_frozen_layers, parsed
 
-    options = [*run["options"], *extra]
-    args = parsed(options, key_of if run["is_hydra"] else str, run["unset"], is_run=False)
+    args = parsed(run["options"], key_of if run["is_hydra"] else str, run["unset"], is_run=False)
     if args.ckpt_format not in ("torch_dist", "torch"):
         raise NCAPluginError(f"--ckpt-format {args.ckpt_format}: a transition reads torch_dist and torch only")
     check_frozen_layers(args, run["freeze"])

@@ -24,7 +24,9 @@ from nca_plugin.launch.process import (
     print_rank_0,
     use_shipped_dataset_helper,
 )
+from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
+from nca_plugin.megatron.kernels import OPTION, added_arguments, installed
 
 #: As in Megatron-LM's pretrain_gpt.py.
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -111,18 +113,13 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
     arguments = resolve_epochs(resolve_data_source(arguments))
     check_training_loop()
     become_only_rank_without_torchrun()
-    # After the arguments are known to be right: importing torch takes seconds.
-    from nca_plugin.megatron import cpu
+    # After the arguments are known to be right: it takes seconds.
+    if device.prepare():
+        from nca_plugin.megatron.cpu import CPU_ARGUMENTS
 
-    if cpu.is_needed():
         if is_announced:
-            print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(cpu.CPU_ARGUMENTS)}")
-        cpu.enable()
-        arguments = [*arguments, *cpu.CPU_ARGUMENTS]
-    else:
-        from nca_plugin.megatron import plain_torch
-
-        plain_torch.complete()
+            print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(CPU_ARGUMENTS)}")
+        arguments = [*arguments, *CPU_ARGUMENTS]
     sys.argv[1:] = arguments
     use_shipped_dataset_helper()
 
@@ -130,11 +127,12 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
 def complete_parser(
     parser: ArgumentParser, spelling: Callable[[str], str], unset: Collection[str] = ()
 ) -> ArgumentParser:
-    """Add our arguments to Megatron's, and refuse what is neither: Megatron would answer with its usage, a thousand
-    lines of it. `spelling` and `unset` are those of `launch`.
+    """Add our arguments to Megatron's, refuse what is neither, for which Megatron would answer with its usage of a
+    thousand lines, and fit those of this process to its device. `spelling` and `unset` are those of `launch`.
 
     Raises:
-        NCAPluginError: an unknown option; the parser returned raises it for any other mistake.
+        NCAPluginError: an unknown option, or what a run on this device lacks; the parser returned raises it for any
+            other mistake.
     """
     parser = add_arguments(parser)
     known = parser._option_string_actions
@@ -147,7 +145,23 @@ def complete_parser(
         raise NCAPluginError(message)
 
     parser.error = error  # type: ignore[method-assign]
+    _fit_to_device(parser)
     return parser
+
+
+def _fit_to_device(parser: ArgumentParser) -> None:
+    """Add to the arguments of this process, and to its environment, what Megatron needs on its device."""
+    args, _ = parser.parse_known_args()
+    if args.yaml_cfg is not None:
+        # The arguments are in that file.
+        return
+    added = added_arguments(args, installed())
+    if added:
+        sys.argv += added
+        print_rank_0(f"nca-plugin: {OPTION} adds {' '.join(added)}")
+    variable = device.limit_connections(args)
+    if variable is not None:
+        print_rank_0(f"nca-plugin: {variable}, which Megatron insists on for this parallelism, is set")
 
 
 def check_frozen_layers(args: Namespace, selectors: list[str]) -> None:

@@ -17,6 +17,7 @@ from nca_plugin.launch.process import (
     lost_worker_errors,
     print_rank_0,
 )
+from nca_plugin.megatron import device
 
 
 def main() -> None:
@@ -25,15 +26,12 @@ def main() -> None:
     with one_line_errors(of_every_rank=False):
         if find_spec("nemo") is None or find_spec("nemo_run") is None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
-    from nca_plugin.megatron import cpu
+    from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
 
-    is_cpu_mode = cpu.is_needed()
+    with without_cuda_compiler():
+        is_cpu_mode = device.prepare()
     if is_cpu_mode:
-        from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
-
         print_rank_0("nca-plugin: no CUDA device: CPU mode")
-        with without_cuda_compiler():
-            cpu.enable()
     _wrap_run(is_cpu_mode=is_cpu_mode)
     _start()
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.examples import read_examples
+from nca_plugin.megatron import kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--allow-other-data",
         action="store_true",
         help="resume a checkpoint with other data than it was trained on",
+    )
+    group.add_argument(
+        kernels.OPTION,
+        action="store_true",
+        help="on CUDA: add the arguments that the run needs where Transformer Engine or NVIDIA's Apex is missing",
     )
     _repair_help(parser)
     return parser
@@ -105,6 +111,8 @@ def resolve_data_source(argv: list[str]) -> list[str]:
         rest += ["--freeze-list", ours.freeze_list]
     if ours.allow_other_data:
         rest.append("--allow-other-data")
+    if ours.local_kernels:
+        rest.append(kernels.OPTION)
     if ours.sft_epochs is not None:
         rest += ["--sft-epochs", ours.sft_epochs]
     return with_data_path(rest, [source.uri])

@@ -4,8 +4,9 @@ Megatron asks for CUDA in many places: devices, streams, events, memory figures,
 answers each of them on the CPU, so that the loop, its parallelism and its checkpoints are the real ones, with gloo
 underneath. It is for laptops, tests and small studies.
 
-The price: it changes `torch.cuda` for the whole process, so it is switched on only by a launcher, before Megatron is
-imported, and never where CUDA is there. Nothing else in the package knows about it.
+The price: it changes `torch.cuda` for the whole process, so it is switched on for launchers only, by
+`nca_plugin.megatron.device`, before Megatron is imported, and never where CUDA is there. Nothing else in the package
+knows about it.
 """
 
 import collections
@@ -56,10 +57,6 @@ def enable() -> None:
     _force_gloo()
     _give_loaders_a_generator()
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
-    # Imports Megatron, so it comes last.
-    from nca_plugin.megatron import plain_torch
-
-    plain_torch.complete()
 
 
 def _give_loaders_a_generator() -> None:

@@ -1,5 +1,5 @@
-"""What the plain PyTorch parts of Megatron lack, which it falls back to without Transformer Engine and Apex: on a GPU as in
-CPU mode."""
+"""What the plain PyTorch parts of Megatron lack, which it falls back to without Transformer Engine and Apex, be it on a
+GPU or in CPU mode."""
 
 import copy
 import functools

@@ -27,11 +27,10 @@ def hub_cache() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def configure(hub_cache: Path) -> Callable[..., Any]:
     """What the launcher does before it trains, in this process: from a command line to a `ConfigContainer`."""
-    from nca_plugin.megatron import cpu
+    from nca_plugin.megatron import device
     from nca_plugin.nemo import cpu as bridge_cpu
 
-    if cpu.is_needed():
-        cpu.enable()
+    if device.prepare():
         bridge_cpu.add_stand_ins()
     from nca_plugin.launch import bridge
 

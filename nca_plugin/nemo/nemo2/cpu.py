@@ -14,10 +14,14 @@ from nca_plugin.nemo.cpu import apply_settings
 
 @contextlib.contextmanager
 def without_cuda_compiler() -> Iterator[None]:
-    """Keep Megatron from compiling an allocator for CUDA while it is imported, which it can do without.
+    """Where there is no CUDA device, keep Megatron from compiling an allocator for one while it is imported, which it
+    can do without.
 
     megatron-core 0.15 does so wherever there is a CUDA toolkit, and ends with a traceback if there is no device.
     """
+    if torch.cuda.is_available():
+        yield
+        return
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError("there is no CUDA device to compile for")
