@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from nca_plugin import cli_tasks
 from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.checkpoint.plan import PRESETS
-from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.errors import NCAPluginError, one_line_errors, require
 from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, short, stages
 
 _SELECTORS = ", ".join(SELECTORS)
@@ -79,9 +79,10 @@ def prepare(
     split: _Split = "train",
 ) -> None:
     """Turn text into Megatron's .bin and .idx."""
-    from nca_plugin.prepare import Corpus, input_bytes
+    from nca_plugin.prepare import BYTES, Corpus, input_bytes
     from nca_plugin.prepare import prepare as prepare_corpus
 
+    require("torch", "megatron", *(() if tokenizer == BYTES else ("transformers",)))
     corpus = Corpus(
         inputs=tuple(inputs),
         tokenizer=tokenizer,
@@ -265,6 +266,7 @@ def export(
     from nca_plugin.checkpoint.from_huggingface import import_hf
     from nca_plugin.checkpoint.to_huggingface import export_hf
 
+    require("transformers")
     if (to, from_) not in (("hf", None), (None, "hf")):
         raise NCAPluginError("say which way: --to hf, or --from hf; there is no other format")
     of_export = {"tokenizer": tokenizer, "vocab_size": vocab_size}
@@ -310,6 +312,7 @@ def study(
     """Train from several starts on the same text and compare. Interrupted, the same command continues."""
     from nca_plugin.study.file import load_study
 
+    require("torch", "megatron", "matplotlib", "scipy")
     loaded = load_study(config, overrides or [])
     console = Console()
     if not console.is_terminal:
@@ -468,6 +471,7 @@ def inspect(
     from nca_plugin.inspection.report import inspect as inspect_source
     from nca_plugin.sources import parse
 
+    require("matplotlib")
     with stages() as start_stage:
         page, *_ = inspect_source(
             parse(uri), out or default_folder(uri), count=count, seq_length=seq_length, start_stage=start_stage

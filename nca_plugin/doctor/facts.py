@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from nca_plugin import deflate
 from nca_plugin.doctor.imports import Outcome, import_in_process
-from nca_plugin.doctor.versions import MEGATRON_CORE_OF_NEMO, NEMO, REQUIRED, is_within
+from nca_plugin.doctor.versions import EXTRAS, MEGATRON_CORE, MEGATRON_CORE_OF_NEMO, NEMO, REQUIRED, is_within
+from nca_plugin.megatron.kernels import GRADIENT_EXTENSION, SOFTMAX_EXTENSION, Kernels
 
 #: Packages that Megatron uses where they are there, and that nca-plugin does not require.
 OPTIONAL: Final = ("transformer-engine", "apex", "nvidia-resiliency-ext")
@@ -48,6 +49,9 @@ class Facts:
 
     is_nvidia_apex: bool = True
     """Whether the package named apex, if there is one, has what Megatron takes from NVIDIA's."""
+
+    missing_extensions: Sequence[str] = ()
+    """Modules that NVIDIA's Apex, if it is there, was built without."""
 
     has_nemo_entry_point: bool = True
     """Whether NeMo-Run's command line finds nca-plugin."""
@@ -99,13 +103,24 @@ class Facts:
     @property
     def has_megatron(self) -> bool:
         """Whether there is a release of Megatron that the launchers take."""
-        return is_within(self.versions.get("megatron-core", ""), REQUIRED["megatron-core"])
+        return is_within(self.versions.get("megatron-core", ""), MEGATRON_CORE)
 
     @property
     def has_nemo(self) -> bool:
         """Whether there is NeMo 2 with the release of Megatron that it takes, which is not the launchers'."""
         core = self.versions.get("megatron-core", "")
         return is_within(self.versions.get("nemo-toolkit", ""), NEMO) and is_within(core, MEGATRON_CORE_OF_NEMO)
+
+    @property
+    def kernels(self) -> Kernels:
+        """What Megatron finds of Transformer Engine and Apex."""
+        has_apex = "apex" in self.versions and self.is_nvidia_apex and self.error("apex") is None
+        return Kernels(
+            has_transformer_engine="transformer-engine" in self.versions and self.error("transformer-engine") is None,
+            has_apex=has_apex,
+            has_gradient_extension=has_apex and GRADIENT_EXTENSION not in self.missing_extensions,
+            has_softmax_extension=has_apex and SOFTMAX_EXTENSION not in self.missing_extensions,
+        )
 
     def pip(self, command: str) -> str:
         """Return a command of this interpreter's pip."""
@@ -126,7 +141,9 @@ class Facts:
 def gather() -> Facts:
     """Look at this machine, which takes as long as the slowest import."""
     versions = _versions()
-    chains = ["megatron" if Facts(versions).has_megatron else "torch", "generator"]
+    chains = ["generator"]
+    if "torch" in versions:
+        chains.append("megatron" if Facts(versions).has_megatron else "torch")
     chains += [name for name in ("megatron-bridge", *OPTIONAL) if name in versions]
     with ThreadPoolExecutor(len(chains)) as pool:
         outcomes = [*pool.map(lambda chain: import_in_process(chain, _TIMEOUT), chains)]
@@ -136,6 +153,7 @@ def gather() -> Facts:
         outcomes={name: outcome for steps in outcomes for name, outcome in steps.items()},
         interpreter=_interpreter(),
         is_nvidia_apex=_is_nvidia_apex(),
+        missing_extensions=[name for name in (GRADIENT_EXTENSION, SOFTMAX_EXTENSION) if find_spec(name) is None],
         has_nemo_entry_point=any(
             point.value.startswith("nca_plugin") for point in metadata.entry_points(group="nemo_run.cli")
         ),
@@ -155,7 +173,7 @@ def gather() -> Facts:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in (*REQUIRED, *_STACKS, *OPTIONAL):
+    for name in (*REQUIRED, *(name for extra in EXTRAS.values() for name in extra), *_STACKS, *OPTIONAL):
         # What an interrupted installation left may be without a version.
         with suppress(metadata.PackageNotFoundError, KeyError):
             versions[name] = metadata.version(name) or "unknown"

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from nca_plugin.megatron import device
+
 # Before what a process says of a step, since an import may print too.
 _MARK: Final = "nca-plugin-doctor: "
 
@@ -79,11 +81,8 @@ def _torch() -> dict[str, Any]:
 
 
 def _megatron_core() -> dict[str, Any]:
-    from nca_plugin.megatron import cpu
-
     # As a launcher: it comes before anything of Megatron.
-    if cpu.is_needed():
-        cpu.enable()
+    device.prepare()
     import_module("megatron.core")
     return {}
 
@@ -116,13 +115,10 @@ def _hydra_launcher() -> dict[str, Any]:
 
 
 def _bridge_launcher() -> dict[str, Any]:
-    from nca_plugin.megatron import cpu
-
     stand_ins = []
-    if cpu.is_needed():
+    if device.prepare():
         from nca_plugin.nemo import cpu as bridge_cpu
 
-        cpu.enable()
         stand_ins = bridge_cpu.add_stand_ins()
     for module in ("gpt_step", "pretrain"):
         import_module(f"megatron.bridge.training.{module}")

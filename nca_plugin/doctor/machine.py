@@ -93,6 +93,8 @@ def check_open_files(facts: Facts) -> Check | None:
 
 def check_torchrun(facts: Facts) -> Check:
     """Whether `torchrun` starts this interpreter."""
+    if "torch" not in facts.versions:
+        return Check("torchrun", "absent", Verdict.ABSENT, "comes with torch")
     if facts.torchrun is None:
         found, detail = "not on PATH", ""
     elif facts.is_own_torchrun:

@@ -9,18 +9,25 @@ from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
 from nca_plugin.doctor.versions import (
     BRIDGE,
+    EXTRAS,
+    MEGATRON_CORE,
     MEGATRON_CORE_OF_NEMO,
     NEMO,
-    OF_NEMO,
     PYTHON,
     PYTHON_OF_BRIDGE,
     REQUIRED,
     RESILIENCY,
+    TESTED_UP_TO,
+    TORCH,
     is_within,
 )
+from nca_plugin.megatron.kernels import HYDRA_OVERRIDE, OPTION, Kernels, described_needs
 
+_NO_TRANSFORMER_ENGINE: Final = Kernels(has_transformer_engine=False)
 # Packages with a line of their own.
 _SHOWN: Final = ("torch", "megatron-core", "numpy", "numba")
+#: How to get what is to be trained with, where nothing is.
+_FOR_TRAINING: Final = "no run can be started here: pip install 'nca-plugin[megatron]' brings it"
 
 
 def check_python(version: str) -> Check:
@@ -44,23 +51,22 @@ def check_plugin(facts: Facts) -> Check:
 
 
 def check_torch(facts: Facts) -> Check:
-    """Whether torch is there and can be imported."""
-    check, error = _required(facts, "torch"), facts.error("torch")
-    if check.verdict is Verdict.BROKEN or error is None:
+    """Whether a torch that is there can be imported."""
+    check, error = _of_the_environment(facts, "torch", TORCH), facts.error("torch")
+    if error is None:
         return check
     return Check("torch", check.found, Verdict.BROKEN, error, facts.show("import torch"))
 
 
 def check_megatron_core(facts: Facts) -> Check:
-    """Whether Megatron is there, in a release that something here takes, and can be imported."""
-    check, error = _required(facts, "megatron-core"), facts.error("megatron-core")
-    if check.verdict is Verdict.WARN:
-        if facts.has_nemo:
-            return Check("megatron-core", check.found, detail="NeMo 2's")
-        if is_within(facts.versions.get("nemo-toolkit", ""), NEMO):
-            detail, fix = f"NeMo 2 needs {MEGATRON_CORE_OF_NEMO}", f"install 'megatron-core{MEGATRON_CORE_OF_NEMO}'"
-            return Check("megatron-core", check.found, Verdict.BROKEN, detail, facts.pip(fix))
-        return Check("megatron-core", check.found, Verdict.BROKEN, f"needs {REQUIRED['megatron-core']}", check.fix)
+    """Whether a Megatron that is there is a release that something here takes, and can be imported."""
+    name = "megatron-core"
+    check, error = _of_the_environment(facts, name, MEGATRON_CORE), facts.error(name)
+    if facts.has_nemo:
+        return Check(name, check.found, detail="NeMo 2's")
+    if name in facts.versions and is_within(facts.versions.get("nemo-toolkit", ""), NEMO) and not facts.has_megatron:
+        detail, fix = f"NeMo 2 needs {MEGATRON_CORE_OF_NEMO}", f"install 'megatron-core{MEGATRON_CORE_OF_NEMO}'"
+        return Check(name, check.found, Verdict.BROKEN, detail, facts.pip(fix))
     if error is None:
         return check
     causes = (check_transformer_engine(facts), check_apex(facts), check_resiliency(facts))
@@ -109,8 +115,9 @@ def check_transformer_engine(facts: Facts) -> Check:
     if version is None:
         if not facts.devices:
             return _absent(name)
-        fix = facts.pip(f"install --no-build-isolation '{extras}'")
-        return Check(name, "absent", Verdict.WARN, "a run without it needs --transformer-impl=local", fix)
+        install = facts.pip(f"install --no-build-isolation '{extras}'")
+        fix = f"{install} (or start runs with {OPTION}, in Hydra {HYDRA_OVERRIDE})"
+        return Check(name, "absent", Verdict.WARN, f"needs {OPTION}: {described_needs(_NO_TRANSFORMER_ENGINE)}", fix)
     error = facts.error(name)
     if error is None:
         return Check(name, version)
@@ -127,12 +134,14 @@ def check_apex(facts: Facts) -> Check:
     if version is None:
         if not facts.devices:
             return _absent(name)
-        flags = "--no-gradient-accumulation-fusion --no-persist-layer-norm"
-        return Check(name, "absent", Verdict.ABSENT, f"a run without NVIDIA's needs {flags}")
+        return Check(name, "absent", Verdict.ABSENT, _needs_of_apex(facts))
     verdict, error = _verdict_of_import(facts, name), facts.error(name)
     if facts.is_nvidia_apex:
-        fix = "" if error is None else facts.show("import apex")
-        return Check(name, version, verdict if error else Verdict.OK, error or "NVIDIA's", fix)
+        if error is not None:
+            return Check(name, version, verdict, error, facts.show("import apex"))
+        if facts.devices and (needs := _needs_of_apex(facts)):
+            return Check(name, version, Verdict.WARN, f"built without extensions, {needs}")
+        return Check(name, version, detail="NVIDIA's")
     # Megatron asks no more than whether it can be imported, and then builds layers that it does not have.
     consequence = (
         "cannot be imported, so Megatron does without" if verdict is Verdict.WARN else "models cannot be built"
@@ -185,26 +194,54 @@ def check_others(facts: Facts) -> Check:
     missing = [other for other in others if other not in there]
     if missing:
         return Check(name, found, Verdict.BROKEN, f"missing: {', '.join(missing)}", facts.install(*missing))
-    # NeMo 2 brings versions of its own.
-    untested = [
-        other for other in there if not facts.has_nemo and not is_within(facts.versions[other], REQUIRED[other])
-    ]
-    if untested:
-        detail = ", ".join(f"{other} {facts.versions[other]} (tested with {REQUIRED[other]})" for other in untested)
-        return Check(name, found, Verdict.WARN, detail, facts.install(*untested))
+    old = [other for other in there if not is_within(facts.versions[other], REQUIRED[other])]
+    if old:
+        detail = ", ".join(f"{other} {facts.versions[other]} (needs {REQUIRED[other]})" for other in old)
+        return Check(name, found, Verdict.WARN, detail, facts.install(*old))
     return Check(name, found)
+
+
+def check_extras(facts: Facts) -> Check:
+    """Whether what only some commands need is there."""
+    missing = [
+        f"{extra} ({', '.join(lacking)})"
+        for extra, packages in EXTRAS.items()
+        if (lacking := [name for name in packages if name not in facts.versions and name not in _SHOWN])
+    ]
+    found = f"{len(EXTRAS) - len(missing)} of {len(EXTRAS)}"
+    if not missing:
+        return Check("extras", found)
+    return Check("extras", found, Verdict.ABSENT, f"pip install 'nca-plugin[NAME]' brings {', '.join(missing)}")
+
+
+def _of_the_environment(facts: Facts, name: str, ranges: str) -> Check:
+    """Check a package that an environment that trains brings itself, and that is never replaced."""
+    version = facts.versions.get(name)
+    if version is None:
+        return Check(name, "absent", Verdict.ABSENT, _FOR_TRAINING)
+    if not is_within(version, ranges):
+        detail = f"tests ran with {ranges}: docs/environments.md says what works here"
+        return Check(name, version, Verdict.WARN, detail)
+    newest = TESTED_UP_TO[name]
+    if not is_within(version, f"=={newest}.*") and is_within(version, f">={newest}"):
+        return Check(name, version, Verdict.WARN, f"newer than the tests, which ran up to {newest}")
+    return Check(name, version, detail=f"tested from {ranges.removeprefix('>=')} to {newest}")
 
 
 def _required(facts: Facts, name: str) -> Check:
     version = facts.versions.get(name)
     if version is None:
         return Check(name, "missing", Verdict.BROKEN, f"needs {REQUIRED[name]}", facts.install(name))
-    # The check of megatron-core tells itself which of the two it is.
-    is_of_nemo = facts.has_nemo and name != "megatron-core"
-    ranges = OF_NEMO.get(name, REQUIRED[name]) if is_of_nemo else REQUIRED[name]
-    if not is_within(version, ranges):
-        return Check(name, version, Verdict.WARN, f"tested with {ranges}", facts.install(name))
-    return Check(name, version, detail=f"supported: {ranges}")
+    if not is_within(version, REQUIRED[name]):
+        return Check(name, version, Verdict.WARN, f"needs {REQUIRED[name]}", facts.install(name))
+    return Check(name, version, detail=f"supported: {REQUIRED[name]}")
+
+
+def _needs_of_apex(facts: Facts) -> str:
+    """Return what runs on CUDA need for want of Apex, beside what they need for want of Transformer Engine; empty if it
+    is nothing."""
+    needs = described_needs(facts.kernels, _NO_TRANSFORMER_ENGINE)
+    return needs and f"needs {OPTION}: {needs}"
 
 
 def _absent(name: str, supported: str = "optional") -> Check:

@@ -50,6 +50,7 @@ def examine(facts: Facts) -> Sections:
             packages.check_numpy(facts),
             packages.check_numba(facts),
             packages.check_others(facts),
+            packages.check_extras(facts),
         ],
         "machine": [
             machine.check_device(facts),

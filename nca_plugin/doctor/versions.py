@@ -1,4 +1,4 @@
-"""The versions that nca-plugin supports; the one place, beside setup.cfg, that says so."""
+"""The versions that nca-plugin needs and those that it was tested with; setup.cfg repeats the floors."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ from typing import Final
 
 PYTHON: Final = ">=3.12"
 
-#: By name on the package index, as setup.cfg's install_requires has them, but for what `OF_NEMO` names.
+#: What every command needs, by name on the package index: setup.cfg's install_requires.
 REQUIRED: Final[Mapping[str, str]] = {
-    "megatron-core": ">=0.18,<0.20",
-    "torch": ">=2.13",
-    "numpy": ">=2.0",
-    "numba": ">=0.62",
-    "llvmlite": "",
-    "hydra-core": ">=1.3,<1.4",
-    "omegaconf": ">=2.3,<2.4",
-    "datasets": ">=4.0",
-    "transformers": ">=5.0",
-    "tensorboard": ">=2.20",
-    "psutil": ">=7.0",
-    "typer": ">=0.16",
-    "rich": ">=14.0",
-    "matplotlib": ">=3.10",
-    "scipy": ">=1.14",
-    "xxhash": ">=3.5",
-    "safetensors": ">=0.5",
+    "numpy": ">=1.26",
+    "numba": ">=0.59",
+    "hydra-core": ">=1.3",
+    "omegaconf": ">=2.3",
+    "typer": ">=0.15.4",
+    "rich": ">=13.0",
+    "xxhash": ">=3.4",
+    "safetensors": ">=0.4.3",
     "PyYAML": ">=6.0",
-    "fsspec": ">=2024.2",
+    "fsspec": ">=2023.10",
 }
+
+#: What extras of setup.cfg bring. An environment that trains has torch and megatron-core of its own: the extra `megatron` is
+#: for a machine without.
+EXTRAS: Final[Mapping[str, Mapping[str, str]]] = {
+    "megatron": {"torch": ">=2.10", "megatron-core": ">=0.18", "tensorboard": ">=2.16", "psutil": ">=5.9"},
+    "text": {"transformers": ">=4.57.1", "datasets": ">=3.0"},
+    "study": {"matplotlib": ">=3.8", "scipy": ">=1.11"},
+}
+TORCH: Final = EXTRAS["megatron"]["torch"]
+MEGATRON_CORE: Final = EXTRAS["megatron"]["megatron-core"]
+#: The newest releases that the tests ran with.
+TESTED_UP_TO: Final[Mapping[str, str]] = {"torch": "2.15", "megatron-core": "0.19"}
 
 BRIDGE: Final = "==0.6.2"
 PYTHON_OF_BRIDGE: Final = "==3.12.*"
 NEMO: Final = "==2.7.*"
 #: With newer ones its optimizer cannot be made.
 MEGATRON_CORE_OF_NEMO: Final = "==0.15.*"
-#: What setup.cfg's install_requires has instead, because NeMo 2 takes these and nothing newer.
-OF_NEMO: Final[Mapping[str, str]] = {
-    "megatron-core": ">=0.15.3,<0.20",
-    "numpy": ">=1.26",
-    "transformers": ">=4.57",
-}
 #: Below it, megatron-core 0.18 and 0.19 cannot be imported.
 RESILIENCY: Final = ">=0.6"
 
 
 def is_within(version: str, ranges: str) -> bool:
-    """Whether a version lies in ranges such as `>=0.18,<0.20` or `==3.12.*`. Suffixes such as `rc1` do not count.
+    """Whether a version lies in ranges such as `>=0.18,<0.20` or `==3.12.*`. Suffixes do not count: those of NVIDIA's builds
+    name a state of the release's branch.
 
-    >>> is_within("0.19.2", ">=0.18,<0.20"), is_within("0.20.0rc1", ">=0.18,<0.20")
+    >>> is_within("2.13.0a0+9186a08b2c.nv26.07", ">=2.13"), is_within("0.20.0rc1", ">=0.18,<0.20")
     (True, False)
     """
     numbers = _numbers(version)
