@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nca_plugin.checkpoint import to_huggingface
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
 from nca_plugin.checkpoint.from_huggingface import Imported, import_hf
 from nca_plugin.checkpoint.llama import llama_of_megatron
 from nca_plugin.checkpoint.model import ModelConfig
@@ -218,6 +218,17 @@ def test_a_tokenizer_comes_along(megatron: Path, tmp_path: Path) -> None:
     for folder in ("nowhere", "empty"):
         with pytest.raises(NCAPluginError, match="no folder of a tokenizer"):
             export_hf(megatron, tmp_path / "refused", tokenizer=tmp_path / folder)
+
+
+def test_the_tokenizer_that_a_run_saved_is_named_and_not_copied(megatron: Path, tmp_path: Path) -> None:
+    shutil.copytree(megatron, tmp_path / "megatron")
+    saved = write_tokenizer(find_checkpoint(tmp_path / "megatron") / "tokenizer", 90)
+    without = export_hf(tmp_path / "megatron", tmp_path / "without")
+    assert any(f"{saved}, is not copied: name the model's with --tokenizer" in note for note in without.notes)
+    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    named = export_hf(tmp_path / "megatron", tmp_path / "named", tokenizer=saved)
+    assert not any("tokenizer" in note for note in named.notes)
+    assert (tmp_path / "named" / "tokenizer.json").is_file()
 
 
 def test_an_export_that_fails_leaves_nothing(hf: Path, megatron: Path, tmp_path: Path) -> None:

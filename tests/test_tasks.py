@@ -361,7 +361,7 @@ def test_mistakes_of_an_evaluation(tmp_path: Path, folder: Path, model: Path) ->
     checkpoints = {"task": folder / "task"}
     with pytest.raises(NCAPluginError, match="nothing to evaluate"):
         evaluate(Evaluation(checkpoints, tmp_path / "out"))
-    with pytest.raises(NCAPluginError, match=r"language: checkpoint .* has no tokenizer: name it with --tokenizer"):
+    with pytest.raises(NCAPluginError, match=r"language: checkpoint .* needs a tokenizer: name it with --tokenizer"):
         evaluate(task_evaluation(folder, tokenizer=None, out=tmp_path / "out"))
     with pytest.raises(NCAPluginError, match="is a Hugging Face folder: --perplexity and --source need a checkpoint"):
         evaluate(Evaluation({"hf": model}, tmp_path / "out", source=TOY))

@@ -28,6 +28,8 @@ RUN_CONFIG: Final = "run_config.yaml"
 TRAIN_STATE: Final = "train_state.pt"
 NEMO_WEIGHTS: Final = "weights"
 NEMO_CONTEXT: Final = "context"
+#: In an iteration's folder, the files of the run's tokenizer: of Megatron-Bridge, and of Megatron-LM from 0.20 on.
+TOKENIZER: Final = "tokenizer"
 _NEMO_MODEL: Final = "model.yaml"
 _NEMO_GRAPH: Final = "io.json"
 
@@ -106,6 +108,20 @@ def _read(folder: Path) -> Checkpoint:
         if 0 in tensor.shape and parameter(name).role != "run":
             raise NCAPluginError(f"checkpoint {folder} is damaged: '{name}' has no values")
     return Checkpoint(root, folder, stack, kind, tensors, objects, state, ModelConfig(values))
+
+
+def saved_tokenizer(checkpoint: Checkpoint) -> Path | None:
+    """Return the folder of the tokenizer that a run saved with its checkpoint, None if it saved none.
+
+    Raises:
+        NCAPluginError: the folder cannot be read.
+    """
+    folder = checkpoint.folder / TOKENIZER
+    try:
+        # One that has no files, as the NullTokenizer of a source, leaves the folder empty.
+        return folder if folder.is_dir() and any(folder.iterdir()) else None
+    except OSError as error:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} cannot be read: {error}") from error
 
 
 def embedding_rows(path: Path) -> int | None:

@@ -49,6 +49,8 @@ def summary(report: Mapping[str, Any]) -> str:
         f"Vocabulary: {report['vocab_size']:,} ids in {report['padded_vocab_size']:,} rows.",
         *map(trained_on_line, Lineage.from_stored({"now": None, "earlier": report["trained_on"]}).earlier),
     ]
+    if report["tokenizer_left_behind"] is not None:
+        lines.append(f"The finished run's tokenizer is left behind: {report['tokenizer_left_behind']}.")
     if report.get("why_copied"):
         lines.append(f"Copied, not linked: {report['why_copied']}.")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ import numpy as np
 
 from nca_plugin.checkpoint.contents import Checkpoint, Region, Tensor
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.folders import read_checkpoint, saved_tokenizer
 from nca_plugin.checkpoint.llama import EMBEDDING, SAME_AS, Llama, Mapped, llama_of_megatron
 from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
@@ -82,6 +82,10 @@ def export_hf(
     ids = _vocab_size(checkpoint, embedding.num_rows, vocab_size, special)
     if checkpoint.model.vocab_size is None and vocab_size is None and tokenizer is None:
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
+    saved = saved_tokenizer(checkpoint)
+    if saved is not None and tokenizer is None:
+        # It may be in a form that transformers does not read, under a name that it does.
+        notes.append(f"the tokenizer that the run saved, {saved}, is not copied: name the model's with --tokenizer")
     llama = llama_of_megatron(checkpoint.root, checkpoint.model, {name for name, _ in found}, ids)
     tensors = _hf_tensors(checkpoint, llama, found)
     dtypes = {tensor.dtype.name for tensor in tensors}

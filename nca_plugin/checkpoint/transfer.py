@@ -16,7 +16,15 @@ import numpy as np
 from nca_plugin.checkpoint.changes import Change, Transition, changes_of, check_freeze
 from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.folders import copy_context, data_folder, find_checkpoint, new_common_state, read_checkpoint
+from nca_plugin.checkpoint.folders import (
+    TOKENIZER,
+    copy_context,
+    data_folder,
+    find_checkpoint,
+    new_common_state,
+    read_checkpoint,
+    saved_tokenizer,
+)
 from nca_plugin.checkpoint.initial import draw
 from nca_plugin.checkpoint.lineage import read_trained
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
@@ -101,6 +109,7 @@ def transfer(
     check_freeze(checkpoint, transition.freeze)
     if target.resolve().is_relative_to(checkpoint.root.resolve()):
         raise NCAPluginError(f"output {target} lies within the checkpoint {checkpoint.root}: choose another place")
+    tokenizer = saved_tokenizer(checkpoint)
     report: dict[str, Any] = {
         "from": str(checkpoint.root),
         "stack": checkpoint.stack,
@@ -108,6 +117,8 @@ def transfer(
         "nca_plugin": importlib.metadata.version("nca-plugin"),
         "command": list(command),
         "trained_on": lineage.stored()["earlier"],
+        # The next stage has another one.
+        "tokenizer_left_behind": None if tokenizer is None else str(tokenizer),
         **transition.described(),
         "vocab_size": vocabulary.new_ids,
         "padded_vocab_size": vocabulary.rows,
@@ -318,6 +329,9 @@ def _write(
 
 
 def _signature(folder: Path) -> dict[Path, tuple[int, int, int]]:
-    """Return what changes when a file of a checkpoint is written to."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """Return what changes when a file of a checkpoint is written to.
+
+    Without those of the tokenizer: Megatron writes them last, when the tracker file has named the iteration already.
+    """
+    files = (path for path in folder.rglob("*") if path.is_file() and folder / TOKENIZER not in path.parents)
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]}

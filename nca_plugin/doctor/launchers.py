@@ -8,7 +8,7 @@ from typing import Final
 from nca_plugin.doctor import machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
-from nca_plugin.doctor.versions import REQUIRED
+from nca_plugin.doctor.versions import MEGATRON_CORE
 
 _Checks = Sequence[Callable[[Facts], "Check | None"]]
 
@@ -64,8 +64,11 @@ def check_nemo(facts: Facts) -> Check:
 
 def _megatron_or_hydra(facts: Facts, launcher: str) -> Check:
     name = f"nca_plugin.launch.{launcher}"
-    if facts.has_nemo:
-        return Check(name, "not here", Verdict.ABSENT, f"needs megatron-core {REQUIRED['megatron-core']}")
+    if not facts.has_megatron:
+        detail = f"needs megatron-core {MEGATRON_CORE}"
+        if "megatron-core" in facts.versions and not facts.has_nemo:
+            detail += "; here, generate writes data for a script of your own (--data-path), and transfer works"
+        return Check(name, "not here", Verdict.ABSENT, detail)
     if broken := _broken(facts, _OF_MEGATRON):
         return _cannot_run(name, broken)
     if error := facts.error("megatron launcher") or (facts.error("hydra launcher") if launcher == "hydra" else None):

@@ -194,8 +194,8 @@ def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: St
         return path
     if evaluation.tokenizer is None:
         raise NCAPluginError(
-            f"checkpoint {path} has no tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of automata, or "
-            "what AutoTokenizer loads"
+            f"checkpoint {path} needs a tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of automata, "
+            "or what AutoTokenizer loads"
         )
     tokenizer = evaluation.out / label / "tokenizer"
     if not tokenizer.is_dir():

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,6 +18,8 @@ from nca_plugin.errors import NCAPluginError, one_line
 #: Names the process that started a rank, where it is not torchrun itself.
 PARENT: Final = "NCA_PLUGIN_PARENT"
 
+#: Before it, pretrain() takes other arguments.
+_OLDEST_MEGATRON_CORE: Final = (0, 18)
 _PR_SET_PDEATHSIG: Final = 1
 #: What a machine or a container has as its first process, other than torchrun itself.
 _INITS: Final = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "bash", "sh", "dash", "sleep")
@@ -99,12 +100,36 @@ def become_only_rank_without_torchrun() -> None:
 
 
 def check_training_loop() -> None:
-    """Raise `NCAPluginError` if this megatron-core has no training loop, as the releases that NeMo 2 needs."""
+    """Check, without importing Megatron, that it has a training loop which the launchers start.
+
+    Raises:
+        NCAPluginError: megatron-core is not there, is older than 0.18, or comes without `megatron.training`.
+    """
+    release = _megatron_core()
+    if tuple(map(int, release.split(".")[:2])) < _OLDEST_MEGATRON_CORE:
+        raise NCAPluginError(
+            f"megatron-core {release} is older than 0.18, and its pretrain() is not what this launcher starts: write "
+            "the data with nca-plugin generate and name it in the --data-path of a training script of your own "
+            "(nca-plugin transfer works here too), or install megatron-core 0.19 in another environment"
+        )
     if find_spec("megatron.training") is None:
         raise NCAPluginError(
-            f"megatron-core {version('megatron-core')} holds no megatron.training: install megatron-core 0.19 (with "
-            "NeMo 2, in an environment of its own), or add a checkout of Megatron-LM to PYTHONPATH"
+            f"megatron-core {release} holds no megatron.training: install megatron-core 0.19, or add a checkout of "
+            "Megatron-LM to PYTHONPATH"
         )
+
+
+def _megatron_core() -> str:
+    """Return the release of the megatron-core that an import finds: that of a checkout of Megatron-LM, which may come
+    before what is installed, is told by its own file only."""
+    spec = find_spec("megatron.core")
+    if spec is None or spec.origin is None:
+        raise NCAPluginError(
+            "this needs megatron-core, which is not installed: pip install 'nca-plugin[megatron]' brings it"
+        )
+    about = Path(spec.origin).with_name("package_info.py").read_text()
+    numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", about, re.MULTILINE))
+    return ".".join(numbers.get(name, "0") for name in ("MAJOR", "MINOR", "PATCH"))
 
 
 def print_rank_0(message: str) -> None:
