@@ -1,13 +1,17 @@
-"""What online NCA data costs a run of Megatron: tokens a second beside those with its mock data, and the share of an
-iteration that waits for the next batch.
+"""What online NCA data costs a run of Megatron: tokens a second, and the time that waits for the next batch, beside
+Megatron's mock data.
 
-    python scripts/benchmark_training.py [--ranks N] [--iterations N] [--repetitions N]
+    python scripts/benchmark_training.py [--models 160m 400m] [--micro-batches 4 16] [--ranks N]
 
-Two models, on CUDA devices where there are some. The wait is the time in which the forward step asks Megatron's data
-iterator for a micro-batch: what the one dataloader worker is late, and what its batch takes to reach this process.
+Batches come from nca://web, from mock data and from nca://code in turn, block by block within one run, so that nothing
+else differs. A block is timed between two synchronisations of the device, its first quarter left out, and so is the
+first block of each kind. The wait is the time in which the forward step asks for a micro-batch: what the one dataloader
+worker is late. Models are those of conf/model, on CUDA devices where there are some. Nothing but what is installed is
+needed: without Transformer Engine the layers are Megatron's plain PyTorch ones (`local`).
 """
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -15,140 +19,165 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-_SEQ_LENGTH = 1024
-_MICRO_BATCH_SIZE = 4 if torch.cuda.is_available() else 1
-_LOG_INTERVAL = 5
-_ITERATION = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)")
-_WAIT = re.compile(r"benchmark: waited ([\d.]+) ms a micro-batch")
-
-#: Overrides of `conf/pretrain.yaml`.
-_CPU_MODELS = {
-    "4 x 128": ["model=tiny"],
-    "4 x 512": ["model=tiny", "arguments.hidden-size=512", "arguments.ffn-hidden-size=1536"],
-}
-_CUDA_MODELS = {"160m": ["model=160m"], "400m": ["model=400m"]}
-_DATA = {
-    "NCA": ["data.source=nca"],
-    "mock": [
-        "~data",
-        "arguments.mock-data=true",
-        "arguments.tokenizer-type=NullTokenizer",
-        "arguments.vocab-size=10002",
-    ],
-}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of a run, the first interval left out."""
-
-    iteration: float
-    """ms, median over the intervals of the log."""
-
-    wait: float
-    """ms, mean over the iterations, of the rank that waits longest."""
+KINDS = ("web", "mock", "code")
+_RESULT = re.compile(r"^benchmark: (.+)$", re.MULTILINE)
 
 
 def main() -> None:
+    has_cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["160m", "400m"] if has_cuda else ["tiny"])
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[4] if has_cuda else [1], help="sequences")
+    parser.add_argument("--seq-length", type=int, default=1024, help="tokens of a sequence (default: 1024)")
     parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()), help="default: one a device")
-    parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--repetitions", type=int, default=3, help="runs of each kind, in turn")
+    parser.add_argument("--blocks", type=int, default=4, help="of each kind of data (default: 4)")
+    parser.add_argument("--iterations", type=int, default=20, help="of a block (default: 20)")
+    parser.add_argument("--out", type=Path, help="file that a line of JSON is added to for each run")
     parser.add_argument("--only-cuda", action="store_true", help="do nothing without a CUDA device")
     options = parser.parse_args()
-    if options.iterations < 2 * _LOG_INTERVAL:
-        parser.error(f"--iterations must be at least {2 * _LOG_INTERVAL}: the first {_LOG_INTERVAL} do not count")
-    if options.only_cuda and not torch.cuda.is_available():
+    if options.blocks < 1 or options.iterations < 4:
+        parser.error("--blocks must be at least 1, --iterations at least 4: the first quarter of a block is left out")
+    if options.only_cuda and not has_cuda:
         print("no CUDA device: nothing is measured")
         return
-    batch = options.ranks * _MICRO_BATCH_SIZE
-    tokens = batch * _SEQ_LENGTH
-    print(f"{options.ranks} ranks, {batch} sequences of {_SEQ_LENGTH} tokens an iteration, one dataloader worker")
-    print(
-        "| model | data | ms an iteration | tokens a second | waits for data, ms | share |\n|---|---|---|---|---|---|"
-    )
-    for name, model in (_CUDA_MODELS if torch.cuda.is_available() else _CPU_MODELS).items():
-        speeds: dict[str, list[Speed]] = {data: [] for data in _DATA}
-        for _ in range(options.repetitions):
-            for data, overrides in _DATA.items():
-                speeds[data].append(_measure([*model, *overrides], options.ranks, options.iterations, batch))
-        for data, runs in speeds.items():
-            iteration = statistics.median(run.iteration for run in runs)
-            wait = statistics.median(run.wait for run in runs)
-            print(
-                f"| {name} | {data} | {iteration:.1f} | {tokens / iteration * 1e3:,.0f} | {wait:.3f} | "
-                f"{wait / iteration:.3%} |",
-                flush=True,
-            )
+    print(f"{options.ranks} ranks, sequences of {options.seq_length} tokens")
+    columns = ("model", "layers", "micro-batch", "data", "ms an iteration", "waits, ms", "share", "tokens/s by block")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for model in options.models:
+        for micro_batch in options.micro_batches:
+            row = measure(model, micro_batch, options)
+            if options.out is not None:
+                with options.out.open("a") as file:
+                    print(json.dumps(row), file=file)
+            for kind in KINDS:
+                found = row[kind]
+                speeds = " ".join(f"{speed:,}" for speed in found["tokens_per_s"])
+                times = f"{found['ms']:.1f} | {found['wait_ms']:.3f} | {found['wait_ms'] / found['ms']:.3%}"
+                print(f"| {model} | {row['layers']} | {micro_batch} | {kind} | {times} | {speeds} |", flush=True)
 
 
-def _measure(overrides: list[str], ranks: int, iterations: int, batch: int) -> Speed:
+def measure(model: str, micro_batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Do a run, and return what it has found."""
     arguments = {
-        "train-iters": iterations,
-        "micro-batch-size": _MICRO_BATCH_SIZE,
-        "global-batch-size": batch,
-        "seq-length": _SEQ_LENGTH,
-        "max-position-embeddings": _SEQ_LENGTH,
-        "num-workers": 1,
+        # A block of each kind comes first and does not count; the last block ends with the iteration after it.
+        "train-iters": len(KINDS) * (options.blocks + 1) * options.iterations + 1,
+        "micro-batch-size": micro_batch,
+        "global-batch-size": micro_batch * options.ranks,
+        "seq-length": options.seq_length,
+        "max-position-embeddings": options.seq_length,
         "eval-iters": 0,
-        "log-interval": _LOG_INTERVAL,
-        "split": "'100,0,0'",
+        "log-interval": 1_000_000,
     }
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-        *(__file__, "--config-name", "pretrain", *overrides),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"),
+        *(__file__, "--config-name", "pretrain", f"model={model}", "data=nca", "+kernels=local"),
         *(f"arguments.{name}={value}" for name, value in arguments.items()),
     ]
     # One thread a rank, so that the dataloader's worker has a core where there are two.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BENCHMARK_ITERATIONS": str(options.iterations)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
+    result = _RESULT.search(done.stdout)
+    if done.returncode or result is None:
         sys.exit(done.stdout[-2000:] + done.stderr[-5000:])
-    return Speed(
-        iteration=statistics.median(map(float, _ITERATION.findall(done.stdout)[1:])),
-        wait=max(map(float, _WAIT.findall(done.stdout))),
-    )
+    found = {"model": model, "micro_batch": micro_batch, "seq_length": options.seq_length, "ranks": options.ranks}
+    return {**found, **json.loads(result[1])}
 
 
-def _run_timed() -> None:
-    """Be a rank of a run: the Hydra launcher, with a clock around its data iterators."""
+class Clock:
+    """Stands where the forward step gets its batches from, and keeps the time."""
+
+    def __init__(self, args: Any) -> None:
+        self._args = args
+        self._block = int(os.environ["BENCHMARK_ITERATIONS"])
+        self._dropped = self._block // 4
+        self._iterators: dict[str, Iterator[Any]] = {}
+        self._calls = 0
+        self._began = self._waited = 0.0
+        #: By kind of data: seconds an iteration of each block, and seconds of it that were waited.
+        self._seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self._waits: dict[str, list[float]] = {kind: [] for kind in KINDS}
+
+    def batches(self, own: Iterator[Any]) -> Iterator[Any]:
+        """Return where the batch of this iteration comes from. `own` is the run's data, of nca://web."""
+        if not self._iterators:
+            mock, code = {"mock_data": True, "data_path": None}, {"data_path": ["nca://code"]}
+            self._iterators = {"web": own, "mock": self._other(mock), "code": self._other(code)}
+        block, place = divmod(self._calls, self._block)
+        self._calls += 1
+        if place in (0, self._dropped):
+            torch.cuda.synchronize()
+            now = time.perf_counter()
+            if place == 0 and block >= len(KINDS) + 1:
+                counted = self._block - self._dropped
+                kind = KINDS[(block - 1) % len(KINDS)]
+                self._seconds[kind].append((now - self._began) / counted)
+                self._waits[kind].append(self._waited / counted)
+            self._began, self._waited = now, 0.0
+        return self._timed(self._iterators[KINDS[block % len(KINDS)]])
+
+    def report(self) -> None:
+        """Print what was found, as one line of JSON of rank 0. The rank that waits longest counts."""
+        waits = torch.tensor([statistics.mean(self._waits[kind]) for kind in KINDS], device="cuda")
+        torch.distributed.all_reduce(waits, torch.distributed.ReduceOp.MAX)
+        if torch.distributed.get_rank():
+            return
+        tokens = self._args.global_batch_size * self._args.seq_length
+        layers, gpu_bytes = self._args.transformer_impl, torch.cuda.max_memory_allocated()
+        result: dict[str, Any] = {"layers": layers, "gpu_gb": round(gpu_bytes / 1e9, 1)}
+        for kind, wait in zip(KINDS, waits.tolist(), strict=True):
+            seconds = self._seconds[kind]
+            speeds = [round(tokens / value) for value in seconds]
+            ms = round(1e3 * statistics.median(seconds), 2)
+            result[kind] = {"tokens_per_s": speeds, "ms": ms, "wait_ms": round(1e3 * wait, 3)}
+        print(f"benchmark: {json.dumps(result)}", flush=True)
+
+    def _other(self, changes: dict[str, Any]) -> Iterator[Any]:
+        """Return batches of what the run would read with other arguments, from a data loader like its own."""
+        from megatron.training.datasets.data_samplers import build_pretraining_data_loader
+
+        from nca_plugin.megatron.dataset_provider import provider
+
+        before = {name: getattr(self._args, name) for name in changes}
+        vars(self._args).update(changes)
+        try:
+            train = provider([self._args.train_iters * self._args.global_batch_size, 0, 0])[0]
+            return iter(build_pretraining_data_loader(train, 0))
+        finally:
+            vars(self._args).update(before)
+
+    def _timed(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        begin = time.perf_counter()
+        batch = next(iterator)
+        self._waited += time.perf_counter() - begin
+        return iter([batch])
+
+
+def run_timed() -> None:
+    """Be a rank of a run: the Hydra launcher, with a clock around its data."""
     from nca_plugin.launch import hydra, megatron
-
-    waits: list[float] = []
-
-    class Timed:
-        def __init__(self, iterator: Iterator[Any]) -> None:
-            self._iterator = iterator
-
-        def __next__(self) -> Any:
-            start = time.perf_counter()
-            batch = next(self._iterator)
-            waits.append(time.perf_counter() - start)
-            return batch
 
     pretrain = megatron._pretrain
 
-    def timed_pretrain(*arguments: Any) -> None:
+    def timed_pretrain(args: Any) -> None:
         from nca_plugin.megatron import step
 
-        next_batch = step._next_batch
-        step._next_batch = lambda iterator, model: next_batch(Timed(iterator), model)
-        pretrain(*arguments)
+        clock, next_batch = Clock(args), step._next_batch
+        step._next_batch = lambda data_iterator, model: next_batch(clock.batches(data_iterator), model)
+        pretrain(args)
+        clock.report()
 
     megatron._pretrain = timed_pretrain
     hydra.main()
-    # One micro-batch an iteration.
-    print(f"benchmark: waited {statistics.mean(waits[_LOG_INTERVAL:]) * 1e3} ms a micro-batch", flush=True)
 
 
 if __name__ == "__main__":
     # torchrun starts this script again for each rank.
     if "RANK" in os.environ:
-        _run_timed()
+        run_timed()
     else:
         main()

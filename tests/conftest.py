@@ -1,13 +1,13 @@
 import hashlib
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import devices
 import numpy as np
 import pytest
-from hypothesis import settings
 from model_zoo import Results, SaveJob, save_checkpoints
 from transition_cases import FEW
 
@@ -22,9 +22,19 @@ _SOURCES = sorted((Path(__file__).parents[1] / "nca_plugin").rglob("*.py"))
 _STATE = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"nca-plugin-numba-{os.getuid()}-{_STATE}"))
 
-# An example may be the first to compile a kernel, or share its core with another run.
-settings.register_profile("default", deadline=None)
-settings.load_profile("default")
+# The tests on a GPU run in an environment that is just there, which need not have it.
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # An example may be the first to compile a kernel, or share its core with another run.
+    settings.register_profile("default", deadline=None)
+    settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, read no other tests: they need what only an environment made for them has."""
+    is_other = collection_path.name.startswith("test_") and collection_path.name != "test_gpu.py"
+    return True if config.option.markexpr == "gpu" and is_other else None
 
 
 @pytest.fixture(scope="session")
