@@ -88,7 +88,7 @@ def in_context(context: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
-    """Turn an `NCAPluginError`, or the absence of a package that an extra brings, into one line on stderr and exit code 2.
+    """Turn an `NCAPluginError`, or the lack of a package that an extra brings, into one line on stderr and exit code 2.
 
     Args:
         of_every_rank: whether the processes that torchrun started do work of their own; else only rank 0 prints.

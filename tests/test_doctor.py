@@ -322,7 +322,10 @@ def outcomes(**found: object) -> dict[str, Outcome]:
 
 
 def installed(**others: str) -> dict[str, str]:
-    needed = {**versions.REQUIRED, **{name: floor for extra in versions.EXTRAS.values() for name, floor in extra.items()}}
+    needed = {
+        **versions.REQUIRED,
+        **{name: floor for extra in versions.EXTRAS.values() for name, floor in extra.items()},
+    }
     own = {name: floor.removeprefix(">=") for name, floor in needed.items()}
     return {**own, "nca-plugin": "0.1.0", **{name.replace("_", "-"): version for name, version in others.items()}}
 
@@ -435,8 +438,20 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
         (packages.check_resiliency, with_package(NEMO, "nvidia-resiliency-ext", "0.4.1"), "ok", "0.4.1", ""),
         (packages.check_torch, with_outcome(HEALTHY, "torch", IMPORT_ERROR), "BROKEN", "pyramid", "import torch"),
         (packages.check_torch, replace(HEALTHY, versions=installed(torch="2.9")), "warn", "tests ran with >=2.10", ""),
-        (packages.check_torch, replace(HEALTHY, versions=installed(torch="2.10.0a0+b4e4ee8.nv25.12")), "ok", "2.10", ""),
-        (packages.check_torch, replace(HEALTHY, versions=installed(torch="2.16.0")), "warn", "newer than the tests", ""),
+        (
+            packages.check_torch,
+            replace(HEALTHY, versions=installed(torch="2.10.0a0+b4e4ee8.nv25.12")),
+            "ok",
+            "2.10",
+            "",
+        ),
+        (
+            packages.check_torch,
+            replace(HEALTHY, versions=installed(torch="2.16.0")),
+            "warn",
+            "newer than the tests",
+            "",
+        ),
         (
             packages.check_torch,
             replace(HEALTHY, versions={k: v for k, v in HEALTHY.versions.items() if k != "torch"}),
@@ -448,7 +463,13 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
             *("-", "2 of 3 pip install 'nca-plugin[NAME]' brings study (scipy)", ""),
         ),
         (packages.check_extras, HEALTHY, "ok", "3 of 3", ""),
-        (packages.check_others, replace(HEALTHY, versions=installed(typer="0.1")), "warn", "typer 0.1", "typer>=0.15.4"),
+        (
+            packages.check_others,
+            replace(HEALTHY, versions=installed(typer="0.1")),
+            "warn",
+            "typer 0.1",
+            "typer>=0.15.4",
+        ),
         (
             packages.check_numba,
             with_outcome(HEALTHY, "generator", Outcome("RuntimeError: cannot cache function 'x'")),

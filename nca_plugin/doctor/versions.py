@@ -22,8 +22,8 @@ REQUIRED: Final[Mapping[str, str]] = {
     "fsspec": ">=2023.10",
 }
 
-#: What extras of setup.cfg bring. An environment that trains has torch and megatron-core of its own: the extra `megatron` is
-#: for a machine without.
+#: What extras of setup.cfg bring. An environment that trains has torch and megatron-core of its own: the extra
+#: `megatron` is for a machine without.
 EXTRAS: Final[Mapping[str, Mapping[str, str]]] = {
     "megatron": {"torch": ">=2.10", "megatron-core": ">=0.18", "tensorboard": ">=2.16", "psutil": ">=5.9"},
     "text": {"transformers": ">=4.57.1", "datasets": ">=3.0"},
@@ -44,8 +44,9 @@ RESILIENCY: Final = ">=0.6"
 
 
 def is_within(version: str, ranges: str) -> bool:
-    """Whether a version lies in ranges such as `>=0.18,<0.20` or `==3.12.*`. Suffixes do not count: those of NVIDIA's builds
-    name a state of the release's branch.
+    """Whether a version lies in ranges such as `>=0.18,<0.20` or `==3.12.*`.
+
+    Suffixes do not count: those of NVIDIA's builds name a state of the release's branch.
 
     >>> is_within("2.13.0a0+9186a08b2c.nv26.07", ">=2.13"), is_within("0.20.0rc1", ">=0.18,<0.20")
     (True, False)
