@@ -82,7 +82,7 @@ def prepare(
     from nca_plugin.prepare import BYTES, Corpus, input_bytes
     from nca_plugin.prepare import prepare as prepare_corpus
 
-    require("torch", "megatron", *(() if tokenizer == BYTES else ("transformers",)))
+    require("torch", "megatron.core", *(() if tokenizer == BYTES else ("transformers",)))
     corpus = Corpus(
         inputs=tuple(inputs),
         tokenizer=tokenizer,
@@ -312,7 +312,7 @@ def study(
     """Train from several starts on the same text and compare. Interrupted, the same command continues."""
     from nca_plugin.study.file import load_study
 
-    require("torch", "megatron", "matplotlib", "scipy")
+    require("torch", "megatron.core", "matplotlib", "scipy")
     loaded = load_study(config, overrides or [])
     console = Console()
     if not console.is_terminal:

@@ -4,14 +4,14 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Final
 
 #: The extra of setup.cfg that brings a package, by the name under which the package is imported.
 _EXTRAS: Final[Mapping[str, str]] = {
     "torch": "megatron",
-    "megatron": "megatron",
+    "megatron.core": "megatron",
     "psutil": "megatron",
     "transformers": "text",
     "tokenizers": "text",
@@ -45,14 +45,20 @@ def require(*packages: str) -> None:
         NCAPluginError: one is not.
     """
     for package in packages:
-        if find_spec(package) is None:
+        if not _is_installed(package):
             raise _not_installed(package)
 
 
+def _is_installed(package: str) -> bool:
+    # Other distributions, such as megatron-energon, have a part of the namespace megatron.
+    with suppress(ModuleNotFoundError):
+        return find_spec(package) is not None
+    return False
+
+
 def _not_installed(package: str) -> NCAPluginError:
-    return NCAPluginError(
-        f"this needs {package}, which is not installed: pip install 'nca-plugin[{_EXTRAS[package]}]' brings it"
-    )
+    name, extra = package.replace(".", "-"), _EXTRAS[package]
+    return NCAPluginError(f"this needs {name}, which is not installed: pip install 'nca-plugin[{extra}]' brings it")
 
 
 def one_line(error: BaseException) -> str:
@@ -107,9 +113,10 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
 def _shown(error: NCAPluginError | ModuleNotFoundError) -> NCAPluginError | None:
     if isinstance(error, NCAPluginError):
         return error
-    package = (error.name or "").partition(".")[0]
+    missing = f"{error.name}."
+    package = next((name for name in _EXTRAS if missing.startswith(f"{name}.") or f"{name}.".startswith(missing)), None)
     # A part that is missing of a package that is there is another fault, which a traceback shows best.
-    return _not_installed(package) if package in _EXTRAS and find_spec(package) is None else None
+    return None if package is None or _is_installed(package) else _not_installed(package)
 
 
 def _message(error: NCAPluginError) -> str:

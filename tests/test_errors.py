@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 from megatron_runs import MODEL
 
+from nca_plugin import errors
 from nca_plugin.cli import main
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import resolve_data_source
@@ -149,3 +151,39 @@ def test_without_a_source_nothing_changes() -> None:
 def test_contradictions_are_refused(argv: list[str], reason: str) -> None:
     with pytest.raises(NCAPluginError, match=reason):
         resolve_data_source(argv)
+
+
+@pytest.mark.parametrize(
+    ("missing", "installed", "extra"),
+    [
+        ("torch", (), "megatron"),
+        ("megatron", (), "megatron"),
+        # megatron-energon has a part of the namespace.
+        ("megatron.core", ("megatron",), "megatron"),
+        ("megatron.core.extensions", ("megatron",), "megatron"),
+        ("transformers.utils", (), "text"),
+        ("scipy", (), "study"),
+        ("lm_eval", (), "eval"),
+        # What is missing of a package that is there, and what is none of an extra's, is shown as it is.
+        ("megatron.core.extensions", ("megatron", "megatron.core"), None),
+        ("megatron.training", ("megatron", "megatron.core"), None),
+        ("nca_plugin.nothing", (), None),
+    ],
+)
+def test_a_package_that_is_missing_is_one_line_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+    installed: tuple[str, ...],
+    extra: str | None,
+) -> None:
+    spec = ModuleSpec("found", None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: spec if name in installed else None)
+    with pytest.raises(BaseException) as caught, errors.one_line_errors(of_every_rank=True):
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+    if extra is None:
+        assert isinstance(caught.value, ModuleNotFoundError)
+        return
+    assert isinstance(caught.value, SystemExit) and caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.endswith(f"pip install 'nca-plugin[{extra}]' brings it\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, one_line, require
-from nca_plugin.launch.process import PARENT, die_with_torchrun
+from nca_plugin.launch.process import PARENT, check_training_loop, die_with_torchrun
 from nca_plugin.megatron import device
 
 #: What the rows of an embedding follow from: arguments of Megatron-LM, and fields of a transition.
@@ -62,7 +62,8 @@ def check_argument_sets(runs: Sequence[ArgumentSet], world_size: int) -> list[di
 
 
 def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, Any]]:
-    require("torch", "megatron")
+    require("torch", "megatron.core")
+    check_training_loop()
     command = [sys.executable, "-m", "nca_plugin.launch.check"]
     done = subprocess.run(command, input=json.dumps(runs), capture_output=True, text=True, env=environment)
     try:

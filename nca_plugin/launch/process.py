@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import NCAPluginError, one_line, require
 
 #: Names the process that started a rank, where it is not torchrun itself.
 PARENT: Final = "NCA_PLUGIN_PARENT"
@@ -122,11 +122,9 @@ def check_training_loop() -> None:
 def _megatron_core() -> str:
     """Return the release of the megatron-core that an import finds: that of a checkout of Megatron-LM, which may come
     before what is installed, is told by its own file only."""
+    require("megatron.core")
     spec = find_spec("megatron.core")
-    if spec is None or spec.origin is None:
-        raise NCAPluginError(
-            "this needs megatron-core, which is not installed: pip install 'nca-plugin[megatron]' brings it"
-        )
+    assert spec is not None and spec.origin is not None
     about = Path(spec.origin).with_name("package_info.py").read_text()
     numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", about, re.MULTILINE))
     return ".".join(numbers.get(name, "0") for name in ("MAJOR", "MINOR", "PATCH"))
