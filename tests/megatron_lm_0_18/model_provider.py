@@ -1,4 +1,4 @@
-"""Stands in for the file of this name in a checkout of Megatron-LM core_v0.18.2: the wheel of megatron-core lacks it."""
+"""Stands in for the file of this name in Megatron-LM core_v0.18.2, which the wheel of megatron-core lacks."""
 
 from collections.abc import Callable
 from typing import Any
