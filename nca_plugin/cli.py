@@ -266,7 +266,6 @@ def export(
     from nca_plugin.checkpoint.from_huggingface import import_hf
     from nca_plugin.checkpoint.to_huggingface import export_hf
 
-    require("transformers")
     if (to, from_) not in (("hf", None), (None, "hf")):
         raise NCAPluginError("say which way: --to hf, or --from hf; there is no other format")
     of_export = {"tokenizer": tokenizer, "vocab_size": vocab_size}
@@ -280,6 +279,7 @@ def export(
         if value is not None:
             raise NCAPluginError(f"--{name.replace('_', '-')} has no meaning with {'--to' if to else '--from'} hf")
     options: dict[str, Any] = {name: value for name, value in ours.items() if value is not None}
+    require("transformers")
     start = time.monotonic()
     with stages("B") as start_stage:
         if to:
@@ -312,8 +312,8 @@ def study(
     """Train from several starts on the same text and compare. Interrupted, the same command continues."""
     from nca_plugin.study.file import load_study
 
-    require("torch", "megatron.core", "matplotlib", "scipy")
     loaded = load_study(config, overrides or [])
+    require("torch", "megatron.core", "matplotlib", "scipy")
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_OF_FILES)

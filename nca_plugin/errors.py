@@ -12,7 +12,7 @@ from typing import Final
 _EXTRAS: Final[Mapping[str, str]] = {
     "torch": "megatron",
     "megatron.core": "megatron",
-    "psutil": "megatron",
+    "megatron.bridge": "bridge",
     "transformers": "text",
     "tokenizers": "text",
     "datasets": "text",
@@ -52,7 +52,9 @@ def require(*packages: str) -> None:
 def _is_installed(package: str) -> bool:
     # Other distributions, such as megatron-energon, have a part of the namespace megatron.
     with suppress(ModuleNotFoundError):
-        return find_spec(package) is not None
+        found = find_spec(package)
+        # What has no file is a folder of that name, or what an installation has left.
+        return found is not None and found.origin is not None
     return False
 
 

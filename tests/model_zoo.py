@@ -222,23 +222,28 @@ def _set_up(job: SaveJob | LoadJob, *options: str) -> tuple[Namespace, list[Any]
     """Return arguments, model chunks, optimizer and scheduler as Megatron's `pretrain` makes them."""
     from megatron.core.enums import ModelType
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training.argument_utils import (
-        gpt_config_from_args,
-        hybrid_config_from_args,
-        pretrain_cfg_container_from_args,
-    )
+    from megatron.training import argument_utils, pretrain
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.initialize import initialize_megatron
     from megatron.training.training import setup_model_and_optimizer
 
+    from nca_plugin.megatron.pretraining import model_provider_of_megatron_lm, needs_model_provider
+
     sys.argv[1:] = _arguments(job, *options)
     args = parse_and_validate_args()
     initialize_megatron()
-    config = gpt_config_from_args(args) if args.hybrid_layer_pattern is None else hybrid_config_from_args(args)
+    if needs_model_provider(pretrain):
+        provider = model_provider_of_megatron_lm(args)
+        return args, *setup_model_and_optimizer(provider, ModelType.encoder_or_decoder, checkpointing_context={})
+    config_from_args = (
+        argument_utils.gpt_config_from_args
+        if args.hybrid_layer_pattern is None
+        else argument_utils.hybrid_config_from_args
+    )
     model, optimizer, scheduler = setup_model_and_optimizer(
         ModelType.encoder_or_decoder,
         checkpointing_context={},
-        cfg_container=pretrain_cfg_container_from_args(args, config),
+        cfg_container=argument_utils.pretrain_cfg_container_from_args(args, config_from_args(args)),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
     return args, model, optimizer, scheduler
@@ -379,7 +384,8 @@ def _save_checkpoint(model: list[Any], optimizer: Any, scheduler: Any) -> None:
         preprocess_common_state_dict_fn=preprocess_common_state_dict,
         tp_group=groups.tp,
         pp_group=groups.pp,
-        dp_cp_group=groups.dp_cp_gtp_remat,
+        # megatron-core 0.18 has the one without rematerialised weights only.
+        dp_cp_group=getattr(groups, "dp_cp_gtp_remat", groups.dp_cp),
         dp_group=groups.dp,
         expt_dp_group=groups.expt_dp,
     )

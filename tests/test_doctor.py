@@ -437,7 +437,7 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
         ),
         (packages.check_resiliency, with_package(NEMO, "nvidia-resiliency-ext", "0.4.1"), "ok", "0.4.1", ""),
         (packages.check_torch, with_outcome(HEALTHY, "torch", IMPORT_ERROR), "BROKEN", "pyramid", "import torch"),
-        (packages.check_torch, replace(HEALTHY, versions=installed(torch="2.9")), "warn", "tests ran with >=2.10", ""),
+        (packages.check_torch, replace(HEALTHY, versions=installed(torch="2.9")), "warn", "tested from 2.10 on", ""),
         (
             packages.check_torch,
             replace(HEALTHY, versions=installed(torch="2.10.0a0+b4e4ee8.nv25.12")),
@@ -493,14 +493,17 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
         (
             packages.check_bridge,
             replace(BRIDGE, versions=installed(megatron_bridge="0.7.0")),
-            "warn",
-            "0.7.0",
-            "==0.6.2",
+            *("warn", "0.7.0 tested with ==0.6.2", ""),
         ),
         (launchers.check_bridge, BRIDGE, "ok", "ready", ""),
         (launchers.check_bridge, replace(BRIDGE, python="3.13.1"), "BROKEN", "because of megatron-bridge", ""),
         (launchers.check_bridge, with_outcome(BRIDGE, "bridge launcher", IMPORT_ERROR), "BROKEN", "pyramid", "import"),
-        (launchers.check_hydra, GPU, "ok", "ready on 2 CUDA devices", ""),
+        (launchers.check_hydra, GPU, "ok", "ready on 2 CUDA devices, with --local-kernels", ""),
+        (
+            launchers.check_bridge,
+            replace(BRIDGE, versions=installed(megatron_bridge="0.3.0", megatron_core="0.17.0")),
+            *("-", "not here needs megatron-core >=0.18; here, generate writes data", ""),
+        ),
         (
             launchers.check_hydra,
             with_outcome(HEALTHY, "hydra launcher", IMPORT_ERROR),

@@ -164,6 +164,7 @@ def test_contradictions_are_refused(argv: list[str], reason: str) -> None:
         ("transformers.utils", (), "text"),
         ("scipy", (), "study"),
         ("lm_eval", (), "eval"),
+        ("megatron.bridge.training", ("megatron", "megatron.core"), "bridge"),
         # What is missing of a package that is there, and what is none of an extra's, is shown as it is.
         ("megatron.core.extensions", ("megatron", "megatron.core"), None),
         ("megatron.training", ("megatron", "megatron.core"), None),
@@ -177,7 +178,7 @@ def test_a_package_that_is_missing_is_one_line_with_its_extra(
     installed: tuple[str, ...],
     extra: str | None,
 ) -> None:
-    spec = ModuleSpec("found", None)
+    spec = ModuleSpec("found", None, origin="__init__.py")
     monkeypatch.setattr(errors, "find_spec", lambda name: spec if name in installed else None)
     with pytest.raises(BaseException) as caught, errors.one_line_errors(of_every_rank=True):
         raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,14 @@ import pytest
 from megatron_runs import read_losses
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron import device
-from nca_plugin.megatron.kernels import Kernels, added_arguments, described_needs, needed_arguments
+from nca_plugin.megatron import device, kernels
+from nca_plugin.megatron.kernels import (
+    Kernels,
+    added_arguments,
+    check_kernels,
+    described_needs,
+    needed_arguments,
+)
 
 ALL = Kernels()
 NO_TRANSFORMER_ENGINE = Kernels(has_transformer_engine=False)
@@ -30,8 +36,7 @@ DEFAULTS: dict[str, Any] = {
     **{"transformer_impl": "transformer_engine", "no_persist_layer_norm": False, "gradient_accumulation_fusion": True},
     **{"apply_rope_fusion": True, "masked_softmax_fusion": True, "normalization": "LayerNorm"},
     **{"position_embedding_type": "learned_absolute", "use_rotary_position_embeddings": False},
-    **{"multi_latent_attention": False, "bf16": False, "fp16": False, "use_checkpoint_args": False},
-    **{"local_kernels": False},
+    **{"bf16": False, "fp16": False, "use_checkpoint_args": False, "local_kernels": False},
 }
 ROPE: dict[str, Any] = {"position_embedding_type": "rope"}
 LOCAL: dict[str, Any] = {"transformer_impl": "local"}
@@ -54,7 +59,6 @@ COMPLETE: dict[str, Any] = {
         (NEITHER, {"use_rotary_position_embeddings": True}, f"{OF_NEITHER} --no-rope-fusion"),
         # It may be the checkpoint that has rope.
         (NEITHER, {"use_checkpoint_args": True}, f"{OF_NEITHER} --no-rope-fusion"),
-        (NEITHER, {**ROPE, "multi_latent_attention": True}, OF_NEITHER),
         (NEITHER, {"position_embedding_type": "yarn"}, OF_NEITHER),
         (NEITHER, {"bf16": True}, f"{OF_NEITHER} --no-masked-softmax-fusion"),
         (NEITHER, {"fp16": True, **ROPE}, f"{OF_NEITHER} --no-rope-fusion --no-masked-softmax-fusion"),
@@ -93,7 +97,7 @@ def test_arguments_that_a_run_needs(kernels: Kernels, arguments: dict[str, Any],
         ),
         (
             Kernels(has_gradient_extension=False),
-            "without all CUDA extensions of Apex, a run on CUDA needs --no-gradient-accumulation-fusion: add "
+            "without some CUDA extensions of Apex, a run on CUDA needs --no-gradient-accumulation-fusion: add "
             "--local-kernels (with Hydra +kernels=local), which adds it",
         ),
     ],
@@ -112,9 +116,55 @@ def test_what_doctor_says_is_what_runs_need() -> None:
     assert needed == set(re.findall(r"--transformer-impl local|--no-[\w-]+", said))
 
 
+def test_the_defaults_are_megatrons() -> None:
+    from megatron.training.arguments import add_megatron_arguments
+
+    parsed = vars(add_megatron_arguments(ArgumentParser()).parse_args([]))
+    assert {name: parsed[name] for name in kernels._DEFAULTS} == kernels._DEFAULTS
+
+
+#: Nothing that only Transformer Engine has.
+PLAIN: dict[str, Any] = {
+    **{"fp8": None, "fp4": None, "context_parallel_size": 1, "multi_latent_attention": False},
+    **{"use_precision_aware_optimizer": False, "attention_backend": SimpleNamespace(name="auto")},
+    **{"hybrid_layer_pattern": None, "spec": None, "normalization": "LayerNorm"},
+}
+
+
+@pytest.mark.parametrize(
+    ("there", "arguments", "refused"),
+    [
+        (NEITHER, {}, None),
+        (NEITHER, {"fp8": "hybrid"}, "--fp8-format"),
+        (NEITHER, {"fp8": "e4m3", "fp4": "e2m1"}, "--fp8-format, --fp4-format"),
+        (NEITHER, {"context_parallel_size": 2}, "--context-parallel-size 2"),
+        (NEITHER, {"multi_latent_attention": True}, "--multi-latent-attention"),
+        (NEITHER, {"use_precision_aware_optimizer": True}, "--use-precision-aware-optimizer"),
+        (NEITHER, {"attention_backend": SimpleNamespace(name="flash")}, "--attention-backend flash"),
+        (NEITHER, {"attention_backend": SimpleNamespace(name="local")}, None),
+        (NEITHER, {"hybrid_layer_pattern": "M*"}, "--hybrid-layer-pattern without a --spec"),
+        (NEITHER, {"hybrid_layer_pattern": "M*", "spec": ["mine", "SPEC"]}, None),
+        (NEITHER, {"normalization": "RMSNorm"}, None),
+        (NO_TRANSFORMER_ENGINE, {"normalization": "RMSNorm"}, "--normalization RMSNorm beside Apex"),
+        (NO_APEX, {"fp8": "hybrid", "context_parallel_size": 2}, None),
+    ],
+)
+def test_what_only_transformer_engine_has_is_refused(
+    there: Kernels, arguments: dict[str, Any], refused: str | None
+) -> None:
+    args = Namespace(**{**PLAIN, **arguments})
+    if refused is None:
+        check_kernels(args, there)
+        return
+    with pytest.raises(NCAPluginError, match="without Transformer Engine") as error:
+        check_kernels(args, there)
+    assert f"cannot have {refused}: leave it out" in str(error.value)
+
+
 SERIAL: dict[str, Any] = {
     **{"tensor_model_parallel_size": 1, "context_parallel_size": 1, "use_torch_fsdp2": False},
     **{"use_megatron_fsdp": False, "overlap_moe_expert_parallel_comm": False},
+    **{"use_mp_args_from_checkpoint_args": False},
 }
 TENSOR = {"tensor_model_parallel_size": 2}
 
@@ -126,6 +176,8 @@ TENSOR = {"tensor_model_parallel_size": 2}
         (TENSOR, 9, None, "1"),
         ({"context_parallel_size": 2}, 8, None, "1"),
         (TENSOR, 10, None, None),
+        ({"use_mp_args_from_checkpoint_args": True}, 9, None, "1"),
+        ({"use_mp_args_from_checkpoint_args": True}, 9, "8", "8"),
         (TENSOR, 9, "1", "1"),
         (TENSOR, 10, "32", "32"),
         ({}, 9, "8", "8"),

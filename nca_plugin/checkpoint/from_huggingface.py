@@ -135,12 +135,19 @@ def import_hf(
     )
 
 
+#: Fields of a Llama's configuration that are whole numbers.
+_SIZES: Final = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings"),
+)
+
+
 def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
     """Return the tensors of a Hugging Face folder and the Llama that they are. Raises `NCAPluginError` if they are
     something else."""
     config = _read_config(folder)
     tensors = {name: tensor for name, tensor in read_folder(folder).items() if not name.endswith(_BUFFERS)}
-    rope = config.rope_parameters
+    rope = _rope(config)
     llama = Llama(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -206,7 +213,11 @@ def _read_config(folder: Path) -> Any:
     # transformers raises whatever it meets.
     except Exception as error:
         raise NCAPluginError(f"{file} is no Llama's: {' '.join(str(error).split())}") from error
-    rope = config.rope_parameters
+    # transformers before 5 takes what it is given.
+    for name in _SIZES:
+        if type(size := getattr(config, name)) is not int:
+            raise NCAPluginError(f"{file} is no Llama's: its {name} {size!r} is no whole number")
+    rope = _rope(config)
     scaling = {name: rope.get(name) for name in LLAMA3_SCALING}
     reason = None
     if config.hidden_act != "silu":
@@ -226,6 +237,14 @@ def _read_config(folder: Path) -> Any:
     if reason is not None:
         raise NCAPluginError(f"{file} has {reason}")
     return config
+
+
+def _rope(config: Any) -> Mapping[str, Any]:
+    """Return the parameters of the rotary embeddings, by the names that transformers has from 5 on."""
+    if hasattr(config, "rope_parameters"):
+        found: Mapping[str, Any] = config.rope_parameters
+        return found
+    return {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
 
 
 def _entries(

@@ -9,6 +9,7 @@ from nca_plugin.doctor import machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
 from nca_plugin.doctor.versions import MEGATRON_CORE
+from nca_plugin.megatron.kernels import OPTION, described_needs
 
 _Checks = Sequence[Callable[[Facts], "Check | None"]]
 
@@ -38,6 +39,8 @@ def check_bridge(facts: Facts) -> Check:
     name = "nca_plugin.launch.bridge"
     if "megatron-bridge" not in facts.versions:
         return Check(name, "not here", Verdict.ABSENT, "Megatron-Bridge is not installed")
+    if not facts.has_megatron:
+        return _not_here(facts, name)
     if broken := _broken(facts, (packages.check_bridge, *_OF_MEGATRON)):
         return _cannot_run(name, broken)
     if error := facts.error("bridge launcher"):
@@ -65,10 +68,7 @@ def check_nemo(facts: Facts) -> Check:
 def _megatron_or_hydra(facts: Facts, launcher: str) -> Check:
     name = f"nca_plugin.launch.{launcher}"
     if not facts.has_megatron:
-        detail = f"needs megatron-core {MEGATRON_CORE}"
-        if "megatron-core" in facts.versions and not facts.has_nemo:
-            detail += "; here, generate writes data for a script of your own (--data-path), and transfer works"
-        return Check(name, "not here", Verdict.ABSENT, detail)
+        return _not_here(facts, name)
     if broken := _broken(facts, _OF_MEGATRON):
         return _cannot_run(name, broken)
     if error := facts.error("megatron launcher") or (facts.error("hydra launcher") if launcher == "hydra" else None):
@@ -77,7 +77,15 @@ def _megatron_or_hydra(facts: Facts, launcher: str) -> Check:
         detail = "megatron-core 0.18 takes the model from Megatron-LM's files: start where model_provider.py is"
         fix = facts.pip("install 'megatron-core==0.19.*' (or cd to a checkout of Megatron-LM core_v0.18.2)")
         return Check(name, "not from here", Verdict.WARN, detail, fix)
-    return _ready(facts, name)
+    needs = described_needs(facts.kernels) if facts.devices else ""
+    return _ready(facts, name, needs and f", with {OPTION}")
+
+
+def _not_here(facts: Facts, name: str) -> Check:
+    detail = f"needs megatron-core {MEGATRON_CORE}"
+    if "megatron-core" in facts.versions and not facts.has_nemo:
+        detail += "; here, generate writes data for a script of your own (--data-path), and transfer works"
+    return Check(name, "not here", Verdict.ABSENT, detail)
 
 
 def _ready(facts: Facts, name: str, note: str = "") -> Check:

@@ -86,8 +86,8 @@ def check_bridge(facts: Facts) -> Check:
         fix = "python3.12 -m venv .venv-bridge (an environment of its own)"
         return Check(name, version, Verdict.BROKEN, f"needs Python {PYTHON_OF_BRIDGE}", fix)
     if not is_within(version, BRIDGE):
-        fix = facts.pip(f"install --no-deps '{name}{BRIDGE}'")
-        return Check(name, version, Verdict.WARN, f"tested with {BRIDGE}", fix)
+        # A container's own is never replaced.
+        return Check(name, version, Verdict.WARN, f"tested with {BRIDGE}")
     return Check(name, version, detail=supported)
 
 
@@ -220,7 +220,7 @@ def _of_the_environment(facts: Facts, name: str, ranges: str) -> Check:
     if version is None:
         return Check(name, "absent", Verdict.ABSENT, _FOR_TRAINING)
     if not is_within(version, ranges):
-        detail = f"tests ran with {ranges}: docs/environments.md says what works here"
+        detail = f"tested from {ranges.removeprefix('>=')} on: docs/environments.md says what works here"
         return Check(name, version, Verdict.WARN, detail)
     newest = TESTED_UP_TO[name]
     if not is_within(version, f"=={newest}.*") and is_within(version, f">={newest}"):

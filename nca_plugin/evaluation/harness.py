@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nca_plugin.errors import NCAPluginError, one_line, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, require, unknown_name
 from nca_plugin.evaluation.sandbox import check_sandbox
 from nca_plugin.examples import Example
 
@@ -158,10 +158,9 @@ def task_examples(task: str, data: str | None = None) -> list[Example]:
 
 
 def _manager(tasks: Sequence[str]) -> "TaskManager":
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise NCAPluginError(f"tasks need lm-eval ({error}): pip install 'nca-plugin[eval]'") from error
+    require("lm_eval")
+    from lm_eval.tasks import TaskManager
+
     # Reading the thousands of lm-eval's own takes seconds.
     return TaskManager(include_path=str(_TASKS), include_defaults=not all(name.startswith(_OURS) for name in tasks))
 

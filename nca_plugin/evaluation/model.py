@@ -19,12 +19,13 @@ from megatron.training import argument_utils
 from megatron.training import pretrain as megatron_pretrain
 from megatron.training.checkpointing import load_checkpoint
 from megatron.training.initialize import initialize_megatron
+from megatron.training.training import get_model
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.evaluation.attention import induction_scores
-from nca_plugin.megatron.pretraining import embedding_ranks, needs_model_provider
+from nca_plugin.megatron.pretraining import embedding_ranks, model_provider_of_megatron_lm, needs_model_provider
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,17 +46,18 @@ def build_model(args: Namespace) -> list[torch.nn.Module]:
     training needs; starts Megatron's process groups.
 
     Raises:
-        NCAPluginError: a release of Megatron that cannot.
+        NCAPluginError: with megatron-core 0.18, Megatron-LM's files are not on the path.
     """
-    if needs_model_provider(megatron_pretrain):
-        raise NCAPluginError("evaluation needs megatron-core 0.19, which makes the model from its arguments")
     initialize_megatron(get_embedding_ranks=partial(embedding_ranks, args))
-    is_hybrid = args.hybrid_layer_pattern is not None
-    config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
-    config = config_from_args(args)
-    model: list[torch.nn.Module] = config.get_builder_cls()(config).build_distributed_models(
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
-    )
+    if needs_model_provider(megatron_pretrain):
+        model: list[torch.nn.Module] = get_model(model_provider_of_megatron_lm(args), wrap_with_ddp=False)
+    else:
+        is_hybrid = args.hybrid_layer_pattern is not None
+        config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
+        config = config_from_args(args)
+        model = config.get_builder_cls()(config).build_distributed_models(
+            pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
+        )
     for chunk in model:
         # The builder leaves what --use-cpu-initialization made on the CPU.
         chunk.cuda(torch.cuda.current_device())

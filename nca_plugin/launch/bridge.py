@@ -9,10 +9,12 @@ recipe's own dataset stays. On a machine without a GPU the run uses CPU mode and
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require, unknown_name
 from nca_plugin.launch.bridge_config import (
     Settings,
     apply_settings,
@@ -25,6 +27,7 @@ from nca_plugin.launch.bridge_config import (
 from nca_plugin.launch.process import (
     Parser,
     become_only_rank_without_torchrun,
+    check_training_loop,
     die_with_spawning_process,
     die_with_torchrun,
     lost_worker_errors,
@@ -79,6 +82,9 @@ def launch(options: Options) -> None:
         NCAPluginError: options or a configuration that the run cannot be done with.
     """
     settings = read_settings(options)
+    require("torch")
+    check_training_loop()
+    require("megatron.bridge")
     become_only_rank_without_torchrun()
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
@@ -87,8 +93,15 @@ def launch(options: Options) -> None:
 
         stand_ins = bridge_cpu.add_stand_ins()
         print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")
+    elif find_spec("transformer_engine") is None:
+        raise NCAPluginError("Megatron-Bridge on CUDA imports Transformer Engine, which is not installed: install it")
     use_shipped_dataset_helper()
-    config = configure(options, settings)
+    try:
+        config = configure(options, settings)
+    except ImportError as error:
+        raise NCAPluginError(
+            f"Megatron-Bridge {version('megatron-bridge')} lacks what this launcher takes from 0.6.2: {one_line(error)}"
+        ) from error
     if is_cpu_mode:
         print_rank_0(f"nca-plugin: CPU mode sets {' '.join(bridge_cpu.adapt(config))}")
     if settings.data_path is not None:

@@ -26,7 +26,7 @@ from nca_plugin.launch.process import (
 )
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
-from nca_plugin.megatron.kernels import OPTION, added_arguments, installed
+from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 
 #: As in Megatron-LM's pretrain_gpt.py.
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -151,11 +151,19 @@ def complete_parser(
 
 def _fit_to_device(parser: ArgumentParser) -> None:
     """Add to the arguments of this process, and to its environment, what Megatron needs on its device."""
+    if device.prepare():
+        # CPU mode has added its own.
+        return
     args, _ = parser.parse_known_args()
+    kernels = installed()
     if args.yaml_cfg is not None:
         # The arguments are in that file.
+        if args.local_kernels:
+            needs = described_needs(kernels)
+            raise NCAPluginError(f"{OPTION} does not reach the file of --yaml-cfg: write there what runs need: {needs}")
         return
-    added = added_arguments(args, installed())
+    check_kernels(args, kernels)
+    added = added_arguments(args, kernels)
     if added:
         sys.argv += added
         print_rank_0(f"nca-plugin: {OPTION} adds {' '.join(added)}")

@@ -108,7 +108,7 @@ def check_training_loop() -> None:
     release = _megatron_core()
     if tuple(map(int, release.split(".")[:2])) < _OLDEST_MEGATRON_CORE:
         raise NCAPluginError(
-            f"megatron-core {release} is older than 0.18, and its pretrain() is not what this launcher starts: write "
+            f"megatron-core {release} is older than 0.18, and its pretrain() is not what nca-plugin starts: write "
             "the data with nca-plugin generate and name it in the --data-path of a training script of your own "
             "(nca-plugin transfer works here too), or install megatron-core 0.19 in another environment"
         )

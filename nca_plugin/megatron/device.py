@@ -42,8 +42,6 @@ def prepare() -> bool:
 def limit_connections(args: Namespace) -> str | None:
     """Set the variable of CUDA that Megatron insists on for some runs, unless the user has set it.
 
-    CUDA reads it when it makes its context, which asking for a device's properties does not.
-
     Args:
         args: Megatron-LM's, parsed.
 
@@ -53,21 +51,37 @@ def limit_connections(args: Namespace) -> str | None:
     Raises:
         NCAPluginError: the user has set a value that Megatron refuses.
     """
-    if args.tensor_model_parallel_size == args.context_parallel_size == 1:
+    # A checkpoint's layout is not known before it is loaded.
+    may_be_parallel = args.use_mp_args_from_checkpoint_args
+    if args.tensor_model_parallel_size == args.context_parallel_size == 1 and not may_be_parallel:
         return None
     if args.use_torch_fsdp2 or args.use_megatron_fsdp or args.overlap_moe_expert_parallel_comm:
         # They want more connections than one.
         return None
     given = os.environ.get(_CONNECTIONS)
-    if given == "1" or _architecture() >= _NEEDS_NO_LIMIT:
+    if given == "1":
+        return None
+    # Before the device is asked, because CUDA reads it when it starts.
+    os.environ[_CONNECTIONS] = "1"
+    if _architecture() >= _NEEDS_NO_LIMIT:
+        _restore(given)
         return None
     if given is not None:
+        _restore(given)
+        if may_be_parallel:
+            return None
         raise NCAPluginError(
             f"{_CONNECTIONS}={given}: Megatron insists on 1 for tensor and context parallelism on this device: unset "
             "it, or set it to 1"
         )
-    os.environ[_CONNECTIONS] = "1"
     return f"{_CONNECTIONS}=1"
+
+
+def _restore(given: str | None) -> None:
+    if given is None:
+        del os.environ[_CONNECTIONS]
+    else:
+        os.environ[_CONNECTIONS] = given
 
 
 def _architecture() -> int:

@@ -32,7 +32,6 @@ _DEFAULTS: Final = {
     "normalization": "LayerNorm",
     "position_embedding_type": "learned_absolute",
     "use_rotary_position_embeddings": False,
-    "multi_latent_attention": False,
     "bf16": False,
     "fp16": False,
     "use_checkpoint_args": False,
@@ -86,8 +85,7 @@ def needed_arguments(args: Namespace, kernels: Kernels) -> list[str]:
     may_have_rope = (
         args.position_embedding_type == "rope" or args.use_rotary_position_embeddings or args.use_checkpoint_args
     )
-    # That of multi-latent attention is Megatron's own.
-    has_fused_rope = args.apply_rope_fusion and may_have_rope and not args.multi_latent_attention
+    has_fused_rope = args.apply_rope_fusion and may_have_rope
     # Other sequences than the run's, such as an evaluation's, have it too: its length makes no difference.
     has_fused_softmax = is_local and args.masked_softmax_fusion and (args.bf16 or args.fp16)
     is_lacking = {
@@ -99,6 +97,35 @@ def needed_arguments(args: Namespace, kernels: Kernels) -> list[str]:
         "--no-masked-softmax-fusion": has_fused_softmax and not kernels.has_softmax_extension,
     }
     return [argument for argument, is_needed in is_lacking.items() if is_needed]
+
+
+def check_kernels(args: Namespace, kernels: Kernels) -> None:
+    """Refuse what the kernels at hand cannot do: Megatron would leave it out in silence, or end as it builds the model.
+
+    Args:
+        args: Megatron-LM's, parsed.
+
+    Raises:
+        NCAPluginError: the run asks for something that only Transformer Engine has.
+    """
+    if kernels.has_transformer_engine:
+        return
+    is_asked = {
+        "--fp8-format": args.fp8,
+        "--fp4-format": args.fp4,
+        f"--context-parallel-size {args.context_parallel_size}": args.context_parallel_size > 1,
+        "--multi-latent-attention": args.multi_latent_attention,
+        "--use-precision-aware-optimizer": args.use_precision_aware_optimizer,
+        f"--attention-backend {args.attention_backend.name}": args.attention_backend.name in ("flash", "fused"),
+        "--hybrid-layer-pattern without a --spec": args.hybrid_layer_pattern is not None and args.spec is None,
+        # Apex has a layer norm only.
+        "--normalization RMSNorm beside Apex": args.normalization == "RMSNorm" and kernels.has_apex,
+    }
+    if asked := [option for option, is_there in is_asked.items() if is_there]:
+        raise NCAPluginError(
+            f"without Transformer Engine, a run on CUDA cannot have {', '.join(asked)}: leave it out, or install "
+            "Transformer Engine"
+        )
 
 
 def added_arguments(args: Namespace, kernels: Kernels) -> list[str]:
@@ -123,7 +150,7 @@ def _missing(kernels: Kernels) -> str:
     if not kernels.has_apex:
         packages.append("NVIDIA's Apex")
     elif not (kernels.has_gradient_extension and kernels.has_softmax_extension):
-        packages.append("all CUDA extensions of Apex")
+        packages.append("some CUDA extensions of Apex")
     return " and ".join(packages)
 
 

@@ -40,7 +40,7 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
     if needs_model_provider(megatron_pretrain):
         if hooks:
             raise NCAPluginError("--freeze-list needs megatron-core 0.19")
-        model["model_provider"] = _model_provider_of_megatron_lm("hybrid_builder" if is_hybrid else "gpt_builder")
+        model["model_provider"] = model_provider_of_megatron_lm(args)
         config = argument_utils.hybrid_config_from_args(args) if is_hybrid else None
     else:
         config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
@@ -73,7 +73,13 @@ def needs_model_provider(function: Callable[..., Any]) -> bool:
     return "model_provider" in parameters and parameters["model_provider"].default is inspect.Parameter.empty
 
 
-def _model_provider_of_megatron_lm(builder: str) -> Callable[..., Any]:
+def model_provider_of_megatron_lm(args: Namespace) -> Callable[..., Any]:
+    """Return what makes the model of Megatron's arguments with megatron-core 0.18.
+
+    Raises:
+        NCAPluginError: Megatron-LM's files are not on the path.
+    """
+    builder = "gpt_builder" if args.hybrid_layer_pattern is None else "hybrid_builder"
     try:
         model_provider = import_module("model_provider").model_provider
         return partial(model_provider, getattr(import_module(f"{builder}s"), builder))

@@ -60,8 +60,8 @@ def run_as_jobs(runs: Sequence[Run], overrides: Sequence[str], ranks: int, folde
             _launch(launcher, files, folder)
     except (HydraException, OmegaConfBaseException) as error:
         raise NCAPluginError(
-            f"{' '.join(overrides)}: {one_line(error)} (submitit_slurm and submitit_local come with: pip install "
-            "hydra-submitit-launcher)"
+            f"{' '.join(overrides)}: {one_line(error)} (pip install 'nca-plugin[slurm]' brings submitit_slurm and "
+            "submitit_local)"
         ) from error
 
 

@@ -4,18 +4,25 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 _NAMES = ("torch", "megatron-core", "numpy", "numba", "transformers", "nca-plugin")
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a checkout on PYTHONPATH, or what no part of the run needs
+        return "-"
+
+
 def main() -> None:
     has_cuda = torch.cuda.is_available()
     if shutil.which("nvidia-smi"):
         subprocess.run(["nvidia-smi"])
-    versions = " ".join(f"{name}={version(name)}" for name in _NAMES)
+    versions = " ".join(f"{name}={_version(name)}" for name in _NAMES)
     device = torch.cuda.get_device_name().replace(" ", "-") if has_cuda else "none"
     print(f"PY {sys.version.split()[0]} {versions} cuda={has_cuda} device={device} cores={os.cpu_count()}")
     # Compiling takes a CPU a minute: a rehearsal goes without the question.
