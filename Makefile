@@ -41,7 +41,7 @@ test-install: $(INSTALLED)
 # Datasets, and real runs: layouts, resuming, blends, Hydra, a transition. megatron-core 0.18 takes the model from files of
 # Megatron-LM, for which those of the folder stand in.
 test-oldest: $(OLDEST_INSTALLED)
-	PYTHONPATH=tests/megatron_lm_0_18 $(OLDEST_BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow" \
+	PYTHONPATH=$(CURDIR)/tests/megatron_lm_0_18 $(OLDEST_BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow" \
 	    tests/test_golden.py tests/test_dataset.py tests/test_corpus_dataset.py tests/test_pretrain.py \
 	    tests/test_transfer.py::test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it \
 	    tests/test_hydra.py::test_megatron_trains_on_a_blend

@@ -15,6 +15,7 @@ from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.models.hybrid import hybrid_block
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+from megatron.core.parallel_state import get_tensor_model_parallel_group
 from megatron.core.ssm import mamba_context_parallel, mamba_mixer
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mlp_layer import MLPLayer
@@ -38,7 +39,8 @@ hybrid_block.TENorm = _norm
 class _MambaNorm(torch.nn.Module):
     """The parameters of the norm that the kernels bring."""
 
-    tp_group: Any
+    #: Set by the mixer, but for megatron-core 0.18's.
+    tp_group: Any = None
 
     def __init__(self, size: int, **_: Any) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class _MambaNorm(torch.nn.Module):
             prefix,
             {"weight": 0},
             sharded_offsets,
-            tp_group=self.tp_group,
+            tp_group=self.tp_group or get_tensor_model_parallel_group(),
             dp_cp_group=metadata["dp_cp_group"],
         )
 

@@ -6,6 +6,7 @@ started.
 
 import contextlib
 import functools
+import inspect
 import os
 import sys
 from argparse import Namespace
@@ -375,6 +376,15 @@ def _save_checkpoint(model: list[Any], optimizer: Any, scheduler: Any) -> None:
     from megatron.training.training import preprocess_common_state_dict
 
     groups = unwrap_model(model)[0].pg_collection
+    of_save = {
+        "tp_group": groups.tp,
+        "pp_group": groups.pp,
+        # megatron-core 0.18 has no groups of rematerialised weights, and asks for fewer.
+        "dp_cp_group": getattr(groups, "dp_cp_gtp_remat", groups.dp_cp),
+        "dp_group": groups.dp,
+        "expt_dp_group": groups.expt_dp,
+    }
+    parameters = inspect.signature(save_checkpoint).parameters
     save_checkpoint(
         1,
         model,
@@ -382,12 +392,7 @@ def _save_checkpoint(model: list[Any], optimizer: Any, scheduler: Any) -> None:
         scheduler,
         num_floating_point_operations_so_far=0,
         preprocess_common_state_dict_fn=preprocess_common_state_dict,
-        tp_group=groups.tp,
-        pp_group=groups.pp,
-        # megatron-core 0.18 has the one without rematerialised weights only.
-        dp_cp_group=getattr(groups, "dp_cp_gtp_remat", groups.dp_cp),
-        dp_group=groups.dp,
-        expt_dp_group=groups.expt_dp,
+        **{name: group for name, group in of_save.items() if name in parameters},
     )
 
 

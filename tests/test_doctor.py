@@ -26,6 +26,7 @@ from nca_plugin.doctor.screen import examine, screen
 
 ROOT = Path(__file__).parents[1]
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
+_INHERITED = [path for path in [os.environ.get("PYTHONPATH")] if path]
 DOCTOR = (sys.executable, "-m", "nca_plugin.doctor")
 
 # What the wheels of these versions on the package index do when they are imported, and their metadata.
@@ -109,7 +110,7 @@ class Answer:
 
 
 def run(*command: str | Path, path: tuple[Path, ...] = (ROOT,)) -> Answer:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), *_INHERITED])}
     done = subprocess.run(
         [*map(str, command)], cwd=path[0], env=environment, capture_output=True, text=True, timeout=200
     )

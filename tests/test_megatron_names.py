@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from releases import needs_0_19
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -163,6 +164,7 @@ def installed() -> Path:
     return Path(spec.origin).parents[2]
 
 
+@needs_0_19
 def test_the_release_that_is_installed_has_all(installed: Path) -> None:
     done = run(installed)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,6 +172,7 @@ def test_the_release_that_is_installed_has_all(installed: Path) -> None:
     assert line.startswith(f"{installed} has all 1")
 
 
+@needs_0_19
 def test_a_name_and_a_method_that_were_removed_are_listed(installed: Path, tmp_path: Path) -> None:
     changed = {
         "core/datasets/utils.py": ("def get_blend_from_list(", "def blend_from_list("),

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from megatron_runs import MODEL
+from releases import needs_0_19
 
 from nca_plugin.sources import parse
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_pretrain_script"
 
 
+@needs_0_19
 def test_the_script_trains_on_a_source(tmp_path: Path) -> None:
     command = (
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),

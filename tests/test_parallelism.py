@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from corpora import write
+from releases import IS_0_18
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
 from nca_plugin.errors import NCAPluginError
@@ -416,6 +417,8 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(runs: dict[str, Done]) ->
 @pytest.mark.parametrize("name", [*REFUSED, *REFUSED_WHOLE_SETS])
 def test_what_makes_no_sense_is_refused(runs: dict[str, Done], name: str) -> None:
     """Before any model is built: later errors are not raised as such, and end the run."""
+    if IS_0_18 and name == "masking between documents":
+        pytest.skip("megatron-core 0.18 does not have it")
     _, _, reason = {**REFUSED, **REFUSED_WHOLE_SETS}[name]
     done = runs[f"refused {name}"]
     assert done.refusal is not None, done.error or "it ran"
