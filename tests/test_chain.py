@@ -477,7 +477,7 @@ class ChainJob:
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
             "OMP_NUM_THREADS": "1",
         }
         with self.path.open("a") as log:

@@ -224,7 +224,7 @@ def test_runs_as_jobs_of_submitit(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["hydra/launcher=submitit_slrm"], "hydra-submitit-launcher"),
+        (["hydra/launcher=submitit_slrm"], "nca-plugin[slurm]"),
         (["hydra/launcher=submitit_local", "hydra.launcher.partitoin=gpu"], "partitoin"),
         (["hydra/launcher=submitit_local", "hydra.launcher.nodes=2"], "nodes and tasks_per_node must be 1"),
     ],

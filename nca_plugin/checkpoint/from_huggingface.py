@@ -147,7 +147,7 @@ def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
     something else."""
     config = _read_config(folder)
     tensors = {name: tensor for name, tensor in read_folder(folder).items() if not name.endswith(_BUFFERS)}
-    rope = _rope(config)
+    rope = rope_of(config)
     llama = Llama(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -217,7 +217,7 @@ def _read_config(folder: Path) -> Any:
     for name in _SIZES:
         if type(size := getattr(config, name)) is not int:
             raise NCAPluginError(f"{file} is no Llama's: its {name} {size!r} is no whole number")
-    rope = _rope(config)
+    rope = rope_of(config)
     scaling = {name: rope.get(name) for name in LLAMA3_SCALING}
     reason = None
     if config.hidden_act != "silu":
@@ -239,7 +239,7 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _rope(config: Any) -> Mapping[str, Any]:
+def rope_of(config: Any) -> Mapping[str, Any]:
     """Return the parameters of the rotary embeddings, by the names that transformers has from 5 on."""
     if hasattr(config, "rope_parameters"):
         found: Mapping[str, Any] = config.rope_parameters
