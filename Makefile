@@ -36,7 +36,7 @@ test-gpu:
 
 # What pip would do in NVIDIA's containers, and the wheel where nothing else is.
 test-install: $(INSTALLED)
-	$(BIN)/pytest --numprocesses $(JOBS) -m index tests/test_installation.py
+	$(BIN)/pytest -m index tests/test_installation.py
 
 # Datasets, and real runs: layouts, resuming, blends, Hydra, a transition. megatron-core 0.18 takes the model from files of
 # Megatron-LM, for which those of the folder stand in.
