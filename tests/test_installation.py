@@ -180,10 +180,10 @@ def test_data_is_made_and_read_without_torch(alone: Path, tmp_path: Path) -> Non
         [sys.executable, "-c", SAMPLE], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     sample = subprocess.run([alone / "python", "-c", SAMPLE], cwd=alone, capture_output=True, text=True)
-    assert len(sample.stdout.split()) == 65 and sample.stdout == expected.stdout
+    assert len(sample.stdout.split()) == 129 and sample.stdout == expected.stdout
 
 
-SAMPLE = "from nca_plugin.sources import parse; print(*parse('nca://web').sample(7, 64).tokens)"
+SAMPLE = "from nca_plugin.sources import parse; print(*parse('nca://web').sample(7, 128).tokens)"
 
 
 def test_the_doctor_finds_nothing_broken_without_torch(alone: Path) -> None:

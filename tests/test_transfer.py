@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron_runs import run
 from model_zoo import ARCHITECTURES, BASE
+from releases import needs_0_19
 
 from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.contents import Checkpoint, contiguous_regions
@@ -47,6 +48,8 @@ def started(origin: Path, target: Path, **options: Any) -> Checkpoint:
     return read_checkpoint(target)
 
 
+# It freezes layers.
+@needs_0_19
 def test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it(zoo: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     transition = Transition(vocab_size=300, tensor_model_parallel_size=1, freeze=["attention", "mlp"])
