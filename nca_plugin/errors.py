@@ -12,7 +12,6 @@ from typing import Final
 _EXTRAS: Final[Mapping[str, str]] = {
     "torch": "megatron",
     "megatron.core": "megatron",
-    "megatron.bridge": "bridge",
     "transformers": "text",
     "tokenizers": "text",
     "datasets": "text",

@@ -164,7 +164,6 @@ def test_contradictions_are_refused(argv: list[str], reason: str) -> None:
         ("transformers.utils", (), "text"),
         ("scipy", (), "study"),
         ("lm_eval", (), "eval"),
-        ("megatron.bridge.training", ("megatron", "megatron.core"), "bridge"),
         # What is missing of a package that is there, and what is none of an extra's, is shown as it is.
         ("megatron.core.extensions", ("megatron", "megatron.core"), None),
         ("megatron.training", ("megatron", "megatron.core"), None),

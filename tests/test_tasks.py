@@ -29,9 +29,9 @@ from nca_plugin.prepare import Corpus, prepare
 TOY = "nca://toy?grid_size=4"
 ROWS = ("--padded-vocab-size", "288")
 LLAMA = ("--num-layers", "2", "--hidden-size", "64", "--swiglu", "--ffn-hidden-size", "128", *ROWS)
-#: The toy task: two letters, and the same the other way round as capitals. Held out are ten pairs. In these every letter
-#: is once the first and once the second, so that each is learned in both places.
+#: The toy task: two letters, and the same the other way round as capitals.
 PAIRS = [f"{a}{b}" for a, b in itertools.product("abcdefghij", repeat=2)]
+#: Every letter is once the first and once the second of them, so that each is learned in both places.
 HELD_OUT = PAIRS[9:-1:9]
 UPDATES = 250
 

@@ -84,7 +84,8 @@ def launch(options: Options) -> None:
     settings = read_settings(options)
     require("torch")
     check_training_loop()
-    require("megatron.bridge")
+    if find_spec("megatron.bridge") is None:
+        raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how it is")
     become_only_rank_without_torchrun()
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
