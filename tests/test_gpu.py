@@ -36,7 +36,7 @@ class Runs:
     """By implementation and precision; only what is installed."""
 
     halves: Mapping[str, Future[tuple[FinishedRun, FinishedRun]]]
-    """Of plain PyTorch layers, by precision: until update 10, and resumed from there."""
+    """Runs of plain PyTorch layers until update 10, and resumed from there, by precision."""
 
     def on_cuda(self, implementation: str, precision: str) -> FinishedRun:
         if implementation not in INSTALLED:

@@ -113,7 +113,7 @@ class Speed:
     """What a pilot found."""
 
     tokens_per_s: float
-    """Of all runs side by side together."""
+    """Tokens a second of all runs together, side by side."""
 
     startup_s: float
     """Until the slowest of them had logged its first update."""

@@ -88,7 +88,7 @@ def scan() -> None:
 
 
 def failures() -> None:
-    """Of each part that failed, the end of its log."""
+    """Print the end of the log of each part that failed."""
     for line in (WORK / "parts").read_text().splitlines():
         name, outcome = line.split()[:2]
         if outcome != "rc=0":
