@@ -19,6 +19,7 @@ LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-i
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
+        ((sys.executable, "-m", "nca_plugin.launch.bridge", "--recipe", "x"), "Megatron-Bridge is not installed"),
         ((*LAUNCH, "--data-source", "ncaa"), "unknown source 'ncaa': did you mean 'nca'?"),
         ((*LAUNCH, "--data-source", "nca", "--nca-preset", "wbe"), "unknown NCA preset 'wbe'"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band", "0.7:0.9"), "above the ceiling 0.674"),

@@ -158,7 +158,7 @@ def test_what_only_transformer_engine_has_is_refused(
         return
     with pytest.raises(NCAPluginError, match="without Transformer Engine") as error:
         check_kernels(args, there)
-    assert f"cannot have {refused}: leave it out" in str(error.value)
+    assert f"cannot have {refused}: change the run" in str(error.value)
 
 
 SERIAL: dict[str, Any] = {
@@ -178,6 +178,7 @@ TENSOR = {"tensor_model_parallel_size": 2}
         (TENSOR, 10, None, None),
         ({"use_mp_args_from_checkpoint_args": True}, 9, None, "1"),
         ({"use_mp_args_from_checkpoint_args": True}, 9, "8", "8"),
+        ({"use_mp_args_from_checkpoint_args": True}, 10, None, None),
         (TENSOR, 9, "1", "1"),
         (TENSOR, 10, "32", "32"),
         ({}, 9, "8", "8"),
@@ -198,10 +199,11 @@ def test_connections_of_a_device(
     assert said == (f"CUDA_DEVICE_MAX_CONNECTIONS={after}" if given != after else None)
 
 
-def test_connections_that_megatron_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_connections_that_megatron_refuses(monkeypatch: pytest.MonkeyPatch, from_checkpoint: bool) -> None:
     with_connections(monkeypatch, "8", 9)
     with pytest.raises(NCAPluginError, match=r"^CUDA_DEVICE_MAX_CONNECTIONS=8: Megatron insists on 1 .*: unset it"):
-        device.limit_connections(Namespace(**{**SERIAL, **TENSOR}))
+        device.limit_connections(Namespace(**{**SERIAL, **TENSOR, "use_mp_args_from_checkpoint_args": from_checkpoint}))
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
 
 

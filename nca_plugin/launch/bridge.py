@@ -101,7 +101,8 @@ def launch(options: Options) -> None:
         config = configure(options, settings)
     except ImportError as error:
         raise NCAPluginError(
-            f"Megatron-Bridge {version('megatron-bridge')} lacks what this launcher takes from 0.6.2: {one_line(error)}"
+            f"a part of Megatron-Bridge {version('megatron-bridge')} cannot be imported: {one_line(error)} (this "
+            "launcher was tested with 0.6.2)"
         ) from error
     if is_cpu_mode:
         print_rank_0(f"nca-plugin: CPU mode sets {' '.join(bridge_cpu.adapt(config))}")

@@ -51,9 +51,9 @@ def limit_connections(args: Namespace) -> str | None:
     Raises:
         NCAPluginError: the user has set a value that Megatron refuses.
     """
+    is_parallel = args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1
     # A checkpoint's layout is not known before it is loaded.
-    may_be_parallel = args.use_mp_args_from_checkpoint_args
-    if args.tensor_model_parallel_size == args.context_parallel_size == 1 and not may_be_parallel:
+    if not is_parallel and not args.use_mp_args_from_checkpoint_args:
         return None
     if args.use_torch_fsdp2 or args.use_megatron_fsdp or args.overlap_moe_expert_parallel_comm:
         # They want more connections than one.
@@ -68,7 +68,7 @@ def limit_connections(args: Namespace) -> str | None:
         return None
     if given is not None:
         _restore(given)
-        if may_be_parallel:
+        if not is_parallel:
             return None
         raise NCAPluginError(
             f"{_CONNECTIONS}={given}: Megatron insists on 1 for tensor and context parallelism on this device: unset "

@@ -123,7 +123,7 @@ def check_kernels(args: Namespace, kernels: Kernels) -> None:
     }
     if asked := [option for option, is_there in is_asked.items() if is_there]:
         raise NCAPluginError(
-            f"without Transformer Engine, a run on CUDA cannot have {', '.join(asked)}: leave it out, or install "
+            f"without Transformer Engine, a run on CUDA cannot have {', '.join(asked)}: change the run, or install "
             "Transformer Engine"
         )
 

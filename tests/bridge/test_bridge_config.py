@@ -1,5 +1,7 @@
 """A recipe with a user's settings: what fits is taken over, anything else is one line that names the way out."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +218,11 @@ def test_a_dataset_that_is_not_ours_stops_the_run(configure: Configure) -> None:
     config.dataset = configure(*VANILLA).dataset
     with pytest.raises(NCAPluginError, match="Megatron-Bridge would train on GPTDatasetConfig"):
         check_sources(config)
+
+
+def test_on_cuda_without_transformer_engine_it_is_one_line() -> None:
+    fake = Path(__file__).parents[1] / "fake_cuda.py"
+    command = [sys.executable, fake, "bridge", "--recipe", "llama32_1b_pretrain_config", "data.source=nca"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert done.stderr.rstrip().endswith("imports Transformer Engine, which is not installed: install it")
