@@ -28,7 +28,7 @@ from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder
 from nca_plugin.launch.process import PARENT
-from nca_plugin.launch.rounds import LostRankError, Round, free_port, rank_environment
+from nca_plugin.launch.rounds import LostRankError, Round, rank_environment, reserved_port
 from nca_plugin.terminal import num_cores
 
 _LOCK: Final = "lock"
@@ -97,11 +97,12 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
                 _check_progress(trained, state)
                 _make_ready(chain, state)
                 command = [sys.executable, "-m", state.stage.module, *state.stage.arguments]
-                step = Step(command, free_port())
-                ranks.tell(f"step-{number}", dataclasses.asdict(step))
-                number += 1
-                child = _Child(step, ranks, chain.stop_file)
-                child.run()
+                with reserved_port() as port:
+                    step = Step(command, port)
+                    ranks.tell(f"step-{number}", dataclasses.asdict(step))
+                    number += 1
+                    child = _Child(step, ranks, chain.stop_file)
+                    child.run()
                 trained = None if child.is_stopped else state
             _say(_ended(chain, state))
             chain.stop_file.unlink(missing_ok=True)

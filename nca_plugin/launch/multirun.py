@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.launch.configuration import ConfigFile, load_run
-from nca_plugin.launch.rounds import Round, free_port, rank_environment
+from nca_plugin.launch.rounds import Round, rank_environment, reserved_port
 
 # Folders that a run writes to.
 _OUTPUTS = ("--save", "--tensorboard-dir")
@@ -44,15 +44,14 @@ def run_jobs(file: ConfigFile) -> None:
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)} ({job.name})"
         key = f"run-{number}"
-        if ranks.rank == 0:
-            print(f"nca-plugin: {title}", flush=True)
-            ranks.tell(key, port := free_port())
-        else:
-            port = ranks.hear(key)
         command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(file.folder)]
-        done = subprocess.run(
-            [*command, "--config-name", file.name, *job.overrides], env={**os.environ, **rank_environment(port)}
-        )
+        command += ["--config-name", file.name, *job.overrides]
+        with reserved_port() as reserved:
+            if ranks.rank == 0:
+                print(f"nca-plugin: {title}", flush=True)
+                ranks.tell(key, reserved)
+            port = reserved if ranks.rank == 0 else ranks.hear(key)
+            done = subprocess.run(command, env={**os.environ, **rank_environment(port)})
         if done.returncode:
             raise NCAPluginError(f"{title} ended with exit code {done.returncode}: those after it were not started")
 

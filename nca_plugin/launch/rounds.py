@@ -5,11 +5,13 @@ would find the addresses of the first. So rank 0 serves a store of its own, whic
 through that of torchrun.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -99,12 +101,18 @@ class Round:
             time.sleep(0.5)
 
 
-def free_port() -> int:
-    """Return a port that nothing listens to."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port: int = free.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Give a port of this machine that processes started within the context may serve, and that nobody else is given.
+
+    A port that was free a moment ago is taken by others in the seconds until a rank has imported torch. A socket that
+    is bound to it and does not listen keeps the kernel from giving it away, while torch's store, which sets
+    SO_REUSEADDR too, may still listen to it.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("", 0))
+        yield reserved.getsockname()[1]
 
 
 def rank_environment(port: int) -> dict[str, str]:

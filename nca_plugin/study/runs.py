@@ -23,7 +23,7 @@ from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.evaluation.results import task_metrics
 from nca_plugin.files import complete_files
 from nca_plugin.launch.process import PARENT
-from nca_plugin.launch.rounds import free_port
+from nca_plugin.launch.rounds import reserved_port
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.plan import Question, Run, megatron_options
 
@@ -278,10 +278,9 @@ def _lock(run: Run, place: Place) -> Iterator[None]:
 def _run_ranks(module: str, arguments: list[str], place: Place, run: Run, log: Path) -> None:
     """Start a module as a run's ranks, and wait for them. They end with this process, however it ends."""
     command = [sys.executable, "-m", module, *arguments]
-    port = str(free_port())
     began = log.stat().st_size if log.exists() else 0
     processes: list[subprocess.Popen[bytes]] = []
-    with log.open("ab") as output:
+    with log.open("ab") as output, reserved_port() as port:
         try:
             for rank in range(place.ranks):
                 environment = _environment(rank, port, place)
@@ -294,14 +293,14 @@ def _run_ranks(module: str, arguments: list[str], place: Place, run: Run, log: P
         raise NCAPluginError(f"{run.title} {how}: {_error_line(log, began)}; see {log}")
 
 
-def _environment(rank: int, port: str, place: Place) -> Mapping[str, str]:
+def _environment(rank: int, port: int, place: Place) -> Mapping[str, str]:
     own = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(place.ranks),
         "LOCAL_WORLD_SIZE": str(place.ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(place.threads),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
