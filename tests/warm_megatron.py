@@ -1,0 +1,12 @@
+"""The launcher of Megatron-LM, to be imported by a `WarmProcess`: Megatron and CPU mode are ready in its forks."""
+
+from nca_plugin.launch.megatron import main
+from nca_plugin.megatron import device
+
+device.prepare()
+
+from megatron.training import arguments, global_vars  # noqa: E402
+
+from nca_plugin.megatron import dataset_provider, lineage, pretraining  # noqa: E402
+
+__all__ = ["arguments", "dataset_provider", "global_vars", "lineage", "main", "pretraining"]
