@@ -15,7 +15,7 @@ from refusals import assert_refused_in_one_line
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import Sample, is_source, parse, register, registry
+from nca_plugin.sources import Sample, is_source, parse, register, registry, short_uri
 from nca_plugin.sources.nca import NCASource
 
 
@@ -33,6 +33,63 @@ def test_a_uri_is_the_identity(preset: str, split: str, **options: object) -> No
     source = NCASource(NCAConfig.preset(preset, **options), preset).for_split(split)
     assert parse(source.uri) == source
     assert parse(source.uri).uri == source.uri
+    assert parse(short_uri(source)).uri == source.uri
+
+
+_SEEDS = st.just(1234) | st.integers(0, 2**63 - 1)
+_TEMPERATURES = st.just(1e-4) | st.floats(0, 1)
+
+
+@st.composite
+def _any_uri(draw: st.DrawFn) -> str:
+    """A URI of any source, whose options are given or left to the preset, among them values that need quoting."""
+    scheme = draw(st.sampled_from(["nca", "shuffled", "dyck", "shuffle_dyck", "copy", "iid", "eca"]))
+    options = {"seed": draw(_SEEDS), "split": draw(st.sampled_from(["train", "valid", "test"]))}
+    options["vocab_offset"] = draw(st.sampled_from([0, 1, 50257]))
+    preset = ""
+    if scheme in ("nca", "shuffled"):
+        preset = draw(st.sampled_from([*sorted(PRESETS), "web:0.7,code:0.3", "math:0.1,release:0.9"]))
+        options["temperature"] = draw(_TEMPERATURES)
+        options["curriculum"] = draw(st.sampled_from(["none", "0@0.1:0.2", "0@0.1:0.2,5@0.15:0.2"]))
+        if options["curriculum"] != "none":
+            options["band"] = "none"
+        if ":" in preset:
+            options[f"{preset.partition(':')[0]}.burn_in"] = draw(st.integers(0, 20))
+    elif scheme == "iid":
+        options["exponent"] = draw(st.just(0.0) | st.floats(0, 2.5))
+    elif scheme == "eca":
+        options["wolfram_class"] = draw(st.sampled_from(["none", 3, 4]))
+    kept = {name: value for name, value in options.items() if draw(st.booleans())}
+    if "curriculum" in options and "curriculum" not in kept:
+        kept.pop("band", None)
+    return f"{scheme}://{preset}?{'&'.join(f'{name}={value}' for name, value in kept.items())}".removesuffix("?")
+
+
+@given(uri=_any_uri())
+def test_a_uri_in_short_names_the_same_source(uri: str) -> None:
+    short = short_uri(uri)
+    assert parse(short).uri == parse(uri).uri
+    assert len(short) <= len(parse(uri).uri)
+    assert short_uri(short) == short_uri(parse(uri)) == short
+
+
+@pytest.mark.parametrize(
+    ("uri", "short"),
+    [
+        *((f"nca://{preset}", f"nca://{preset}") for preset in PRESETS),
+        ("nca", "nca://web"),
+        ("dyck://", "dyck://"),
+        ("nca://web?seed=1234", "nca://web"),
+        ("nca://web?band=0.3:0.4&seed=7", "nca://web?seed=7&band=0.3:0.4"),
+        ("nca://web?split=valid&vocab_offset=5", "nca://web?split=valid&vocab_offset=5"),
+        ("shuffled://code?num_rules=none", "shuffled://code"),
+        ("NCA://web:0.5,code:0.5", "nca://web:0.5,code:0.5"),
+        ("nca://wbe?seed=7", "nca://wbe?seed=7"),
+        ("/data/text_document", "/data/text_document"),
+    ],
+)
+def test_a_uri_in_short_holds_what_differs_from_its_preset(uri: str, short: str) -> None:
+    assert short_uri(uri) == short
 
 
 def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:

@@ -9,7 +9,7 @@ True
 """
 
 from nca_plugin.sources.base import Sample, Source
-from nca_plugin.sources.registry import is_source, parse, register, schemes
+from nca_plugin.sources.registry import is_source, parse, register, schemes, short_uri
 from nca_plugin.sources.split import checked_split
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
@@ -24,4 +24,5 @@ __all__ = [
     "parse_options",
     "register",
     "schemes",
+    "short_uri",
 ]

@@ -17,7 +17,7 @@ from nca_plugin.sources.iid import IIDSource
 from nca_plugin.sources.mixture import nca_from_uri
 from nca_plugin.sources.offset import OffsetSource, split_offset
 from nca_plugin.sources.shuffled import ShuffledSource
-from nca_plugin.sources.uri import ParsedURI, split_uri
+from nca_plugin.sources.uri import ParsedURI, join_uri, split_uri
 
 SourceFactory = Callable[[ParsedURI], Source]
 
@@ -66,6 +66,26 @@ def parse(uri: str) -> Source:
     parsed, offset = split_offset(parsed)
     source = known[parsed.scheme](parsed)
     return OffsetSource(source, offset) if offset else source
+
+
+def short_uri(source: Source | str) -> str:
+    """Return the URI of a source with only those options that differ from its preset's, for people to read.
+
+    `parse` gives the same source back. What is no URI of a source that is known here stays as it is.
+    """
+    given = source if isinstance(source, str) else source.uri
+    try:
+        uri = parse(given).uri
+        parsed = split_uri(uri)
+        preset = f"{parsed.scheme}://{parsed.preset}"
+        usual = split_uri(parse(preset).uri).options
+        differing: dict[str, object] = {
+            name: value for name, value in parsed.options.items() if usual.get(name) != value
+        }
+        short = join_uri(parsed.scheme, parsed.preset, differing) if differing else preset
+        return short if parse(short).uri == uri else uri
+    except NCAPluginError:
+        return given
 
 
 def _known() -> dict[str, SourceFactory]:
