@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from nca_plugin import cli_tasks
 from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.errors import NCAPluginError, one_line_errors, require
-from nca_plugin.terminal import StudyProgress, num_cores, parse_count, parse_shard, short, stages
+from nca_plugin.terminal import StudyProgress, at_work, num_cores, parse_count, parse_shard, short, stages
 
 _SELECTORS = ", ".join(SELECTORS)
 
@@ -91,10 +90,8 @@ def prepare(
         text_key=text_key,
         split=split,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("tokenising", total=input_bytes(corpus))
-        result = prepare_corpus(corpus, out, lambda num_bytes: progress.advance(task, num_bytes))
+    with stages("B") as start_stage:
+        result = prepare_corpus(corpus, out, start_stage("tokenising", input_bytes(corpus) or 0))
     print(
         f"{result.documents:,} documents, {result.tokens:,} tokens: {out}.bin, {out}.idx. "
         f"Train with --data-path {out} and a vocabulary of {result.vocab_size}."
@@ -427,7 +424,8 @@ def chain(
     print("\n" + "\n".join(commands(settings, ranks)))
     from nca_plugin.chain.check import check_stages
 
-    check_stages(settings, ranks)
+    with at_work("checking the stages"):
+        check_stages(settings, ranks)
     print(f"\nAll stages can be trained by {ranks} rank{'s' if ranks > 1 else ''}.")
 
 
@@ -448,10 +446,10 @@ def bench(
     check_target(json)
     console = Console()
     results = []
-    with console.status("") as status:
+    with at_work("starting") as say:
         for uri in uris or ["nca://web", "nca://code"]:
             results.append(
-                run_benchmark(uri, seq_length, num_cores() if processes is None else processes, seconds, status.update)
+                run_benchmark(uri, seq_length, num_cores() if processes is None else processes, seconds, say)
             )
             console.print(table(results[-1]))
     with complete_files(json) as (unfinished,):

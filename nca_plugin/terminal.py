@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,9 +25,8 @@ from rich.progress import (
 from rich.text import Text
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.progress import StartStage
+from nca_plugin.progress import SECONDS_BETWEEN_LINES, StartStage, lines_now_and_then
 
-_SECONDS_BETWEEN_LINES: Final = 30.0
 #: Of the work, from which on a rate is shown.
 _SHARE_THAT_TELLS: Final = 0.01
 _SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
@@ -70,36 +69,74 @@ def num_cores() -> int:
 
 @contextmanager
 def stages(unit: str = "") -> Iterator[StartStage]:
-    """Show a bar with rate and time left for every stage of the work; without a terminal, a line now and then."""
+    """Show a bar with rate and time left for every stage of the work; without a terminal, a line every 30 s.
+
+    A stage of size 0 is one whose size is not known.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield partial(_lines, unit)
+        newest = _Stage("starting", unit, 0)
+
+        def start_counting(name: str, size: int) -> Callable[[int], None]:
+            nonlocal newest
+            newest = _Stage(name, unit, size)
+            return newest.advance
+
+        with lines_now_and_then(lambda: newest.line()):
+            yield start_counting
         return
     columns = (TextColumn("{task.description}"), BarColumn(), _StepsColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
 
         def start_stage(name: str, size: int) -> Callable[[int], None]:
-            return partial(progress.advance, progress.add_task(name, total=size))
+            return partial(progress.advance, progress.add_task(name, total=size or None))
 
         yield start_stage
 
 
-def _lines(unit: str, name: str, size: int) -> Callable[[int], None]:
-    start = printed = time.monotonic()
-    done = 0
+@contextmanager
+def at_work(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr that the block, whose steps cannot be counted, is at work: without a terminal, a line every 30 s.
 
-    def advance(steps: int) -> None:
-        nonlocal done, printed
-        done += steps
-        now = time.monotonic()
-        if done and now - printed >= _SECONDS_BETWEEN_LINES:
-            printed = now
-            rate = done / (now - start)
-            left = timedelta(seconds=round((size - done) / rate))
-            line = f"{name}: {short(done)} of {short(size)}{unit and ' '}{unit}, {short(rate)}/s, {left} left"
-            print(line, file=sys.stderr, flush=True)
+    Args:
+        what: such as "checking the stages"; the function that is yielded says what comes next.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(escape(what)) as status:
+            yield lambda now: status.update(escape(now))
+        return
+    began = time.monotonic()
 
-    return advance
+    def say(now: str) -> None:
+        nonlocal what
+        what = now
+
+    with lines_now_and_then(lambda: f"{what}: at work for {_passed(began)}"):
+        yield say
+
+
+class _Stage:
+    """A stage of the work, for people who read a log."""
+
+    def __init__(self, name: str, unit: str, size: int) -> None:
+        self._name, self._unit, self._size = name, f" {unit}" if unit else "", size
+        self._done, self._began = 0, time.monotonic()
+
+    def advance(self, steps: int) -> None:
+        self._done += steps
+
+    def line(self) -> str:
+        if not self._done:
+            return f"{self._name}: at work for {_passed(self._began)}"
+        rate = self._done / (time.monotonic() - self._began + 1e-9)
+        of_size = f" of {short(self._size)}" if self._size else ""
+        left = f", {timedelta(seconds=round((self._size - self._done) / rate))} left" if self._size else ""
+        return f"{self._name}: {short(self._done)}{of_size}{self._unit}, {short(rate)}/s{left}"
+
+
+def _passed(began: float) -> timedelta:
+    return timedelta(seconds=round(time.monotonic() - began))
 
 
 class _StepsColumn(ProgressColumn):
@@ -173,7 +210,7 @@ class StudyProgress:
         is_telling = advanced > 0 and advanced >= _SHARE_THAT_TELLS * self._size
         left = f"{timedelta(seconds=round(max(self._size - done, 0) / rate))} left" if is_telling else ""
         self._progress.update(total, completed=done, left=left)
-        if not self._console.is_terminal and left and now - self._printed >= _SECONDS_BETWEEN_LINES:
+        if not self._console.is_terminal and left and now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
             self._console.print(
                 f"all: {done:,} of {self._size:,} updates, {rate:.1f}/s, {left}", highlight=False, soft_wrap=True

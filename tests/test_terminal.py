@@ -2,14 +2,16 @@
 
 import io
 import itertools
+import re
+import time
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from nca_plugin import terminal
+from nca_plugin import progress, terminal
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.terminal import StudyProgress, parse_count, parse_shard, short, stages
+from nca_plugin.terminal import StudyProgress, at_work, parse_count, parse_shard, short, stages
 
 
 @pytest.mark.parametrize(
@@ -39,17 +41,32 @@ def test_short_numbers() -> None:
     assert [short(number) for number in numbers] == shown
 
 
-def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.0)
+def test_a_log_gets_lines_also_while_a_step_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
     with stages("tokens") as start_stage:
-        start_stage("writing", 2_000_000)(1_000_000)
-    line = capsys.readouterr().err
-    assert line.startswith("writing: 1.00M of 2.00M tokens, ") and line.endswith("/s, 0:00:00 left\n")
+        time.sleep(0.1)
+        advance = start_stage("writing", 2_000_000)
+        time.sleep(0.1)
+        advance(1_000_000)
+        time.sleep(0.1)
+        start_stage("reading", 0)(5)
+        time.sleep(0.1)
+    with at_work("checking") as say:
+        time.sleep(0.1)
+        say("checking again")
+        time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "starting: at work for 0:00:00" and "writing: at work for 0:00:00" in lines
+    assert any(re.fullmatch(r"writing: 1.00M of 2.00M tokens, \S+/s, 0:00:00 left", line) for line in lines)
+    assert any(re.fullmatch(r"reading: 5 tokens, \S+/s", line) for line in lines)
+    assert "checking: at work for 0:00:00" in lines and lines[-1] == "checking again: at work for 0:00:00"
 
 
 def test_a_studys_progress_tells_what_is_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs of 100 updates, of which an earlier start had done 50: these tell nothing of the rate."""
-    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
     clock = itertools.count(0, 10)
     monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     shown = io.StringIO()

@@ -12,6 +12,7 @@ from typing import Final
 from nca_plugin.doctor import launchers, machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts, gather
+from nca_plugin.progress import lines_now_and_then
 
 _WIDTH: Final = 100
 _INDENT: Final = 53
@@ -27,7 +28,8 @@ def run() -> int:
     if python.verdict is Verdict.OK:
         if sys.stderr.isatty():
             print("importing what is installed ...", end="\r", file=sys.stderr, flush=True)
-        sections = examine(gather())
+        with lines_now_and_then(lambda: "importing what is installed"):
+            sections = examine(gather())
     else:
         sections = {"packages": [python]}
     print(screen(sections))
