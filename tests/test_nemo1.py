@@ -1,5 +1,6 @@
 """NeMo 1 configurations as Megatron-LM arguments: what they train, and what is refused."""
 
+import copy
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -74,6 +75,17 @@ def test_every_argument_is_one_of_megatrons(parser: ArgumentParser) -> None:
     known = {option for action in parser._actions for option in action.option_strings}
     named = {f"--{argument}" for row in ROWS.values() if isinstance(row, Translated) for argument in row.arguments}
     assert named <= known
+
+
+def published_keys() -> list[str]:
+    lines = (DATA / "published_keys.txt").read_text().splitlines()
+    return [line for line in lines if line and line[0] not in "#["]
+
+
+def test_every_key_of_the_published_files_has_a_meaning() -> None:
+    """One that is ignored or refused has a reason, which docs/nemo1.md shows; only unknown keys would have none."""
+    sections = {key.removesuffix(".*") for key in ROWS}
+    assert [key for key in published_keys() if key not in ROWS and key.removesuffix(".*") not in sections] == []
 
 
 def test_every_row_of_one_table_only() -> None:
@@ -218,6 +230,24 @@ def test_what_nemo_takes_where_the_file_is_silent(parser: ArgumentParser) -> Non
             "split",
         ),
         ({"model__data": {"data_impl": "mock", "data_prefix": ["x"]}}, {"mock-data": True}, "data-path"),
+        (
+            {"model__tokenizer": {"library": "megatron", "type": "GPT2BPETokenizer", "model": None}},
+            {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": "gpt2"},
+            "vocab-file",
+        ),
+        ({"model__deterministic_mode": True}, {"deterministic-mode": True}, ""),
+        ({"model__deterministic_mode": False, "model__deteministic_mode": False}, {}, "deterministic-mode"),
+        ({"model__skip_train": True}, {"skip-train": True}, ""),
+        ({"model__skip_train": False, "model__drop_layers": []}, {}, "skip-train"),
+        ({"model__scale_positional_embedding": True, "model__scale_factor": 4}, {"rope-scaling-factor": 4.0}, ""),
+        ({"model__optim__name": "mcore_distributed_optim", "model__optim__dtype": "bf16"}, {"optimizer": "adam"}, ""),
+        (
+            {"model__optim__sched": {"name": "CosineAnnealingExp", "max_steps_for_lr_sched": 80.0, "warmup_steps": 5}},
+            {"lr-decay-iters": 80, "lr-warmup-iters": 5},
+            "",
+        ),
+        ({"model__data__splits_string": [98, 1, 1]}, {"split": "98,1,1"}, ""),
+        ({"model__data__splits_string": "'99,1,0'"}, {"split": "'99,1,0'"}, ""),
     ],
 )
 def test_a_key_means(parser: ArgumentParser, changes: dict[str, Any], expected: dict[str, Any], absent: str) -> None:
@@ -240,7 +270,7 @@ def test_a_key_means(parser: ArgumentParser, changes: dict[str, Any], expected: 
         ({"model__ffn_dropout": 0.1}, r"model.ffn_dropout=0.1"),
         ({"model__data__seq_length": 256}, r"more than the model has positions for"),
         ({"model__num_layers": "four"}, r"model.num_layers=four \(must be a whole number\)"),
-        ({"model__num_layers": None}, r"model.num_layers=None \(is required\)"),
+        ({"model__num_layers": None}, r"model.num_layers is required"),
         ({"model__bias": "yes"}, r"must be true or false"),
         ({"model__restore_from_path": "/a.nemo"}, r"cannot read NeMo's checkpoints"),
         ({"model__restore_from_path": "/a", "restore_from_path": "/b"}, r"another key says"),
@@ -252,7 +282,19 @@ def test_a_key_means(parser: ArgumentParser, changes: dict[str, Any], expected: 
         ({"trainer__limit_val_batches": 0.5}, r"limit_val_batches=0.5 \(must be a whole number\)"),
         ({"trainer__limit_val_batches": None}, r"limit_val_batches=1.0 \(the whole set, which is NeMo's default"),
         ({"exp_manager__checkpoint_callback_params__train_time_interval": {"hours": 1}}, r"set every_n_train_steps"),
-        ({"model__tokenizer": {"library": "megatron", "type": "GPT2BPETokenizer"}}, r"name model.tokenizer.vocab_file"),
+        (
+            {"model__tokenizer": {"library": "megatron", "type": "GPT2BPETokenizer", "merge_file": "merges.txt"}},
+            r"name model.tokenizer.vocab_file",
+        ),
+        ({"model__drop_layers": [1]}, r"model.drop_layers=1 \(Megatron-LM runs every layer\)"),
+        ({"model__deteministic_mode": True}, r"write model.deterministic_mode"),
+        ({"model__optim__dtype": "bf16"}, r"model.optim.dtype=bf16 \(the optimizer's state is float32\)"),
+        ({"model__old_context_len": 4096}, r"rotary embeddings with 8192"),
+        ({"model__optim__sched": {"name": "CosineAnnealing", "max_steps_for_lr_sched": 8}}, r"CosineAnnealingExp"),
+        ({"model__name": "megatron_falcon_gpt"}, r"not those of Falcon"),
+        ({"trainer__max_steps": "many", "model__optim__sched": {"name": "CosineAnnealing"}}, r"trainer.max_steps=many"),
+        ({"model__encoder_seq_length": None}, r"model.encoder_seq_length is required"),
+        ({"model__num_attention_heads": [1], "model__num_query_groups": 2}, r"model.num_attention_heads=1 \(must"),
         ({"trainer__precision": "bf16-true"}, r"NeMo's precisions are"),
         ({"trainer__devices": "two"}, r"trainer.devices=two"),
         ({"trainer__max_time": "12:00"}, r"days:hours"),
@@ -275,6 +317,79 @@ def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], reason: str) ->
     with pytest.raises(NCAPluginError, match=reason) as error:
         small(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_flags_of_falcon_are_ignored_elsewhere_with_the_reason() -> None:
+    """Launcher's Mistral files have them; NeMo reads them in its Falcon layers alone."""
+    for key in ("parallel_attention", "new_decoder_architecture"):
+        translation = small(model__mcore_customization_config={key: True})
+        assert [reason for ignored, reason in translation.ignored if key in ignored] == [
+            "only the layers of model.name=megatron_falcon_gpt read it, in NeMo too"
+        ]
+
+
+#: What a key of any kind may hold by mistake.
+WRONG: list[Any] = [
+    *(None, "???", "", "abc", "nul\0", "two\nlines", 300 * "x", True, -1, 0, 1.5, 10**400, float("nan"), float("inf")),
+    *(
+        [],
+        [1],
+        [[]],
+        [None, None],
+        {},
+        {"a": 1},
+        {"a": {"b": []}},
+        {1: 2},
+        {"train": None, "validation": [], "test": {}},
+    ),
+]
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("base", [{"trainer": {"devices": 1}, "model": {}}, SMALL], ids=["empty", "small"])
+def test_any_value_at_any_key_is_translated_or_refused_in_one_line(base: dict[str, Any], stride: int) -> None:
+    flat = {key: value for key, value in base.items() if "." in key}
+    sections = sorted({name for key in ROWS for name in _parents(key)})
+    for number, key in enumerate((*ROWS, *sections)):
+        path = key.replace(".*", ".any")
+        for wrong in WRONG[number % stride :: stride]:
+            config: dict[str, Any] = copy.deepcopy({} if flat else base)
+            for name, value in {**flat, path: wrong}.items():
+                _set(config, name, value)
+            try:
+                translate(config)
+            except NCAPluginError as error:
+                assert "\n" not in str(error), (path, wrong)
+                assert not flat or _is_told(str(error), path), (path, wrong, str(error))
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.removesuffix(".*").split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config.setdefault(parent, {})
+    config[last] = value
+
+
+def _is_told(message: str, key: str) -> bool:
+    """Whether a message names a key: one that a section replaced, its section, or the one that reads it."""
+    row = ROWS.get(key)
+    reader = row.note.removeprefix("read by `").removesuffix("`") if isinstance(row, Translated) else key
+    return any(name in message for name in (key, reader, "exp_manager.create_", *_parents(key)[1:]))
+
+
+def test_every_unknown_key_at_once_each_with_a_near_one() -> None:
+    with pytest.raises(NCAPluginError) as error:
+        small(model__num_layer=1, model__wholly_new=2, trainr__x=3, model__max_steps=4, model__headscale=True)
+    assert str(error.value) == (
+        "NeMo 1 configuration: unknown keys 'model.num_layer' (did you mean 'model.num_layers'?), 'model.wholly_new', "
+        "'model.max_steps' (did you mean 'trainer.max_steps'?), 'trainr' (did you mean 'trainer'?): docs/nemo1.md "
+        "lists all; cannot be translated to Megatron-LM: model.headscale=True (Megatron-LM has no scales of heads)"
+    )
 
 
 def test_every_refusal_at_once() -> None:
@@ -320,7 +435,7 @@ def test_a_section_is_a_mapping(key: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
     section[last] = 5
-    with pytest.raises(NCAPluginError, match=rf"{dotted}=5: must be a mapping"):
+    with pytest.raises(NCAPluginError, match=rf"{dotted}=5 \(must be a mapping"):
         translate(config)
 
 

@@ -13,8 +13,10 @@ from nca_plugin.nemo.nemo1.rows import (
     Refused,
     Row,
     Translated,
+    boolean,
     ignored,
     integer,
+    name,
     off_switch,
     switch,
     text,
@@ -23,21 +25,21 @@ from nca_plugin.nemo.nemo1.rows import (
 
 _TOKENIZER: Final = "model.tokenizer"
 _LIBRARY: Final = f"{_TOKENIZER}.library"
+_FILES: Final = {"vocab-file": "vocab_file", "merge-file": "merge_file"}
 _DATA: Final = "model.data"
 
 
 def _tokenizer(library: Any, config: Config) -> Arguments:
-    kind, model = config[f"{_TOKENIZER}.type"], config[f"{_TOKENIZER}.model"]
-    files = {
-        name: str(config[f"{_TOKENIZER}.{key}"])
-        for name, key in (("vocab-file", "vocab_file"), ("merge-file", "merge_file"))
-        if config[f"{_TOKENIZER}.{key}"] is not None
-    }
+    kind, model = (config.get(f"{_TOKENIZER}.{key}", name) for key in ("type", "model"))
+    given = {argument: config.get(f"{_TOKENIZER}.{key}", name) for argument, key in _FILES.items()}
+    files = {argument: path for argument, path in given.items() if path is not None}
     match library, kind:
+        case "megatron", "GPT2BPETokenizer" if not files:
+            # What NeMo downloads is the vocabulary of GPT-2.
+            return {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": "gpt2"}
         case "megatron", "GPT2BPETokenizer":
-            for name in ("vocab_file", "merge_file"):
-                # NeMo downloads GPT-2's.
-                _named(config[f"{_TOKENIZER}.{name}"], name)
+            for argument, key in _FILES.items():
+                _named(given[argument], key)
             return {"tokenizer-type": kind} | files
         case ("sentencepiece", _) | ("megatron", "GPTSentencePieceTokenizer"):
             return {
@@ -45,30 +47,30 @@ def _tokenizer(library: Any, config: Config) -> Arguments:
                 "tokenizer-model": _named(model, "model"),
             } | ({"tokenizer-sentencepiece-legacy": True} if _is_legacy(config) else {})
         case "huggingface", _:
-            trust = {"trust-remote-code": True} if config[f"{_TOKENIZER}.trust_remote_code"] else {}
+            trust = {"trust-remote-code": True} if config.get(f"{_TOKENIZER}.trust_remote_code", boolean) else {}
             return {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": _named(kind, "type")} | files | trust
     raise CannotBeHad(
         f"with {_TOKENIZER}.type={kind}: Megatron-LM has megatron with GPT2BPETokenizer, sentencepiece and huggingface"
     )
 
 
-def _named(value: Any, key: str) -> str:
+def _named(value: str | None, key: str) -> str:
     if value is None:
         raise CannotBeHad(f"name {_TOKENIZER}.{key}, or set {_TOKENIZER}=null for the vocabulary of data.source alone")
-    return str(value)
+    return value
 
 
 def _is_legacy(config: Config) -> bool:
     """NeMo's default depends on the library (`_build_tokenizer`)."""
-    given = config[f"{_TOKENIZER}.sentencepiece_legacy"]
-    return config[_LIBRARY] == "sentencepiece" if given is None else bool(given)
+    given = config.get(f"{_TOKENIZER}.sentencepiece_legacy", boolean)
+    return config[_LIBRARY] == "sentencepiece" if given is None else given
 
 
 def _data_path(value: Any, config: Config) -> Arguments:
     if config[f"{_DATA}.data_impl"] == "mock":
         return {}
     if isinstance(value, Mapping):
-        if set(value) != {"train", "validation", "test"}:
+        if set(value) != {"train", "validation", "test"} or None in value.values():
             raise CannotBeHad("must have train, validation and test")
         names = {"train": "train-data-path", "validation": "valid-data-path", "test": "test-data-path"}
         return {names[split]: _blend(value[split]) for split in names}
@@ -76,7 +78,7 @@ def _data_path(value: Any, config: Config) -> Arguments:
 
 
 def _blend(value: Any) -> list[str]:
-    return [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    return [name(part) for part in value] if isinstance(value, list) and value else [name(value)]
 
 
 def _data_impl(value: Any, config: Config) -> Arguments:
@@ -87,7 +89,8 @@ def _data_impl(value: Any, config: Config) -> Arguments:
 
 def _split(value: Any, config: Config) -> Arguments:
     """Paths of each split leave nothing to divide."""
-    return {} if isinstance(config[f"{_DATA}.data_prefix"], Mapping) else {"split": str(value)}
+    split = ",".join(map(name, value)) if isinstance(value, list) else name(value)
+    return {} if isinstance(config[f"{_DATA}.data_prefix"], Mapping) else {"split": split}
 
 
 def _dataloader(value: Any, config: Config) -> Arguments:

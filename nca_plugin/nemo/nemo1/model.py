@@ -10,6 +10,7 @@ from nca_plugin.nemo.nemo1.rows import (
     Row,
     Translated,
     boolean,
+    ignored,
     integer,
     number,
     off_switch,
@@ -26,8 +27,8 @@ _BUILDER: Final = "MegatronGPTModel.model_provider_func"
 
 def _seq_length(value: Any, config: Config) -> Arguments:
     """Samples have `data.seq_length`; the model has positions for `encoder_seq_length`."""
-    length, given = whole(value), config["model.data.seq_length"]
-    of_data = length if given is None else whole(given)
+    length, given = whole(value), config.get("model.data.seq_length", whole)
+    of_data = length if given is None else given
     if of_data > length:
         raise CannotBeHad(f"model.data.seq_length={of_data} is more than the model has positions for")
     return {"seq-length": of_data}
@@ -35,23 +36,23 @@ def _seq_length(value: Any, config: Config) -> Arguments:
 
 def _positions(value: Any, config: Config) -> Arguments:
     """NeMo builds megatron-core's model for `encoder_seq_length` positions, only its own for this many."""
-    return {"max-position-embeddings": whole(_length(config) if config["model.mcore_gpt"] else value)}
+    return {"max-position-embeddings": _length(config) if config.read("model.mcore_gpt", boolean) else whole(value)}
 
 
-def _length(config: Config) -> Any:
-    return config["model.encoder_seq_length"]
+def _length(config: Config) -> int:
+    return config.read("model.encoder_seq_length", whole)
 
 
 def _query_groups(value: Any, config: Config) -> Arguments:
-    if whole(value) == whole(config["model.num_attention_heads"]):
+    if whole(value) == config.read("model.num_attention_heads", whole):
         return {}
     return {"group-query-attention": True, "num-query-groups": whole(value)}
 
 
 def _activation(value: Any, config: Config) -> Arguments:
-    is_fused, is_tanh = config["model.bias_activation_fusion"], config["model.openai_gelu"]
+    is_fused, is_tanh = (config.get(f"model.{key}", boolean) for key in ("bias_activation_fusion", "openai_gelu"))
     match value:
-        case "gelu" if is_tanh and not config["model.bias"]:
+        case "gelu" if is_tanh and not config.read("model.bias", boolean):
             raise CannotBeHad("with model.openai_gelu: Megatron-LM has the tanh form only with model.bias=true")
         case "gelu":
             # Fused with the bias it is the tanh form, which is openai_gelu; else the exact one.
@@ -76,7 +77,7 @@ def _normalization(value: Any, config: Config) -> Arguments:
 
 def _query_key_scaling(value: Any, config: Config) -> Arguments:
     """NeMo's megatron-core model has it with fp16 alone; it changes the range of the scores, not the attention."""
-    is_on = boolean(value) and precision(config["trainer.precision"]) == "fp16"
+    is_on = boolean(value) and config.read("trainer.precision", precision) == "fp16"
     return {"apply-query-key-layer-scaling": True} if is_on else {}
 
 
@@ -96,7 +97,7 @@ def _legacy_only(reason: str) -> Any:
     """Return a rule for what NeMo's own model has and its megatron-core model leaves out."""
 
     def rule(value: Any, config: Config) -> Arguments:
-        if number(value) and not config["model.mcore_gpt"]:
+        if number(value) and not config.read("model.mcore_gpt", boolean):
             raise CannotBeHad(reason)
         return {}
 
@@ -119,7 +120,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "model.ffn_hidden_size",
         lambda value, _: {"ffn-hidden-size": whole(value)},
         ("ffn-hidden-size",),
-        default=lambda config: 4 * whole(config["model.hidden_size"]),
+        default=lambda config: 4 * config.read("model.hidden_size", whole),
         source="4 `hidden_size`, for gated units too: TransformerConfig",
     ),
     integer("model.num_attention_heads", "num-attention-heads", is_required=True),
@@ -156,26 +157,36 @@ ROWS: Final[tuple[Row, ...]] = (
     Refused("model.normalize_attention_scores", "Megatron-LM always scales the scores", unless=(True,)),
     Refused("model.attention_type", "Megatron-LM's GPT has multihead attention", unless=("multihead",)),
     Refused("model.apply_embedding_scaling", "Megatron-LM does not scale embeddings"),
-    Refused("model.name", "Megatron-LM builds GPT's layers", unless=("", "megatron_gpt_full_te_layer_autocast")),
-    Refused("model.hyena", "Megatron-LM's GPT has no Hyena layers", unless=()),
-    *(
-        Refused(f"model.mcore_customization_config.{key}", "only NeMo's Falcon layers read it: set it to false")
-        for key in ("parallel_attention", "new_decoder_architecture")
+    Refused(
+        "model.name",
+        "Megatron-LM builds GPT's own layers, not those of Falcon, Gemma 2 or Hyena",
+        unless=("", "te_gpt", "megatron_gpt_full_te_layer_autocast"),
     ),
-    Refused("model.mcore_customization_config.*", "no argument sets it", unless=()),
+    Refused("model.hyena", "Megatron-LM's GPT has no Hyena layers", unless=()),
+    Refused("model.drop_layers", "Megatron-LM runs every layer", unless=([],)),
+    *ignored(
+        "only the layers of model.name=megatron_falcon_gpt read it, in NeMo too",
+        (f"model.mcore_customization_config.{key}" for key in ("parallel_attention", "new_decoder_architecture")),
+    ),
+    Refused("model.mcore_customization_config.*", "no argument of Megatron-LM is known to set it", unless=()),
     Translated("model.position_embedding_type", _positions_type, ("position-embedding-type",)),
     real("model.rotary_percentage", "rotary-percent"),
     integer("model.rotary_base", "rotary-base"),
     switch("model.rotary_interleaved", "rotary-interleaved"),
     integer("model.seq_len_interpolation_factor", "rotary-seq-len-interpolation-factor"),
     switch("model.scale_positional_embedding", "use-rope-scaling"),
+    real("model.scale_factor", "rope-scaling-factor"),
+    *(
+        Refused(f"model.{key}", f"Megatron-LM scales rotary embeddings with {value}", unless=(value,))
+        for key, value in (("low_freq_factor", 1), ("high_freq_factor", 4), ("old_context_len", 8192))
+    ),
     Translated("model.window_size", _window, ("window-size",)),
     off_switch("model.share_embeddings_and_output_weights", "untie-embeddings-and-output-weights"),
     Translated(
         "model.apply_query_key_layer_scaling",
         _query_key_scaling,
         ("apply-query-key-layer-scaling",),
-        default=lambda config: not config["model.mcore_gpt"],
+        default=lambda config: not config.read("model.mcore_gpt", boolean),
         source=f"{_BUILDER}: true without `mcore_gpt`",
     ),
     integer("model.num_moe_experts", "num-experts"),

@@ -15,7 +15,9 @@ from nca_plugin.nemo.nemo1.rows import (
     Refused,
     Row,
     Translated,
+    boolean,
     ignored,
+    name,
     number,
     real,
     whole,
@@ -39,6 +41,7 @@ _NO_SCHEDULE: Final = "a constant learning rate"
 
 _DECAY_STYLES: Final = {
     "CosineAnnealing": "cosine",
+    "CosineAnnealingExp": "cosine",
     "WarmupAnnealing": "linear",
     "WarmupPolicy": "constant",
     "WarmupHoldPolicy": "constant",
@@ -46,13 +49,13 @@ _DECAY_STYLES: Final = {
 
 
 def _optimizer(value: Any, config: Config) -> Arguments:
-    if value not in _OPTIMIZERS:
+    if name(value) not in _OPTIMIZERS:
         raise CannotBeHad(f"Megatron-LM's counterparts are of {', '.join(_OPTIMIZERS)}")
     return {"optimizer": "adam"} | ({"use-distributed-optimizer": True} if _OPTIMIZERS[value] else {})
 
 
 def _is_distributed(config: Config) -> bool:
-    return _OPTIMIZERS.get(config[f"{_OPTIM}.name"], False)
+    return _OPTIMIZERS.get(config.get(f"{_OPTIM}.name", name) or "", False)
 
 
 def _betas(value: Any, config: Config) -> Arguments:
@@ -75,55 +78,67 @@ def _overlap(argument: str, *needs: str) -> Any:
     """Return a rule for an overlap of the distributed optimizer, which Megatron-LM allows only with `needs`."""
 
     def rule(value: Any, config: Config) -> Arguments:
-        is_on = bool(value) and _is_distributed(config) and all(config[f"{_OPTIM}.{need}"] for need in needs)
+        needed = all(config.get(f"{_OPTIM}.{need}", boolean) for need in needs)
+        is_on = boolean(value) and _is_distributed(config) and needed
         return {argument: True} if is_on else {}
 
     return rule
 
 
-def _steps(config: Config, name: str, max_steps: int) -> int:
-    """Return `<name>_steps`, or `<name>_ratio` of the steps."""
-    steps, ratio = config[f"{_SCHED}.{name}_steps"], config[f"{_SCHED}.{name}_ratio"]
+def _steps(config: Config, phase: str, max_steps: int) -> int:
+    """Return `<phase>_steps`, or `<phase>_ratio` of the steps."""
+    steps, ratio = config.get(f"{_SCHED}.{phase}_steps", whole), config.get(f"{_SCHED}.{phase}_ratio", number)
     if steps is not None and ratio is not None:
-        raise CannotBeHad(f"{name}_steps and {name}_ratio contradict each other")
+        raise CannotBeHad(f"{phase}_steps and {phase}_ratio contradict each other")
     if ratio is not None:
-        return int(number(ratio) * max_steps)
-    return 0 if steps is None else whole(steps)
+        return int(ratio * max_steps)
+    return steps or 0
 
 
-def _schedule(name: Any, config: Config) -> Arguments:
+def _schedule(value: Any, config: Config) -> Arguments:
     """Return the whole schedule, from all keys of `sched`."""
-    if name == _NO_SCHEDULE:
+    if value == _NO_SCHEDULE:
         if any(key.startswith(f"{_SCHED}.") for key in config.values):
             raise CannotBeHad("the schedule needs a name")
         return {"lr-decay-style": "constant"}
-    if name not in _DECAY_STYLES:
+    if name(value) not in _DECAY_STYLES:
         raise CannotBeHad(f"Megatron-LM's schedules are those of {', '.join(_DECAY_STYLES)}")
-    style = _DECAY_STYLES[name]
-    train_steps = whole(config["trainer.max_steps"])
-    max_steps = whole(config[f"{_SCHED}.max_steps"])
+    style = _DECAY_STYLES[value]
+    train_steps = config.read("trainer.max_steps", whole)
+    max_steps = config.read(f"{_SCHED}.max_steps", whole)
     warmup = _steps(config, "warmup", max_steps)
     constant = _steps(config, "constant", max_steps)
     hold = _steps(config, "hold", max_steps)
     if (constant and style != "cosine") or (hold and style != "constant"):
         raise CannotBeHad("constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
+    of_decay = config.get(f"{_SCHED}.max_steps_for_lr_sched", whole)
+    if of_decay and value != "CosineAnnealingExp":
+        raise CannotBeHad("max_steps_for_lr_sched belong to CosineAnnealingExp")
     if style == "constant" and max_steps < train_steps:
         raise CannotBeHad(f"it drops to min_lr after {max_steps} steps, Megatron-LM's constant schedule never does")
-    lr = number(config[f"{_OPTIM}.lr"])
+    lr = config.read(f"{_OPTIM}.lr", number)
     return {
         "lr-decay-style": style,
         # Megatron-LM wants it above the warm-up. Where it is not, no step is between them, and this gives NeMo's
         # learning rates too.
-        "lr-decay-iters": max(max_steps - constant, warmup + 1),
+        "lr-decay-iters": max((of_decay or max_steps) - constant, warmup + 1),
         "lr-warmup-iters": warmup,
         "lr-warmup-init": 0.0 if constant or not warmup else lr / (warmup + 1),
-        "min-lr": number(config[f"{_SCHED}.min_lr"]),
+        "min-lr": config.read(f"{_SCHED}.min_lr", number),
     }
 
 
 def _weight_decay(config: Config) -> float:
     """Apex's optimizers decay nothing by default, torch's AdamW 0.01."""
     return 0.01 if config[f"{_OPTIM}.name"] == "adamw" else 0.0
+
+
+def _state_dtype(value: Any, config: Config) -> Arguments:
+    """Megatron-core's optimizer, in NeMo too, does not read it."""
+    is_read = config[f"{_OPTIM}.name"] != "mcore_distributed_optim"
+    if is_read and name(value).removeprefix("torch.") not in ("fp32", "float32"):
+        raise CannotBeHad("the optimizer's state is float32")
+    return {}
 
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -141,7 +156,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Refused(f"{_OPTIM}.bias_correction", "Megatron-LM's Adam corrects its bias", unless=(True,)),
     Refused(f"{_OPTIM}.adam_w_mode", "Megatron-LM's weight decay is decoupled", unless=(True,)),
     Refused(f"{_OPTIM}.amsgrad", "Megatron-LM's Adam is not AMSGrad"),
-    Refused(f"{_OPTIM}.dtype", "the optimizer's state is float32", unless=("fp32", "float32", "torch.float32")),
+    Translated(f"{_OPTIM}.dtype", _state_dtype, (), note="must be fp32, unless `name` is mcore_distributed_optim"),
     *ignored(
         "how the optimizer stores and sends, not what it computes",
         (
@@ -151,6 +166,7 @@ ROWS: Final[tuple[Row, ...]] = (
                 *("store_params", "store_param_remainders", "nccl_ub", "capturable", "master_weights", "set_grad_none"),
                 *("distribute_within_nodes", "pipeline_size", "ddp_bucket_size", "average_in_collective"),
                 *("align_param_gather", "overlap_param_gather_with_optimizer_step", "check_for_nan_in_grad"),
+                "lock_timeout",
             )
         ),
     ),
@@ -162,6 +178,7 @@ ROWS: Final[tuple[Row, ...]] = (
         source="NeMo makes no scheduler without `sched`",
     ),
     within(f"{_SCHED}.max_steps", _NAME, default=lambda config: config["trainer.max_steps"]),
+    within(f"{_SCHED}.max_steps_for_lr_sched", _NAME),
     *(
         within(f"{_SCHED}.{key}", _NAME)
         for key in (*("warmup_steps", "warmup_ratio", "constant_steps", "constant_ratio", "hold_steps", "hold_ratio"),)

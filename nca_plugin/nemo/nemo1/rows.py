@@ -1,5 +1,6 @@
 """What a key of a NeMo 1 configuration means to Megatron-LM: the kinds of rows that the tables are made of."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,15 @@ type Default = Any
 
 
 class CannotBeHad(Exception):
-    """A value that Megatron-LM has nothing for, with the reason; `translate` names the key and collects them all."""
+    """A value that Megatron-LM has nothing for, with the reason; `translate` names the key and collects them all.
+
+    Attributes:
+        key: whose value it is, None for the key of the row that is translated.
+    """
+
+    def __init__(self, reason: str, key: str | None = None) -> None:
+        super().__init__(reason)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,22 @@ class Config:
         default = self.defaults[key]
         return default(self) if callable(default) else default
 
+    def read[T](self, key: str, kind: Callable[[Any], T]) -> T:
+        """Return what `kind` makes of the value of a key that another row reads: an error is of this key, not of that
+        row's."""
+        value = self.get(key, kind)
+        if value is None:
+            raise CannotBeHad("is required", key)
+        return value
+
+    def get[T](self, key: str, kind: Callable[[Any], T]) -> T | None:
+        """Return the same, None where the key is absent and NeMo has no default."""
+        try:
+            value = self[key]
+            return None if value is None else kind(value)
+        except CannotBeHad as error:
+            raise CannotBeHad(str(error), error.key or key) from None
+
 
 def whole(value: Any) -> int:
     """Return a whole number, which the file may spell `1000`, `1e3` or `"1000"`."""
@@ -90,9 +115,9 @@ def whole(value: Any) -> int:
 def number(value: Any) -> float:
     """Return a number, which the file may spell `"2e-4"`."""
     try:
-        if not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError):
+        if not isinstance(value, bool) and math.isfinite(result := float(value)):
+            return result
+    except (TypeError, ValueError, OverflowError):
         pass
     raise CannotBeHad("must be a number")
 
@@ -102,6 +127,13 @@ def boolean(value: Any) -> bool:
     if value in (True, False):
         return bool(value)
     raise CannotBeHad("must be true or false")
+
+
+def name(value: Any) -> str:
+    """Return a name or a path, which the file may spell as a number."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise CannotBeHad("must be a name or a path")
 
 
 def integer(key: str, argument: str, *, is_required: bool = False) -> Translated:
@@ -120,7 +152,7 @@ def real(
 
 def text(key: str, argument: str) -> Translated:
     """A key that is an argument with a string."""
-    return Translated(key, lambda value, _: {argument: str(value)}, (argument,))
+    return Translated(key, lambda value, _: {argument: name(value)}, (argument,))
 
 
 def switch(key: str, argument: str) -> Translated:

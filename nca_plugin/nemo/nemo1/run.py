@@ -13,6 +13,7 @@ from nca_plugin.nemo.nemo1.rows import (
     Translated,
     boolean,
     ignored,
+    name,
     number,
     whole,
     within,
@@ -90,18 +91,20 @@ def _count(value: Any) -> int | None:
 
 def world_size(config: Config) -> int | None:
     """Return the number of processes that the configuration is for, None if it leaves it open."""
-    devices, nodes = _count(config["trainer.devices"]), _count(config["trainer.num_nodes"])
+    devices, nodes = (config.get(f"trainer.{key}", _count) for key in ("devices", "num_nodes"))
     return None if devices is None or nodes is None else devices * nodes
 
 
 def _log_folder(config: Config) -> PurePosixPath:
     """Return NeMo's folder (nemo/utils/exp_manager.py, `get_log_dir`)."""
-    if config["exp_manager.explicit_log_dir"] is not None:
-        return PurePosixPath(str(config["exp_manager.explicit_log_dir"]))
-    folder = PurePosixPath(str(config["exp_manager.exp_dir"])) / str(config["exp_manager.name"])
-    if config["exp_manager.version"] is not None:
-        return folder / str(config["exp_manager.version"])
-    if not config["exp_manager.resume_if_exists"]:
+    given = config.get("exp_manager.explicit_log_dir", name)
+    if given is not None:
+        return PurePosixPath(given)
+    folder = PurePosixPath(config.read("exp_manager.exp_dir", name)) / config.read("exp_manager.name", name)
+    version = config.get("exp_manager.version", name)
+    if version is not None:
+        return folder / version
+    if not config.get("exp_manager.resume_if_exists", boolean):
         raise CannotBeHad(
             "without exp_manager.resume_if_exists NeMo makes a folder named after the date: set "
             "exp_manager.explicit_log_dir or exp_manager.version"
@@ -110,8 +113,8 @@ def _log_folder(config: Config) -> PurePosixPath:
 
 
 def _checkpoint_folder(config: Config) -> str:
-    given = config[f"{_CHECKPOINTS}.dirpath"]
-    return str(_log_folder(config) / "checkpoints" if given is None else given)
+    given = config.get(f"{_CHECKPOINTS}.dirpath", name)
+    return str(_log_folder(config) / "checkpoints") if given is None else given
 
 
 def _is_managed(config: Config) -> bool:
@@ -122,13 +125,15 @@ def _is_managed(config: Config) -> bool:
 def _save(value: Any, config: Config) -> Arguments:
     if not boolean(value) or not _is_managed(config):
         return {}
-    return {"save": _checkpoint_folder(config), "save-interval": whole(config[f"{_CHECKPOINTS}.every_n_train_steps"])}
+    steps = config.read(f"{_CHECKPOINTS}.every_n_train_steps", whole)
+    return {"save": _checkpoint_folder(config), "save-interval": steps}
 
 
 def _load(value: Any, config: Config) -> Arguments:
     if not boolean(value):
         return {}
-    missing = {} if config["exp_manager.resume_ignore_no_checkpoint"] else {"exit-on-missing-checkpoint": True}
+    may_be_missing = config.get("exp_manager.resume_ignore_no_checkpoint", boolean)
+    missing = {} if may_be_missing else {"exit-on-missing-checkpoint": True}
     # Lightning restores the scheduler with the checkpoint: a longer run keeps the schedule that it began with.
     return {"load": _checkpoint_folder(config), "use-checkpoint-opt-param-scheduler": True} | missing
 
@@ -140,20 +145,21 @@ def _tensorboard(value: Any, config: Config) -> Arguments:
 def _wandb(value: Any, config: Config) -> Arguments:
     if not boolean(value):
         return {}
-    project, name, entity = (config[f"{_WANDB}.{key}"] for key in ("project", "name", "entity"))
-    if project is None or name is None:
+    project, run, entity, folder = (
+        config.get(f"{_WANDB}.{key}", name) for key in ("project", "name", "entity", "save_dir")
+    )
+    if project is None or run is None:
         raise CannotBeHad(f"needs {_WANDB}.project and {_WANDB}.name")
-    folder = config[f"{_WANDB}.save_dir"]
     return {
-        "wandb-project": str(project),
-        "wandb-exp-name": str(name),
-        "wandb-save-dir": str(_log_folder(config) if folder is None else folder),
-    } | ({} if entity is None else {"wandb-entity": str(entity)})
+        "wandb-project": project,
+        "wandb-exp-name": run,
+        "wandb-save-dir": str(_log_folder(config)) if folder is None else folder,
+    } | ({} if entity is None else {"wandb-entity": entity})
 
 
 def weights(value: Any, config: Config) -> Arguments:
     """A checkpoint whose weights the run starts from, at step 0."""
-    if str(value).endswith((".nemo", ".ckpt")):
+    if name(value).endswith((".nemo", ".ckpt")):
         raise CannotBeHad("Megatron-LM cannot read NeMo's checkpoints: name the folder of a Megatron-LM checkpoint")
     return {"pretrained-checkpoint": str(value)}
 
@@ -251,6 +257,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "Megatron-LM keeps every checkpoint it saves",
         _dotted(_CHECKPOINTS, "save_top_k", "monitor", "mode", "save_last", "save_best_model", "every_n_epochs"),
     ),
+    Ignored(f"{_CHECKPOINTS}.save_last_n_optim_states", "Megatron-LM keeps the optimizer's state in every checkpoint"),
     *ignored(
         "Megatron-LM keeps its checkpoints and logs in a layout of its own",
         (
@@ -303,4 +310,5 @@ ROWS: Final[tuple[Row, ...]] = (
     Translated("restore_from_path", weights, ("pretrained-checkpoint",), note="a Megatron-LM checkpoint"),
     *ignored("for NeMo's launcher", ("name", "cluster_type", "base_results_dir", "data_dir")),
     *ignored("for NeMo's launcher", _dotted("run", "name", "results_dir", "time_limit", "dependency")),
+    Ignored("env_vars.*", "NeMo's launcher sets these variables of the environment: export them before torchrun"),
 )

@@ -13,6 +13,7 @@ from nca_plugin.nemo.nemo1.rows import (
     boolean,
     ignored,
     integer,
+    name,
     off_switch,
     switch,
     text,
@@ -39,12 +40,12 @@ def _sequence_parallel(value: Any, config: Config) -> Arguments:
 
 
 def _has_tensor_parallelism(config: Config) -> bool:
-    return whole(config["model.tensor_model_parallel_size"] or 1) > 1
+    return (config.get("model.tensor_model_parallel_size", whole) or 1) > 1
 
 
 def _tp_overlap(value: Any, config: Config) -> Arguments:
     """NeMo turns it off without sequence parallelism."""
-    is_on = boolean(value) and config["model.sequence_parallel"] and _has_tensor_parallelism(config)
+    is_on = boolean(value) and config.get("model.sequence_parallel", boolean) and _has_tensor_parallelism(config)
     return {"tp-comm-overlap": True} if is_on else {}
 
 
@@ -54,12 +55,12 @@ def _recompute(value: Any, config: Config) -> Arguments:
             # With a method and a number of layers, NeMo chooses among the layers: less memory or more, same numbers.
             return {"recompute-granularity": "selective"}
         case "full":
-            method = config["model.activations_checkpoint_method"]
-            layers = config["model.activations_checkpoint_num_layers"]
+            method = config.get("model.activations_checkpoint_method", name)
+            layers = config.get("model.activations_checkpoint_num_layers", whole)
             return {
                 "recompute-granularity": "full",
                 "recompute-method": "uniform" if method is None else method,
-                "recompute-num-layers": 1 if layers is None else whole(layers),
+                "recompute-num-layers": 1 if layers is None else layers,
             }
     raise CannotBeHad("must be selective or full")
 
@@ -67,25 +68,29 @@ def _recompute(value: Any, config: Config) -> Arguments:
 def _fp8(value: Any, config: Config) -> Arguments:
     if not boolean(value):
         return {}
-    if not (config["model.fp8_e4m3"] or config["model.fp8_hybrid"]):
+    is_e4m3, is_hybrid, has_wgrad, has_params, reduces = (
+        config.get(f"model.{key}", boolean)
+        for key in ("fp8_e4m3", "fp8_hybrid", "fp8_wgrad", "fp8_params", "reduce_amax")
+    )
+    if not (is_e4m3 or is_hybrid):
         raise CannotBeHad("needs model.fp8_e4m3 or model.fp8_hybrid")
-    if config["model.reduce_amax"] is False:
+    if not reduces:
         raise CannotBeHad("with model.reduce_amax=false: Megatron-LM always reduces them")
     return (
         {
-            "fp8-format": "e4m3" if config["model.fp8_e4m3"] else "hybrid",
-            "fp8-margin": whole(config["model.fp8_margin"]),
-            "fp8-interval": whole(config["model.fp8_interval"]),
-            "fp8-amax-history-len": whole(config["model.fp8_amax_history_len"]),
-            "fp8-amax-compute-algo": config["model.fp8_amax_compute_algo"],
+            "fp8-format": "e4m3" if is_e4m3 else "hybrid",
+            "fp8-margin": config.read("model.fp8_margin", whole),
+            "fp8-interval": config.read("model.fp8_interval", whole),
+            "fp8-amax-history-len": config.read("model.fp8_amax_history_len", whole),
+            "fp8-amax-compute-algo": config.read("model.fp8_amax_compute_algo", name),
         }
-        | ({"no-fp8-wgrad": True} if config["model.fp8_wgrad"] is False else {})
-        | ({"fp8-param-gather": True} if config["model.fp8_params"] else {})
+        | ({} if has_wgrad else {"no-fp8-wgrad": True})
+        | ({"fp8-param-gather": True} if has_params else {})
     )
 
 
 def _same_precision(value: Any, config: Config) -> Arguments:
-    if precision(value) != precision(config["trainer.precision"]):
+    if precision(value) != config.read("trainer.precision", precision):
         raise CannotBeHad(f"trainer.precision is {config['trainer.precision']}")
     return {}
 
@@ -164,6 +169,10 @@ ROWS: Final[tuple[Row, ...]] = (
     Refused("model.reset_lr", "start from model.restore_from_path instead, whose schedule begins anew"),
     Refused("model.reset_lr_steps", "start from model.restore_from_path instead, whose schedule begins anew"),
     Refused("model.fsdp", "Megatron-LM shards with model.optim.name=distributed_fused_adam"),
+    switch("model.skip_train", "skip-train"),
+    switch("model.deterministic_mode", "deterministic-mode"),
+    # As files of NeMo's launcher spell it, which NeMo does not read.
+    Refused("model.deteministic_mode", "NeMo does not read it: write model.deterministic_mode"),
     Refused("model.enable_cuda_graph", "NeMo 1's graphs have no counterpart"),
     Ignored(
         "model.megatron_amp_O2",
@@ -188,7 +197,8 @@ ROWS: Final[tuple[Row, ...]] = (
         _keys(
             *("grad_allreduce_chunk_size_mb", "grad_div_ar_fusion", "gradient_as_bucket_view", "async_grad_allreduce"),
             *("overlap_p2p_comm", "batch_p2p_comm", "sync_batch_comm", "validation_param_sync_overlap"),
-            *("defer_embedding_wgrad_compute", "distributed_adam_bucket_merge_size", "with_fp32_embedding_grads"),
+            *("defer_embedding_wgrad_compute", "wgrad_deferral_limit", "with_fp32_embedding_grads"),
+            "distributed_adam_bucket_merge_size",
             *("use_flash_attention", "get_attention_mask_from_fusion", "use_te_rng_tracker", "onnx_safe"),
             *("tp_comm_atomic_ag", "tp_comm_atomic_rs", "tp_comm_split_ag", "tp_comm_split_rs"),
             *("tp_comm_overlap_ag", "tp_comm_overlap_rs", "tp_comm_bulk_wgrad", "tp_comm_bulk_dgrad"),
@@ -207,6 +217,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "how NeMo logs, profiles and builds the run, not what it trains",
         _keys(
             *("pre_process", "post_process", "apex_transformer_log_level", "enable_megatron_timers"),
+            *("target", "nemo_version"),
             *(f"megatron_timer_kwargs.{key}" for key in ("log_every_n_steps", "log_mode", "log_option", "barrier")),
             *(f"nsys_profile.{key}" for key in ("enabled", "start_step", "end_step", "ranks", "gen_shape", "trace")),
             *(f"memory_profile.{key}" for key in ("enabled", "start_step", "end_step", "rank", "output_path")),

@@ -1,4 +1,4 @@
-"""NeMo 1 configurations (`megatron_gpt_config.yaml` and its kin, r1.17 to 2.0) as arguments of Megatron-LM.
+"""NeMo 1 configurations (`megatron_gpt_config.yaml` and its kin, 1.8 to 2.4) as arguments of Megatron-LM.
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.errors import NCAPluginError, unknown_names
 from nca_plugin.nemo.nemo1 import data, model, optimizer, run, system
 from nca_plugin.nemo.nemo1.rows import Arguments, CannotBeHad, Config, Ignored, Refused, Row, Translated
 
@@ -23,6 +23,9 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
 _SECTIONS: Final = frozenset(
     ".".join(parts[:length]) for parts in (key.split(".") for key in ROWS) for length in range(1, len(parts))
 )
+
+#: What an unknown key might have been.
+_NAMES: Final = tuple(name for name in (*ROWS, *sorted(_SECTIONS)) if not name.endswith(".*"))
 
 _DEFAULTS: Final = {row.key: row.default for row in ROWS.values() if isinstance(row, Translated)}
 
@@ -68,10 +71,18 @@ def translate(config: Mapping[Any, Any]) -> Translation:
     Raises:
         NCAPluginError: an unknown key, or what Megatron-LM has nothing for, every such key in one message.
     """
-    values = dict(_leaves(config, ""))
+    entries = dict(_entries(config))
+    unknown = [key for key in entries if key not in _SECTIONS and _row_of(key) not in ROWS]
+    # Null and what is still to be filled in are absent.
+    given = {key: value for key, value in entries.items() if value not in (None, "???") and key not in unknown}
+    values = {key: value for key, value in given.items() if _row_of(key) in ROWS}
+    problems = [
+        f"{key}={_short(value)} (must be a mapping of names to values)"
+        for key, value in given.items()
+        if key not in values
+    ]
     view = Config(values, _DEFAULTS)
     done: dict[str, tuple[Any, Arguments]] = {}
-    problems: list[str] = []
     for key in (*values, *(key for key in _DEFAULTS if key not in values)):
         row = ROWS[_row_of(key)]
         try:
@@ -80,12 +91,15 @@ def translate(config: Mapping[Any, Any]) -> Translation:
             elif isinstance(row, Refused) and values[key] not in row.unless:
                 raise CannotBeHad(row.reason)
         except CannotBeHad as error:
-            value = view[key] if isinstance(row, Translated) else values[key]
-            problem = f"{key}={value} ({error})"
-            problems += [problem] if problem not in problems else []
+            # Of two rows that read one key.
+            if (problem := _described(error.key or key, error, view)) not in problems:
+                problems.append(problem)
     arguments = _merged(done, problems)
+    messages = [unknown_names("key", unknown, _NAMES, "docs/nemo1.md lists all")] if unknown else []
     if problems:
-        raise NCAPluginError(f"NeMo 1 configuration: cannot be translated to Megatron-LM: {'; '.join(problems)}")
+        messages.append(f"cannot be translated to Megatron-LM: {'; '.join(problems)}")
+    if messages:
+        raise NCAPluginError(f"NeMo 1 configuration: {'; '.join(messages)}")
     return Translation(
         arguments=arguments,
         translated=tuple((key, value, made) for key, (value, made) in done.items() if key in values),
@@ -93,6 +107,12 @@ def translate(config: Mapping[Any, Any]) -> Translation:
         ignored=tuple((key, row.reason) for key in values if isinstance(row := ROWS[_row_of(key)], Ignored)),
         world_size=run.world_size(view),
     )
+
+
+def _described(key: str, error: CannotBeHad, config: Config) -> str:
+    default = config.defaults.get(key)
+    value = config.values.get(key, None if callable(default) else default)
+    return f"{key} {error}" if value is None else f"{key}={_short(value)} ({error})"
 
 
 def _translated(row: Translated, config: Config) -> Arguments:
@@ -110,30 +130,18 @@ def _merged(done: Mapping[str, tuple[Any, Arguments]], problems: list[str]) -> A
     for key, (value, made) in done.items():
         for name, argument in made.items():
             if arguments.setdefault(name, argument) != argument:
-                problems.append(f"{key}={value} (another key says {arguments[name]})")
+                problems.append(f"{key}={_short(value)} (another key says {_short(arguments[name])})")
     return arguments
 
 
-def _leaves(section: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with their values; null and what is still to be filled in (`???`) are absent."""
+def _entries(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with their values: those of a section for the section that is known."""
     for name, value in section.items():
         key = f"{prefix}{name}"
-        if key not in _SECTIONS and _row_of(key) not in ROWS:
-            raise NCAPluginError(f"NeMo 1 configuration: {unknown_name('key', key, _names(prefix))}")
-        if value is None or value == "???":
-            continue
         if key in _SECTIONS and isinstance(value, Mapping):
-            yield from _leaves(value, f"{key}.")
-        elif key in ROWS or key not in _SECTIONS:
-            yield key, value
+            yield from _entries(value, f"{key}.")
         else:
-            raise NCAPluginError(f"NeMo 1 configuration: {key}={value}: must be a mapping of names to values")
-
-
-def _names(prefix: str) -> list[str]:
-    """Return what an unknown key might have been: at the top, the few names there; below, any key or section."""
-    names = [name for name in (*_SECTIONS, *ROWS) if not name.endswith(".*")]
-    return sorted(names if prefix else {name.partition(".")[0] for name in names})
+            yield key, value
 
 
 def _row_of(key: str) -> str:
@@ -172,6 +180,7 @@ def _line(kind: str, key: str, value: Any, arguments: Arguments) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value for the log, without the end of a long list of files."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Return a value for people to read, without the end of a long list of files."""
+    text = " ".join(map(str, value)) if isinstance(value, list) and value else str(value)
+    text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:80]}..."
