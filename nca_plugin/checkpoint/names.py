@@ -10,39 +10,55 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-#: Roles by a pattern of the name within a layer. The first that matches decides: a norm of the attention is a norm.
+#: What holds a norm's weight and bias, by its name within a layer: a module of its own, or the projection after it.
+_NORM: Final = (
+    r"((input|pre_cross_attn|pre_mlp|post_self_attn|post_mlp)_layernorm|norm|mixer\.norm"
+    r"|(self|cross)_attention\.((q|k|kv)_(layernorm|norm)|out_norm)"
+    r"|(self_attention\.linear_proj|mlp\.linear_fc2)\.post_layernorm)\.(weight|bias)"
+)
+_FUSED_NORM: Final = (
+    r"((self|cross)_attention\.linear_(qkv|q|kv|k|v|q_up_proj|kv_up_proj)|mlp\.(shared_experts\.)?linear_fc1"
+    r"|mixer\.in_proj)\.layer_norm_(weight|bias)"
+)
+#: Roles by a pattern of the name within a layer. Every name is spelt out: what is nearly one of them is a damaged name,
+#: under which no model would look for its values.
 _IN_LAYER: Final = (
-    ("norm", r"(.*[._])?(layer_?norm|norm|enorm|hnorm)[._](weight|bias)"),
+    ("norm", _NORM),
+    ("norm", _FUSED_NORM),
     ("attention.proj", r"(self|cross)_attention\.linear_proj\.(weight|bias)"),
     ("attention.qkv", r"(self|cross)_attention\.linear_(qkv|q|kv|k|v)(_proj|_down_proj|_up_proj)?\.(weight|bias)"),
     ("attention.other", r"(self|cross)_attention\.core_attention\.softmax_offset"),
     ("router", r"mlp\.router\.(weight|bias|expert_bias)|mlp\.shared_experts\.gate_weight"),
     ("mlp", r"mlp\.((shared_experts|experts(\.(local_)?experts)?(\.\d+)?)\.)?linear_fc[12]\.(weight|bias)(\d+|_[wv])?"),
     ("mlp", r"mlp\.fc[12]_latent_proj\.(weight|bias)"),
-    ("mamba", r"mixer\..*"),
+    ("mamba", r"mixer\.(in_proj|conv1d|out_proj)\.(weight|bias)(\.(z|x|B|C|dt))?|mixer\.(dt_bias|A_log|D)"),
 )
 _OUTSIDE: Final = (
     ("embedding", r"embedding\.word_embeddings\.weight"),
     ("position", r"embedding\.(position|tokentype)_embeddings\.weight"),
     ("output", r"output_layer\.(weight|bias)"),
     ("final_norm", r"decoder\.final_(layer)?norm\.(weight|bias)"),
-    ("mtp", r"mtp\..*"),
 )
+#: What multi-token prediction has around a layer, and the layer within it.
+_IN_MTP: Final = re.compile(r"(enorm|hnorm|final_layernorm|eh_proj)\.(weight|bias)")
+_MTP_LAYER: Final = re.compile(r"(transformer_layer|mtp_model_layer)\.(layers\.\d+\.)?(?P<rest>.+)")
 #: What selectors may name; a role belongs to the selector that it begins with.
 SELECTORS: Final = (
     *("embedding", "position", "output", "attention", "attention.qkv", "attention.proj", "mlp", "norm", "final_norm"),
     *("router", "mamba", "mtp", "all"),
 )
 
-_LAYER: Final = re.compile(r"(?P<stem>(?:decoder|encoder)\.layers|mtp\.layers)\.(?:(?P<number>\d+)\.)?(?P<rest>.+)")
-_EXPERT: Final = re.compile(r"\.experts\.experts\.(\d+)\.")
+_LAYER: Final = re.compile(r"(?P<stem>(?:decoder|encoder)\.layers|mtp\.layers)\.(?:(?P<number>\d{1,5})\.)?(?P<rest>.+)")
+_EXPERT: Final = re.compile(r"\.experts\.experts\.(\d{1,5})\.")
 
 #: Entries of the training run, not of the model.
 _RUN_STATE: Final = re.compile(
     r"(chained_\d+\.)?(optimizer|rng_state|rerun_state_machine_state|common_state|opt_param_scheduler|iteration)\b.*"
 )
 #: State of Transformer Engine's modules, such as FP8 scales; empty under the local layer spec.
-_MODULE_STATE: Final = re.compile(r".*\._extra_state.*")
+_MODULE_STATE: Final = re.compile(r"(?P<module>.+)\._extra_state\d*(/shard_[\d._]+)?")
+#: Modules within a layer that have such state and no parameters.
+_BARE_MODULE: Final = re.compile(r"(self|cross)_attention\.core_attention|mlp\.experts(\.experts)?")
 #: Counters of the training, kept as buffers of the model.
 _COUNTERS: Final = re.compile(r".*mlp\.router\.(local_tokens_per_expert|global_tokens_per_expert|ga_steps)")
 
@@ -76,7 +92,8 @@ def parameter(name: str) -> Parameter:
     name = name.removeprefix("module.")
     if _RUN_STATE.fullmatch(name):
         return Parameter("run", name)
-    if _MODULE_STATE.fullmatch(name) or _COUNTERS.fullmatch(name):
+    state = _MODULE_STATE.fullmatch(name)
+    if _COUNTERS.fullmatch(name) or (state is not None and _is_module(state["module"])):
         return Parameter("module", name)
     match = _LAYER.fullmatch(name)
     if match is None:
@@ -85,13 +102,29 @@ def parameter(name: str) -> Parameter:
     rest = match["rest"] if expert is None else _EXPERT.sub(".experts.experts.", match["rest"])
     half = None if rest[-2:] not in ("_w", "_v") else ("_w", "_v").index(rest[-2:])
     return Parameter(
-        role="mtp" if match["stem"].startswith("mtp") else _role(_IN_LAYER, match["rest"]),
+        role=_role_in_layer(match["stem"], match["rest"]),
         canonical=f"{match['stem']}.{rest if half is None else rest[:-2]}",
         layer=None if match["number"] is None else int(match["number"]),
         is_stacked=match["number"] is None,
         expert=None if expert is None else int(expert[1]),
         half=half,
     )
+
+
+def _is_module(path: str) -> bool:
+    """Whether a module is one that a model has: one with a parameter of a known name, for the most part."""
+    match = _LAYER.fullmatch(path)
+    if match is not None and _BARE_MODULE.fullmatch(match["rest"]):
+        return True
+    return parameter(f"{path}.weight").role not in ("unknown", "module", "run")
+
+
+def _role_in_layer(stem: str, rest: str) -> str:
+    if not stem.startswith("mtp"):
+        return _role(_IN_LAYER, rest)
+    inner = _MTP_LAYER.fullmatch(rest)
+    is_known = _IN_MTP.fullmatch(rest) if inner is None else _role(_IN_LAYER, inner["rest"]) != "unknown"
+    return "mtp" if is_known else "unknown"
 
 
 def _role(patterns: tuple[tuple[str, str], ...], name: str) -> str:
