@@ -18,13 +18,6 @@ from nca_plugin.terminal import StudyProgress, at_work, num_cores, parse_count, 
 
 _SELECTORS = ", ".join(SELECTORS)
 
-#: How the next stage takes a checkpoint, by the stack that wrote the one before.
-_HOW_TO_START = {
-    "megatron": "--pretrained-checkpoint {}",
-    "bridge": "checkpoint.pretrained_checkpoint={}",
-    "nemo": "'resume.restore_config=Config[nemo.lightning.RestoreConfig]' resume.restore_config.path={}",
-}
-
 #: The exit code that typer gives to a command that ctrl-C ended.
 _INTERRUPTED = 130
 
@@ -203,7 +196,7 @@ def transfer(
 ) -> None:
     """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
     from nca_plugin.checkpoint.changes import Transition
-    from nca_plugin.checkpoint.report import plan_table, summary
+    from nca_plugin.checkpoint.report import next_steps, plan_table, summary
     from nca_plugin.checkpoint.transfer import transfer as transfer_checkpoint
 
     start = time.monotonic()
@@ -240,7 +233,8 @@ def transfer(
         print("Dry run: nothing was written.")
         return
     print(f"Written in {time.monotonic() - start:.1f} s; every tensor is listed in {target}/transfer_report.json.")
-    print(f"Start the next stage with {_HOW_TO_START[report['stack']].format(target)}")
+    for line in next_steps(report, target):
+        print(line)
 
 
 @app.command()
@@ -261,6 +255,7 @@ def export(
 ) -> None:
     """Turn a Megatron checkpoint of a Llama into a Hugging Face folder, or the other way."""
     from nca_plugin.checkpoint.from_huggingface import import_hf
+    from nca_plugin.checkpoint.report import start_arguments
     from nca_plugin.checkpoint.to_huggingface import export_hf
 
     if (to, from_) not in (("hf", None), (None, "hf")):
@@ -295,7 +290,7 @@ def export(
         print(f"Vocabulary: {llama.vocab_size:,} ids. Load it with AutoModelForCausalLM.from_pretrained('{target}').")
         return
     print(f"Vocabulary: {llama.vocab_size:,} ids in {imported.rows:,} rows.")
-    print(f"Start a run with {_HOW_TO_START['megatron'].format(target)} {' '.join(imported.arguments)}")
+    print(f"Start a run with {start_arguments('megatron', target)} {' '.join(imported.arguments)}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,40 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise NCAPluginError(f"cannot write to {folder}: the name is too long; choose another output") from error
+    nearest = _nearest(folder)
+    if not nearest.is_dir():
+        raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder; choose another output")
+    if not os.access(nearest, os.W_OK):
+        raise NCAPluginError(f"cannot write to {folder}: {nearest} is read-only for this user; choose another output")
+
+
+def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:
+    """Raise `NCAPluginError` if the disk of `folder`, which need not exist, has less than `num_bytes` left for `what`.
+
+    Args:
+        way_out: what the user may do beside making room.
+    """
+    free = shutil.disk_usage(_nearest(folder)).free
+    if num_bytes > free:
+        raise NCAPluginError(
+            f"{what} needs {described_size(num_bytes)} more, {folder} has {described_size(free)} free: make room, or "
+            f"{way_out}"
+        )
+
+
+def described_size(num_bytes: float) -> str:
+    """Return a number of bytes in three digits: 999 B, 4.1 kB, 12.5 GB."""
+    units = iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while num_bytes >= 999.5 and (larger := next(units, None)):
+        num_bytes, unit = num_bytes / 1000, larger
+    return f"{num_bytes:.3g} {unit}" if num_bytes < 999.5 else f"{num_bytes:,.0f} {unit}"
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder that is there: itself, or the nearest one that it shall lie in."""
     # Unlike Path.exists, this takes a path that may not be looked at for one that is not there.
-    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder to write to; choose another output")
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
 
 
 def flush_path(path: Path) -> None:

@@ -26,7 +26,8 @@ from nca_plugin.chain.files import StageState, mend, survey
 from nca_plugin.chain.report import commands
 from nca_plugin.checkpoint import saves
 from nca_plugin.checkpoint.changes import Transition
-from nca_plugin.checkpoint.folders import TRACKER, read_checkpoint
+from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.cli import app
 from nca_plugin.errors import NCAPluginError

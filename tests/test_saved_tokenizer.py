@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nca_plugin.checkpoint.folders import TRACKER, embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.folders import embedding_rows, find_checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.cli import app
 

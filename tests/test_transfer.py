@@ -302,7 +302,7 @@ def test_checkpoints_of_other_stacks(tmp_path: Path, stack: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"vocab_size": 0}, "--vocab-size 0: must be at least 1"),
+        ({"vocab_size": 0}, "--vocab-size 0: must lie in 1 .. 16777216"),
         ({"tensor_model_parallel_size": -1}, "--tensor-model-parallel-size -1"),
         ({"make_vocab_size_divisible_by": 0}, "--make-vocab-size-divisible-by 0"),
         ({"seed": -1}, "--seed -1"),

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.plan import PRESETS
+from nca_plugin.checkpoint.report import FREEZE_LIST
 from nca_plugin.checkpoint.selectors import check_selectors
-from nca_plugin.checkpoint.transfer import FREEZE_LIST
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.hydra_files import checked_by, compose_file, find_file, shipped_folder
 from nca_plugin.launch.configuration import ConfigFile, Run, load_run, unset_options

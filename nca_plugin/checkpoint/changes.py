@@ -15,6 +15,7 @@ from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.plan import PRESETS, Step, plan_transfer
 from nca_plugin.checkpoint.selectors import parse_selector
 from nca_plugin.checkpoint.vocabulary import (
+    MOST_ROWS,
     ROW_TENSORS,
     RowMap,
     check_rows,
@@ -25,6 +26,8 @@ from nca_plugin.checkpoint.vocabulary import (
 from nca_plugin.errors import NCAPluginError
 
 _PIECE_VALUES: Final = 1 << 22
+#: More than any model has.
+_MOST_LAYERS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Transition:
     def __post_init__(self) -> None:
         for option in ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"):
             value = getattr(self, option)
-            if value is not None and value < 1:
-                raise NCAPluginError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+            if value is not None and not 1 <= value <= MOST_ROWS:
+                raise NCAPluginError(f"--{option.replace('_', '-')} {value}: must lie in 1 .. {MOST_ROWS}")
         if not 0 <= self.seed < 1 << 64:
             raise NCAPluginError(f"--seed {self.seed}: must lie in 0 .. 2^64 - 1")
         if self.keep_rows and self.row_map:
@@ -158,6 +161,9 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
                 step = dataclasses.replace(step, action="resize", reason="another padding of the same vocabulary")
         drawn = None if step.action == "keep" else _distribution(checkpoint, step, tensor, transition, vocabulary)
         changes.append(Change(step, shape, drawn, rows))
+    embedding = next((change for change in changes if change.step.parameter.role == "embedding"), None)
+    if embedding is not None and embedding.shape is None:
+        raise NCAPluginError(f"{embedding.step.reason} leaves out the word embedding, which every language model has")
     if kept_rows is not None and all(change.rows is None for change in changes):
         raise NCAPluginError(f"{reason}: no rows are kept, since embedding and output are selected to be drawn anew")
     return changes, vocabulary
@@ -178,12 +184,14 @@ def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
 
 
 def num_layers(checkpoint: Checkpoint) -> int:
-    """Return how many layers the decoder has, as its tensors tell."""
+    """Return how many layers the decoder has, as its tensors tell. Raises `NCAPluginError` for more than any has."""
     counts = [0]
     for name, tensor in checkpoint.tensors.items():
         found = parameter(name)
         if found.role not in ("run", "mtp") and (found.is_stacked or found.layer is not None):
             counts.append(tensor.shape[0] if found.is_stacked else (found.layer or 0) + 1)
+    if max(counts) > _MOST_LAYERS:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} is damaged: it has {max(counts)} layers")
     return max(counts)
 
 
@@ -213,6 +221,11 @@ def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:
         raise NCAPluginError("the checkpoint does not say how many ids its vocabulary has: give --vocab-size")
     is_asked = transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size or transition.vocab_size
     rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else found[0]
+    if rows > MOST_ROWS:
+        raise NCAPluginError(
+            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, and "
+            f"no more than {MOST_ROWS} are written: see --vocab-size, --make-vocab-size-divisible-by and --tensor-model-parallel-size"
+        )
     return Vocabulary(old_ids, new_ids, rows, divisible_by)
 
 

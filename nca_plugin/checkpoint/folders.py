@@ -1,52 +1,29 @@
 """Checkpoint folders as Megatron-LM, Megatron-Bridge and NeMo 2 write them."""
 
-import json
-import re
-import shutil
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
-import numpy as np
 import yaml
 
 from nca_plugin.checkpoint.contents import Checkpoint
-from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
-from nca_plugin.checkpoint.pickling import Foreign
-from nca_plugin.checkpoint.stored import Item, NewTensor, StoredTensor, save
+from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
+from nca_plugin.checkpoint.tracker import TRACKER, folder_named, read_tracker
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.trained_on import KEY, Lineage
 
-TRACKER: Final = "latest_checkpointed_iteration.txt"
 RUN_CONFIG: Final = "run_config.yaml"
 TRAIN_STATE: Final = "train_state.pt"
 NEMO_WEIGHTS: Final = "weights"
 NEMO_CONTEXT: Final = "context"
 #: In an iteration's folder, the files of the run's tokenizer: of Megatron-Bridge, and of Megatron-LM from 0.20 on.
 TOKENIZER: Final = "tokenizer"
-_NEMO_MODEL: Final = "model.yaml"
-_NEMO_GRAPH: Final = "io.json"
+NEMO_MODEL: Final = "model.yaml"
 
 _EMBEDDING: Final = "embedding.word_embeddings.weight"
-
-#: Arguments that Megatron counts a run's progress in.
-_PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
-
-#: Megatron-Bridge's `TrainState` of a run that has not begun.
-_TRAIN_STATE: Final = {
-    **dict.fromkeys(
-        ("step", "consumed_train_samples", "skipped_train_samples", "consumed_valid_samples"),
-        NewTensor(np.array(0), DTYPES["int64"]),
-    ),
-    "floating_point_operations_so_far": NewTensor(np.array(0.0), DTYPES["float64"]),
-    **dict.fromkeys(("do_train", "do_valid", "do_test"), NewTensor(np.array(False), DTYPES["bool"])),
-}
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -59,16 +36,21 @@ def find_checkpoint(path: Path) -> Path:
         raise NCAPluginError(f"checkpoint {path} does not exist" if not path.exists() else f"{path} is no folder")
     if (path / NEMO_WEIGHTS).is_dir():
         return path / NEMO_WEIGHTS
-    tracker = path / TRACKER
-    if not tracker.is_file():
+    if not (path / TRACKER).is_file():
         return path
-    latest = tracker.read_text(errors="replace").strip()[:100]
-    if not (re.fullmatch(r"\d{1,12}", latest) or latest == "release"):
-        raise NCAPluginError(f"checkpoint {path}: {TRACKER} holds '{latest}', neither an iteration nor 'release'")
-    folder = path / (latest if latest == "release" else f"iter_{int(latest):07d}")
-    if not folder.is_dir():
-        raise NCAPluginError(f"checkpoint {path}: {TRACKER} names {folder.name}, which is missing")
-    return folder
+    try:
+        latest = read_tracker(path)
+    except OSError as error:
+        raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
+    if latest is None:
+        return path
+    named = folder_named(latest)
+    if named is None:
+        held = f"holds {latest!r}, neither an iteration nor 'release'" if latest else "is empty"
+        raise NCAPluginError(f"checkpoint {path}: {TRACKER} {held}")
+    if not (path / named).is_dir():
+        raise NCAPluginError(f"checkpoint {path}: {TRACKER} names {named}, which is missing")
+    return path / named
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -137,14 +119,16 @@ def embedding_rows(path: Path) -> int | None:
     return next((tensor.shape[0] for tensor in found), None)
 
 
-def check_embedding_rows(path: Path, rows: int, vocab_size: int, tensor_parallel_size: int, way_out: str = "") -> bool:
+def check_embedding_rows(
+    path: Path, rows: int, vocab_size: int, tensor_parallel_size: int, option: str = "--padded-vocab-size {rows}"
+) -> bool:
     """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
     missing as zeros and those too many cut off.
 
     Args:
         rows: of the run's word embedding, padding included.
         vocab_size: ids of the run, without padding.
-        way_out: what the user may do beside `nca-plugin transfer`, with `{}` for the rows of the checkpoint.
+        option: gives the run's embedding `{rows}` rows, which are `{rows_of_rank}` on a tensor-parallel rank.
 
     Returns:
         Whether there is a checkpoint whose rows could be compared.
@@ -153,13 +137,17 @@ def check_embedding_rows(path: Path, rows: int, vocab_size: int, tensor_parallel
         NCAPluginError: they differ.
     """
     stored = embedding_rows(path)
-    if stored is not None and stored != rows:
-        raise NCAPluginError(
-            f"checkpoint {path} has {stored} embedding rows, the run has {rows}: {way_out.format(stored)}make it fit "
-            f"with nca-plugin transfer --from {path} --to ... --vocab-size {vocab_size} "
-            f"--tensor-model-parallel-size {tensor_parallel_size}"
-        )
-    return stored is not None
+    if stored is None or stored == rows:
+        return stored is not None
+    way_out = ""
+    rows_of_rank, rest = divmod(stored, tensor_parallel_size)
+    if stored >= vocab_size and not rest:
+        same = option.format(rows=stored, rows_of_rank=rows_of_rank)
+        way_out = f"set {same} if only the padding of the vocabulary differs, which loses nothing; else "
+    raise NCAPluginError(
+        f"checkpoint {path} has {stored} embedding rows, the run has {rows}: {way_out}make it fit with nca-plugin "
+        f"transfer --from {path} --to ... --vocab-size {vocab_size} --tensor-model-parallel-size {tensor_parallel_size}"
+    )
 
 
 def _unknown(folder: Path) -> str:
@@ -177,9 +165,9 @@ def _unknown(folder: Path) -> str:
 
 
 def _nemo_model(root: Path) -> Any:
-    file = root / NEMO_CONTEXT / _NEMO_MODEL
+    file = root / NEMO_CONTEXT / NEMO_MODEL
     if not file.is_file():
-        raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{_NEMO_MODEL} is missing, which describes the model")
+        raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{NEMO_MODEL} is missing, which describes the model")
     values = read_mapping(file)
     model = values.get("config", values)
     # A vocabulary that NeMo's configuration says is not padded.
@@ -195,102 +183,3 @@ def read_mapping(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise NCAPluginError(f"{file} cannot be read: it holds no mapping")
     return values
-
-
-def data_folder(target: Path, checkpoint: Checkpoint) -> Path:
-    """Return the folder of the data files in a new checkpoint at `target`, of the same stack.
-
-    Megatron-LM and Megatron-Bridge start a checkpoint named `release` at iteration 0, and look for neither optimizer
-    nor random state in it.
-    """
-    return target / (NEMO_WEIGHTS if checkpoint.stack == "nemo" else "release")
-
-
-def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any], lineage: Lineage) -> dict[str, Any]:
-    """Return the common state of a run that has not begun: no optimizer, no schedule, no consumed samples.
-
-    Values of Megatron's own types are left out, which every run sets for itself.
-
-    Args:
-        arguments: that the next stage changes.
-        lineage: what the weights were trained on.
-    """
-    state = checkpoint.common_state or {}
-    kept: dict[str, Any] = {
-        key: _plain(state[key]) for key in ("checkpoint_version", "content_metadata") if key in state
-    }
-    if "args" in state:
-        args = _plain(state["args"])
-        vars(args).update(dict.fromkeys(_PROGRESS, 0), **arguments, **{KEY: lineage.stored()})
-        kept["args"] = args
-    elif checkpoint.stack == "nemo":
-        kept[KEY] = lineage.stored()
-    return {**kept, "iteration": 0, "num_floating_point_operations_so_far": 0}
-
-
-def copy_context(target: Path, checkpoint: Checkpoint, arguments: dict[str, Any], lineage: Lineage) -> None:
-    """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes, and
-    what the weights were trained on."""
-    if checkpoint.stack == "nemo":
-        shutil.copytree(checkpoint.root / NEMO_CONTEXT, target / NEMO_CONTEXT, symlinks=True)
-        _set_nemo_vocabulary(target / NEMO_CONTEXT, arguments["vocab_size"])
-        return
-    (target / TRACKER).write_text("release")
-    if checkpoint.stack == "bridge":
-        folder = data_folder(target, checkpoint)
-        config = read_mapping(checkpoint.folder / RUN_CONFIG)
-        names = ("vocab_size", "make_vocab_size_divisible_by") if checkpoint.model.pads_vocabulary else ("vocab_size",)
-        config["model"].update({name: arguments[name] for name in names})
-        if isinstance(config.get("dataset"), dict) and KEY in config["dataset"]:
-            config["dataset"][KEY] = lineage.stored()
-        (folder / RUN_CONFIG).write_text(yaml.safe_dump(config))
-        with (folder / TRAIN_STATE).open("xb") as file:
-            save(_TRAIN_STATE, file)
-
-
-def _set_nemo_vocabulary(context: Path, vocab_size: int) -> None:
-    """Set the vocabulary where the configuration says one; where it does not, NeMo takes the tokenizer's."""
-    config = read_mapping(context / _NEMO_MODEL)
-    model = config.get("config", config)
-    if model.get("vocab_size") is not None:
-        model["vocab_size"] = vocab_size
-        (context / _NEMO_MODEL).write_text(yaml.safe_dump(config))
-    graph = context / _NEMO_GRAPH
-    if graph.is_file():
-        try:
-            described = json.loads(graph.read_text())
-        except (ValueError, RecursionError) as error:
-            raise NCAPluginError(f"{NEMO_CONTEXT}/{_NEMO_GRAPH} cannot be read: {error}") from error
-        for entry in _leaves(described):
-            if "<root>.model.config.vocab_size" in entry.get("paths", ()) and entry.get("value") is not None:
-                entry["value"] = vocab_size
-        graph.write_text(json.dumps(described))
-
-
-def _leaves(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the leaves of NeMo's description of its objects (Fiddle's serialization)."""
-    if isinstance(value, dict):
-        if value.get("type") == "leaf":
-            yield value
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without the parts that are `Foreign`, or tensors."""
-    if isinstance(value, dict):
-        return {
-            key: _plain(item)
-            for key, item in value.items()
-            if not isinstance(item, Foreign | StoredTensor) and not isinstance(key, Foreign)
-        }
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value if not isinstance(item, Foreign | StoredTensor))
-    if isinstance(value, set | frozenset):
-        return type(value)(item for item in value if not isinstance(item, Foreign))
-    if isinstance(value, Namespace | SimpleNamespace):
-        return type(value)(**_plain(vars(value)))
-    return value

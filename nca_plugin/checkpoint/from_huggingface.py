@@ -16,7 +16,6 @@ import numpy as np
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.folders import TRACKER
 from nca_plugin.checkpoint.initial import distribution, draw, padded_vocab_size
 from nca_plugin.checkpoint.llama import (
     FINAL_MODULE_WITH_STATE,
@@ -34,6 +33,7 @@ from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, SavedTensor, read_folder
 from nca_plugin.checkpoint.stored import Item, save
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
 from nca_plugin.errors import NCAPluginError

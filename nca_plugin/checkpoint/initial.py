@@ -17,7 +17,7 @@ import numpy as np
 from nca_plugin.automata import rng
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model import ModelConfig, standard_deviation
 from nca_plugin.checkpoint.names import Parameter
 from nca_plugin.errors import NCAPluginError
 
@@ -133,7 +133,7 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: 
 
 def _std(model: ModelConfig) -> float:
     own = _own_std(model, "init_method")
-    return model.number("init_method_std") / math.sqrt(model.width_multiplier) if own is None else own
+    return model.scale("init_method_std") / math.sqrt(model.width_multiplier) if own is None else own
 
 
 def _residual_std(model: ModelConfig) -> float:
@@ -145,7 +145,7 @@ def _residual_std(model: ModelConfig) -> float:
 def _embedding_std(model: ModelConfig) -> float:
     own = _own_std(model, "embedding_init_method")
     name = "init_method_std" if model.get("embedding_init_method_std") is None else "embedding_init_method_std"
-    return model.number(name) if own is None else own
+    return model.scale(name) if own is None else own
 
 
 def _own_std(model: ModelConfig, option: str) -> float | None:
@@ -160,9 +160,9 @@ def _own_std(model: ModelConfig, option: str) -> float | None:
         return None
     if own.get("_target_") != _NORMAL_INITIALISER or own.get("mean", 0.0) != 0.0 or "std" not in own:
         raise NCAPluginError(
-            f"the checkpoint's model has {option} {own.get('_target_')}: drawing its values anew is not supported"
+            f"the checkpoint's model has {option} {own.get('_target_')!r}: drawing its values anew is not supported"
         )
-    return float(own["std"])
+    return standard_deviation(f"{option}.std", own["std"])
 
 
 def _mamba(part: str) -> Distribution:

@@ -1,10 +1,19 @@
-"""What the transition must know of a model, from the arguments or the configuration that its checkpoint keeps."""
+"""What the transition must know of a model, from the arguments or the configuration that its checkpoint keeps.
 
+What is said there is bounded: numbers beyond any model's are those of a damaged checkpoint, or a hostile one.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError
+
+_MOST: Final = 1 << 31
+#: Of standard deviations: below, float32 has zeros for values.
+_SMALLEST_SCALE: Final = 1e-30
+_LARGEST_SCALE: Final = 1e6
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,15 @@ class ModelConfig:
     def integer(self, name: str, default: int | None = None) -> int:
         """Return a value of at least 1. Raises `NCAPluginError` if it is none, or if it is absent without a default."""
         value = self.need(name) if default is None else self.get(name, default=default)
-        if not isinstance(value, int) or value < 1:
-            raise NCAPluginError(f"the checkpoint says that the model's {name} is {value!r}: no number of at least 1")
+        if type(value) is not int or not 1 <= value <= _MOST:
+            raise NCAPluginError(
+                f"the checkpoint says that the model's {name} is {_shown(value)}: it must be a number of at least 1"
+            )
         return value
 
-    def number(self, name: str) -> float:
-        """Return a value. Raises `NCAPluginError` if it is no number, or absent."""
-        try:
-            return float(self.need(name))
-        except (TypeError, ValueError) as error:
-            raise NCAPluginError(
-                f"the checkpoint says that the model's {name} is {self.get(name)!r}: no number"
-            ) from error
+    def scale(self, name: str) -> float:
+        """Return a standard deviation. Raises `NCAPluginError` if it is none that values are drawn with, or absent."""
+        return standard_deviation(name, self.need(name))
 
     @property
     def is_hybrid(self) -> bool:
@@ -77,3 +83,25 @@ class ModelConfig:
     @property
     def tensor_parallel_size(self) -> int:
         return self.integer("tensor_model_parallel_size", 1)
+
+
+def standard_deviation(name: str, value: Any) -> float:
+    """Return a value of a model's configuration as a number above 0. Raises `NCAPluginError` if it is none."""
+    # As text, it may come from a configuration file: YAML takes 1e-2 for one.
+    try:
+        scale = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        scale = math.nan
+    if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
+        raise NCAPluginError(
+            f"the checkpoint says that the model's {name} is {_shown(value)}: no standard deviation to draw values with"
+        )
+    return scale
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: a damaged one may be of any size."""
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
+    return text if len(text) <= 40 else f"{text[:40]}..."

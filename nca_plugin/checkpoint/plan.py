@@ -121,13 +121,17 @@ def plan_transfer(
         for place in places
     }
     steps: list[Step] = []
+    own_steps: list[Step]
     for name, group in itertools.groupby(places, key=lambda place: place[0]):
         found = parameters[name]
         decided = [(place[1], *_decision(name, found, matching[place])) for place in group]
+        own_steps = []
         for (action, reason), run in itertools.groupby(decided, key=lambda entry: entry[1:]):
             layers = [layer for layer, *_ in run if layer is not None]
             stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
-            steps.append(Step(name, found, action, reason, stacked))
+            own_steps.append(Step(name, found, action, reason, stacked))
+        _check_whole(own_steps)
+        steps += own_steps
     for rule in rules:
         if rule.is_users:
             _check_effect(rule, matching, preset)
@@ -166,6 +170,16 @@ def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Actio
     if found.role == "run":
         return "drop", "state of the finished run"
     return "keep", "state of a module"
+
+
+def _check_whole(steps: list[Step]) -> None:
+    """Refuse to leave out some layers of a tensor that holds them all: the others would lie at other layers' places."""
+    dropped = next((step for step in steps if step.action == "drop"), None)
+    if dropped is not None and any(step.action != "drop" for step in steps):
+        raise NCAPluginError(
+            f"{dropped.reason}: '{dropped.name}' holds all layers of the model, of which none can be left out alone; "
+            "draw these layers anew with --reinit, or drop all of them"
+        )
 
 
 def _check_effect(rule: _Rule, matching: Mapping[tuple[str, int | None], list[_Rule]], preset: str) -> None:

@@ -1,15 +1,26 @@
 """A transition's report, for people to read."""
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
 
+from nca_plugin.files import described_size
 from nca_plugin.terminal import short
 from nca_plugin.trained_on import Lineage, TrainingData
 
+#: The selectors of --freeze, in the checkpoint that is written.
+FREEZE_LIST: Final = "freeze.txt"
+#: How the next stage takes a checkpoint, by the stack that wrote the one before.
+_HOW_TO_START: Final = {
+    "megatron": "--pretrained-checkpoint {}",
+    "bridge": "checkpoint.pretrained_checkpoint={}",
+    "nemo": "'resume.restore_config=Config[nemo.lightning.RestoreConfig]' resume.restore_config.path={}",
+}
 _BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
@@ -53,7 +64,33 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(f"The finished run's tokenizer is left behind: {report['tokenizer_left_behind']}.")
     if report.get("why_copied"):
         lines.append(f"Copied, not linked: {report['why_copied']}.")
+    if report.get("held_bytes"):
+        lines.append(
+            f"The links keep {described_size(report['held_bytes'])} on the disk that only the finished run needs, also "
+            "when the old checkpoint is removed: --layout copy does not."
+        )
     return "\n".join(lines)
+
+
+def next_steps(report: Mapping[str, Any], target: Path) -> Iterator[str]:
+    """Yield lines that say how the next stage starts from `target`, and what it has to do without."""
+    left_out = sorted({row["role"] for row in _of_model(report) if row["action"] == "drop"})
+    if left_out:
+        yield f"The next stage's model must do without what was left out: {', '.join(left_out)}."
+    arguments = start_arguments(report["stack"], target)
+    if report["freeze"] and report["stack"] == "megatron":
+        arguments += f" --freeze-list {shlex.quote(str(target / FREEZE_LIST))}"
+    yield f"Start the next stage with {arguments}"
+    if report["freeze"] and report["stack"] != "megatron":
+        yield (
+            f"Nothing is frozen by that alone: {target / FREEZE_LIST} is for a script of your own, see Freezing in "
+            "docs/transition.md"
+        )
+
+
+def start_arguments(stack: str, target: Path) -> str:
+    """Return the arguments that start a run of a stack from the checkpoint at `target`, as a shell takes them."""
+    return _HOW_TO_START[stack].format(shlex.quote(str(target)))
 
 
 def trained_on_line(data: TrainingData) -> str:

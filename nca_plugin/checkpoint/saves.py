@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from nca_plugin.checkpoint.contents import Checkpoint
-from nca_plugin.checkpoint.folders import TRACKER, read_checkpoint
+from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.tracker import RELEASE, TRACKER, folder_named, read_tracker
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import complete_files
 
@@ -27,13 +28,14 @@ def newest_save(folder: Path) -> tuple[Checkpoint | None, str | None]:
     """
     iterations = _iterations(folder)
     try:
-        text = (folder / TRACKER).read_bytes()[:100].decode(errors="replace").strip("\0 \n")
-    except FileNotFoundError:
-        damage = "is missing"
+        text = read_tracker(folder)
     except OSError as error:
         raise NCAPluginError(f"save folder {folder} cannot be read: {error}") from error
+    if text is None:
+        damage = "is missing"
     else:
-        named = folder / f"iter_{int(text):07d}" if re.fullmatch(r"\d{1,12}", text) else None
+        name = folder_named(text)
+        named = None if name is None or name == RELEASE else folder / name
         if named is not None and (checkpoint := _complete(named)) is not None:
             return checkpoint, None
         damage = "is empty" if not text else f"holds '{text}'" if named is None else f"names {named.name}"
@@ -65,7 +67,8 @@ def mend_saves(folder: Path, iteration: int | None, damage: str | None) -> list[
             # Megatron would write into it. Its files may be those of other ranks, and the next stage's start checkpoint
             # may be linked to them.
             if _complete(path) is None and not (path / _WRITTEN_LAST).exists():
-                shutil.rmtree(path)
+                # What a link leads to is not this folder's.
+                path.unlink() if path.is_symlink() else shutil.rmtree(path)
                 done.append(f"removed {path}, an unfinished save")
             else:
                 kept = _free_name(path)

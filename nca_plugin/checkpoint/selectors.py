@@ -8,7 +8,8 @@ from typing import Final
 from nca_plugin.checkpoint.names import SELECTORS, Parameter
 from nca_plugin.errors import NCAPluginError
 
-_SYNTAX: Final = re.compile(r"(?P<role>[a-z_.]+)(\[(?P<start>\d{0,6})(?P<colon>:?)(?P<stop>\d{0,6})\])?")
+_NUMBER: Final = "0|[1-9][0-9]{0,4}|"
+_SYNTAX: Final = re.compile(rf"(?P<role>[a-z_.]+)(\[(?P<start>{_NUMBER})(?P<colon>:?)(?P<stop>{_NUMBER})\])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,10 @@ def parse_selector(text: str, num_layers: int | None = None) -> Selector:
         return Selector(text, match["role"], layers=(start, start + 1 if end is None else end))
     stop = num_layers if end is None else end
     if not (match["start"] or match["colon"]) or not start < stop <= num_layers:
+        there = f"layers 0 to {num_layers - 1}" if num_layers else "no layers"
         raise NCAPluginError(
-            f"selector '{text}': no layers of this model, which has {num_layers} (0 to {num_layers - 1})"
+            f"selector '{text}' names layers that are not there: the model has {there}; a range is [start:stop], "
+            "without the layer at its stop"
         )
     return Selector(text, match["role"], layers=(start, stop))
 

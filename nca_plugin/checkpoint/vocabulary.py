@@ -16,7 +16,7 @@ from nca_plugin.errors import NCAPluginError
 #: Tensors with a row for every token id.
 ROW_TENSORS: Final = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 #: More than any vocabulary has.
-_MOST_ROWS: Final = 1 << 24
+MOST_ROWS: Final = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def parse_keep_rows(text: str) -> RowMap:
     """
     ranges = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", part.strip())
-        if match is None or not int(match[1]) < int(match[2]) <= _MOST_ROWS:
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", part.strip())
+        if match is None or not int(match[1]) < int(match[2]) <= MOST_ROWS:
             raise NCAPluginError(f"--keep-rows '{text}': write start:stop, such as 0:256, several with commas")
         ranges.append(np.arange(int(match[1]), int(match[2]), dtype=np.int64))
     rows = np.concatenate(ranges)
@@ -72,7 +72,7 @@ def read_row_map(path: Path) -> RowMap:
         fields = line.split("#", 1)[0].split()
         if not fields:
             continue
-        if len(fields) != 2 or not all(re.fullmatch(r"\d{1,9}", value) for value in fields):
+        if len(fields) != 2 or not all(re.fullmatch(r"[0-9]{1,9}", value) for value in fields):
             raise NCAPluginError(f"--row-map {path}, line {number}: must be a new id and an old id, such as '17 42'")
         new.append(int(fields[0]))
         old.append(int(fields[1]))

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, pieces, save
 from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
+from nca_plugin.files import check_space
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 #: Bytes of the values of a new block, which is what a worker holds in memory.
 BLOCK_BYTES: Final = 1 << 24
 _EAGER_BYTES: Final = 1 << 23
+#: Of a saved block beside its values, about.
+_ARCHIVE_BYTES: Final = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Writer:
     """Writes the data files of one folder, which exists and is empty.
 
     Args:
-        links: whether old blocks are linked; else they are copied.
+        links: whether old blocks of tensors are linked; else they are copied.
         num_workers: threads.
     """
 
@@ -106,7 +109,7 @@ class Writer:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._jobs: list[_Job] = []
-        self._linked: set[Path] = set()
+        self._linked: dict[Path, int] = {}
         self._entries: list[Entry] = []
         self._objects: list[str] = []
         self._places: dict[tuple[str, tuple[int, ...] | None], Item] = {}
@@ -134,6 +137,16 @@ class Writer:
         """Bytes of all blocks that were planned and are not linked."""
         return sum(job.num_bytes for job in self._jobs)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the linked files that nothing in this folder uses: they stay on the disk for its sake."""
+        return sum(path.stat().st_size for path in self._linked) - sum(self._linked.values())
+
+    def check_space(self, more: int = 0) -> None:
+        """Raise `NCAPluginError` unless the disk has room for what was planned, and for `more` bytes."""
+        needed = self.num_bytes + len(self._jobs) * _ARCHIVE_BYTES + more
+        check_space(self._folder, needed, "the checkpoint", "choose another output")
+
     def write(self, common_state: Mapping[str, Any], advance: Callable[[int], None]) -> list[Path]:
         """Write all that was planned, flushed to disk, and return the old files that were linked.
 
@@ -143,9 +156,10 @@ class Writer:
             advance: is told of bytes as they are written.
 
         Raises:
-            NCAPluginError: what is copied is damaged.
+            NCAPluginError: what is copied is damaged, or the disk has no room for it.
             OSError: a file cannot be written.
         """
+        self.check_space()
         self._advance = advance
         with (self._folder / COMMON_FILE).open("xb") as file:
             save(dict(common_state), file)
@@ -177,8 +191,9 @@ class Writer:
         self._jobs.append(_Job(entry.name, offsets, num_bytes, append))
 
     def _add_item(self, name: str, offsets: tuple[int, ...] | None, item: Item, record: Record | None) -> None:
-        if self._links:
-            self._linked.add(item.file)
+        # Objects are small, and hold no weights: they are no reason to keep an old file.
+        if self._links and record is not None:
+            self._linked[item.file] = self._linked.get(item.file, 0) + item.length
             self._places[name, offsets] = item
             return
 
@@ -239,14 +254,15 @@ def check_records(records: Sequence[Record], num_workers: int, advance: Callable
             advance(record.size)
 
 
-def why_no_link(file: Path, folder: Path) -> str | None:
-    """Return why `file` cannot be linked into `folder`, None if it can."""
+def why_no_link(files: Iterable[Path], folder: Path) -> str | None:
+    """Return why one of some files cannot be linked into `folder`, None if all can."""
     probe = folder / "link"
-    try:
-        os.link(file.resolve(), probe)
-    except OSError as error:
-        return error.strerror or str(error)
-    probe.unlink()
+    for file in files:
+        try:
+            os.link(file.resolve(), probe)
+        except OSError as error:
+            return f"no hard links from {file.resolve().parent}: {error.strerror or error}"
+        probe.unlink()
     return None
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder, flush_path
+from nca_plugin.files import check_folder, check_space, flush_path
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
 from nca_plugin.indexed.storage import check_same, load_manifest
 from nca_plugin.progress import StartStage
@@ -241,12 +240,8 @@ class Draft:
         sizes = self._part.sizes
         documents = sum(len(self._part.documents(block)) for block in self.missing)
         needed = documents * (sizes[".bin"] + sizes[".next"]) // self._part.num_documents + sizes[".idx"]
-        free = shutil.disk_usage(self._prefix.parent).free
-        if needed > free:
-            raise NCAPluginError(
-                f"{self._prefix} needs {needed / 1e9:,.3f} GB more, {self._prefix.parent} has {free / 1e9:,.3f} GB "
-                "free: make room, choose another --out, or write it in parts with --shard"
-            )
+        way_out = "choose another --out, or write it in parts with --shard"
+        check_space(self._prefix.parent, needed, str(self._prefix), way_out)
 
     def _location(self, suffix: str) -> Path:
         """Return where a file is: under its final name if an earlier process died while it renamed the files."""

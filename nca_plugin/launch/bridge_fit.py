@@ -107,11 +107,12 @@ def check_checkpoint(config: Any) -> None:
     for path in (config.checkpoint.load, config.checkpoint.pretrained_checkpoint):
         if path is not None and Path(path).is_dir():
             vocab_size, tensor_parallel_size = _vocab_size(config), config.model.tensor_model_parallel_size
-            rows = vocab_size
+            rows, option = vocab_size, "model.vocab_size={rows}"
             if _is_padded(config):
+                option = "model.make_vocab_size_divisible_by={rows_of_rank}"
                 divisor = config.model.make_vocab_size_divisible_by
                 rows = calculate_padded_vocab_size(vocab_size, divisor, tensor_parallel_size, logging_enabled=False)
-            if check_embedding_rows(Path(path), rows, vocab_size, tensor_parallel_size):
+            if check_embedding_rows(Path(path), rows, vocab_size, tensor_parallel_size, option):
                 return
 
 

@@ -35,7 +35,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.checkpoint.folders import TRACKER, check_embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, pass_to_megatron

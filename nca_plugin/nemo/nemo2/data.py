@@ -211,8 +211,7 @@ class SourceDataModule(pl.LightningDataModule):
         ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
         rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks
         # NeMo pads by the tensor-parallel ranks, too.
-        way_out = "set model.config.vocab_size={} where that is its padding at another layout, or "
-        check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, way_out)
+        check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, "model.config.vocab_size={rows}")
 
     def _num_samples(self) -> list[int]:
         """Return samples of training, validation and test: of a blend at least a batch each, Megatron refuses none."""
