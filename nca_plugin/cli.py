@@ -284,9 +284,9 @@ def export(
         f"{target}: a Llama of {llama.num_layers} layers, {short(done.num_values)} values in {short(done.num_bytes)}B "
         f"({time.monotonic() - start:.1f} s)."
     )
+    for note in done.notes:
+        print(f"Note: {note}.")
     if to:
-        for note in exported.notes:
-            print(f"Note: {note}.")
         print(f"Vocabulary: {llama.vocab_size:,} ids. Load it with AutoModelForCausalLM.from_pretrained('{target}').")
         return
     print(f"Vocabulary: {llama.vocab_size:,} ids in {imported.rows:,} rows.")

@@ -23,6 +23,10 @@ _EXTRAS: Final[Mapping[str, str]] = {
 }
 
 
+#: Of what another package says, characters.
+_LONGEST_LINE: Final = 500
+
+
 class NCAPluginError(Exception):
     """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
 
@@ -151,6 +155,12 @@ def one_line(error: BaseException) -> str:
     """Return the message of an error of another package, which may have several lines or be very long, as one."""
     text = " ".join(str(error).split())
     return text if len(text) <= 1000 else f"{text[:700]} ... {text[-300:]}"
+
+
+def said_by(error: BaseException) -> str:
+    """Return what an error of another package says, as one line that is not too long to read; its kind if nothing."""
+    message = one_line(error)
+    return (message if len(message) <= _LONGEST_LINE else f"{message[:_LONGEST_LINE]}...") or type(error).__name__
 
 
 #: Whether an option's value is right, the option's name, what the value must be.

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nca_plugin.checkpoint import to_huggingface
 from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
-from nca_plugin.checkpoint.from_huggingface import Imported, import_hf, rope_of
+from nca_plugin.checkpoint.from_huggingface import Imported, import_hf
+from nca_plugin.checkpoint.huggingface_config import rope_of
 from nca_plugin.checkpoint.llama import llama_of_megatron
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
@@ -379,10 +380,10 @@ def test_prediction_of_several_tokens_and_names_by_layer(
     [
         ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "a model of type 'mistral'"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"mlp_bias": True, "attention_bias": False}, "mlp_bias without attention_bias"),
         ({"attention_bias": False}, "is no tensor of LlamaForCausalLM"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "of type linear"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "of type 'linear'"),
         (
             {"rope_parameters": {**MODELS["query_bias"]["rope_parameters"], "high_freq_factor": 8.0}},
             "a scaling of rotary embeddings with",

@@ -4,25 +4,22 @@ Nothing of the model is built: values stream from file to file, at most `BLOCK_B
 """
 
 import functools
-import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.huggingface_config import read_llama
 from nca_plugin.checkpoint.initial import distribution, draw, padded_vocab_size
 from nca_plugin.checkpoint.llama import (
     FINAL_MODULE_WITH_STATE,
-    LLAMA3_SCALING,
-    MEGATRON_LM_FACTOR,
     MODULES_WITH_STATE,
-    NO_OTHER_FACTOR,
     Llama,
     Mapped,
     command_line,
@@ -38,22 +35,26 @@ from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
+from nca_plugin.json_files import shown
 from nca_plugin.progress import StartStage, silent_stage
 
+_EMBEDDING: Final = "model.embed_tokens.weight"
+_OUTPUT: Final = "lm_head.weight"
 #: Entries of old Hugging Face checkpoints that follow from the configuration.
 _BUFFERS: Final = (".rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: values and bytes, rows of the vocabulary with the padding, and the arguments that a run from it
-    needs besides --pretrained-checkpoint."""
+    """What was written: values and bytes, rows of the vocabulary with the padding, the arguments that a run from it
+    needs besides --pretrained-checkpoint, and what the user should know of it."""
 
     num_values: int
     num_bytes: int
     rows: int
     llama: Llama
     arguments: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def import_hf(
@@ -93,9 +94,11 @@ def import_hf(
         raise NCAPluginError(f"--seed {seed}: must lie in 0 .. 2^64 - 1")
     if not origin.is_dir():
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
-    tensors, llama = _read_hf(origin)
+    tensors, llama, notes = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
-    dtype = WEIGHT_DTYPES[tensors["model.embed_tokens.weight"].dtype].name
+    dtypes = {WEIGHT_DTYPES[tensor.dtype].name for tensor in tensors.values()}
+    # The narrowest type that holds them all: a run has one for all of its weights.
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     arguments = {
         **megatron_arguments(llama, dtype),
         "padded_vocab_size": rows,
@@ -130,121 +133,67 @@ def import_hf(
             (partial / TRACKER).write_text("release")
     except OSError as error:
         raise NCAPluginError(f"output {target} cannot be written: {error.strerror or error}") from error
-    return Imported(
-        sum(math.prod(entry.shape) for entry in entries), num_bytes, rows, llama, command_line(llama, dtype)
-    )
+    num_values = sum(math.prod(entry.shape) for entry in entries)
+    return Imported(num_values, num_bytes, rows, llama, command_line(llama, dtype), tuple(notes))
 
 
-#: Fields of a Llama's configuration that are whole numbers.
-_SIZES: Final = (
-    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "vocab_size", "max_position_embeddings"),
-)
+def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama, list[str]]:
+    """Return the tensors of a Hugging Face folder, the Llama that they are, and notes on what has no effect.
 
-
-def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama]:
-    """Return the tensors of a Hugging Face folder and the Llama that they are. Raises `NCAPluginError` if they are
-    something else."""
-    config = _read_config(folder)
+    Raises:
+        NCAPluginError: they are something else.
+    """
+    llama, notes = read_llama(folder)
     tensors = {name: tensor for name, tensor in read_folder(folder).items() if not name.endswith(_BUFFERS)}
-    rope = rope_of(config)
-    llama = Llama(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
-        num_heads=config.num_attention_heads,
-        num_groups=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab_size,
-        tied=config.tie_word_embeddings,
-        attention_bias=config.attention_bias,
-        linear_bias=config.mlp_bias,
-        norm_epsilon=config.rms_norm_eps,
-        rope_theta=float(rope["rope_theta"]),
-        rope_scaling={"factor": MEGATRON_LM_FACTOR, **LLAMA3_SCALING} if rope["rope_type"] == "llama3" else None,
-        max_positions=config.max_position_embeddings,
-        init_std=config.initializer_range,
-    )
-    left = set(tensors) - ({"lm_head.weight"} if llama.tied else set())
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(llama.zero_biases, (llama.hidden_size,))
+    needed: set[str] = set()
+    # Heads are many rows: a number that the tensors contradict must not be counted up to.
+    for name, heads in (("q", llama.num_heads), ("k", llama.num_groups)):
+        weight = f"model.layers.0.self_attn.{name}_proj.weight"
+        _check_tensor(folder, tensors, weight, (heads * llama.head_dim, llama.hidden_size))
     for mapped in llama.parameters():
+        rows: dict[str, int] = {}
         for part in mapped.parts:
-            rows = part.rows + shapes.get(part.name, (0,))[0]
-            shapes[part.name] = (rows, *mapped.columns)
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise NCAPluginError(f"{folder} is incomplete: it has no '{name}'")
-        left.remove(name)
-        if tensors[name].shape != shape:
-            raise NCAPluginError(
-                f"{folder}: '{name}' is {list(tensors[name].shape)}, its config.json says {list(shape)}"
-            )
-        if tensors[name].dtype not in WEIGHT_DTYPES:
-            raise NCAPluginError(
-                f"{folder}: '{name}' is stored as {tensors[name].dtype}, not as {', '.join(WEIGHT_DTYPES)}"
-            )
-    if left:
-        raise NCAPluginError(f"{folder}: '{min(left)}' is no tensor of LlamaForCausalLM")
+            rows[part.name] = rows.get(part.name, 0) + part.rows
+        for name, count in rows.items():
+            _check_tensor(folder, tensors, name, (count, *mapped.columns))
+        needed.update(rows)
     for name in llama.zero_biases:
+        _check_tensor(folder, tensors, name, (llama.hidden_size,))
         if WEIGHT_DTYPES[tensors[name].dtype].to_float32(tensors[name].read(0, llama.hidden_size)).any():
             raise NCAPluginError(
                 f"{folder}: '{name}' is not zero; Megatron has biases in query, key and value only, or in all "
                 "projections"
             )
-    return tensors, llama
+    if llama.tied and _OUTPUT in tensors:
+        _check_tensor(folder, tensors, _OUTPUT, (llama.vocab_size, llama.hidden_size))
+        if not _is_same(tensors[_OUTPUT], tensors[_EMBEDDING]):
+            raise NCAPluginError(
+                f"{folder}: '{_OUTPUT}' differs from '{_EMBEDDING}', and config.json says that they are one "
+                "(tie_word_embeddings): set it to false there to keep both, or leave the tensor out"
+            )
+        needed.add(_OUTPUT)
+    left = set(tensors) - needed - set(llama.zero_biases)
+    if left:
+        raise NCAPluginError(f"{folder}: {shown(min(left))} is no tensor of LlamaForCausalLM")
+    return tensors, llama, notes
 
 
-def _read_config(folder: Path) -> Any:
-    """Return the configuration of a Llama that Megatron computes too."""
-    file = folder / "config.json"
-    try:
-        values = json.loads(file.read_text())
-        kind, architectures = values.get("model_type"), values.get("architectures") or ["LlamaForCausalLM"]
-    except FileNotFoundError:
-        raise NCAPluginError(f"{folder} is no Hugging Face model: config.json is missing") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise NCAPluginError(f"{file} cannot be read: it holds no configuration") from error
-    if kind != "llama" or architectures != ["LlamaForCausalLM"]:
-        raise NCAPluginError(f"{folder} holds a model of type '{kind}' ({', '.join(architectures)}), not a Llama")
-    from transformers import LlamaConfig
-
-    try:
-        config = LlamaConfig.from_dict(values)
-    # transformers raises whatever it meets.
-    except Exception as error:
-        raise NCAPluginError(f"{file} is no Llama's: {' '.join(str(error).split())}") from error
-    # transformers before 5 takes what it is given.
-    for name in _SIZES:
-        if type(size := getattr(config, name)) is not int:
-            raise NCAPluginError(f"{file} is no Llama's: its {name} {size!r} is no whole number")
-    rope = rope_of(config)
-    scaling = {name: rope.get(name) for name in LLAMA3_SCALING}
-    reason = None
-    if config.hidden_act != "silu":
-        reason = f"hidden_act {config.hidden_act}, where Megatron's --swiglu has SiLU"
-    elif values.get("quantization_config"):
-        reason = "a quantization_config: its weights are not of a plain type"
-    elif config.mlp_bias and not config.attention_bias:
-        reason = "mlp_bias without attention_bias, which Megatron has no option for"
-    elif config.num_attention_heads % config.num_key_value_heads:
-        reason = f"{config.num_attention_heads} heads for {config.num_key_value_heads} of keys, which do not divide"
-    elif rope["rope_type"] not in ("default", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        reason = f"rotary embeddings of type {rope['rope_type']}, which Megatron does not scale in the same way"
-    elif rope["rope_type"] == "llama3" and scaling != LLAMA3_SCALING:
-        reason = f"a scaling of rotary embeddings with {scaling}, where Megatron's has {LLAMA3_SCALING}"
-    elif rope["rope_type"] == "llama3" and rope["factor"] != MEGATRON_LM_FACTOR:
-        reason = f"a scaling of rotary embeddings by {rope['factor']}, {NO_OTHER_FACTOR}"
-    if reason is not None:
-        raise NCAPluginError(f"{file} has {reason}")
-    return config
+def _check_tensor(folder: Path, tensors: Mapping[str, SavedTensor], name: str, shape: tuple[int, ...]) -> None:
+    if name not in tensors:
+        raise NCAPluginError(f"{folder} is incomplete: it has no '{name}'")
+    tensor = tensors[name]
+    if tensor.shape != shape:
+        raise NCAPluginError(f"{folder}: '{name}' is {shown(list(tensor.shape))}, its config.json says {list(shape)}")
+    if tensor.dtype not in WEIGHT_DTYPES:
+        raise NCAPluginError(f"{folder}: '{name}' is stored as {tensor.dtype}, not as {', '.join(WEIGHT_DTYPES)}")
 
 
-def rope_of(config: Any) -> Mapping[str, Any]:
-    """Return the parameters of the rotary embeddings, by the names that transformers has from 5 on."""
-    if hasattr(config, "rope_parameters"):
-        found: Mapping[str, Any] = config.rope_parameters
-        return found
-    return {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
+def _is_same(one: SavedTensor, other: SavedTensor) -> bool:
+    """Whether two tensors of one shape hold the same bits."""
+    if one.dtype != other.dtype:
+        return False
+    spans = _spans(0, one.shape[0], one.shape[1:], WEIGHT_DTYPES[one.dtype])
+    return all(one.read(*span).tobytes() == other.read(*span).tobytes() for span in spans)
 
 
 def _entries(

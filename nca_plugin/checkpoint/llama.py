@@ -5,6 +5,7 @@ matrix (`linear_qkv`), and gate and up into another (`linear_fc1`); Hugging Face
 conversion moves runs of whole rows, and nothing else.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.json_files import shown
 
 #: Canonical names of Megatron's parameters, see `names.Parameter`.
 EMBEDDING: Final = "embedding.word_embeddings.weight"
@@ -122,6 +124,7 @@ class Llama:
     rope_scaling: Mapping[str, float] | None
     max_positions: int
     init_std: float
+    attention_dropout: float = 0.0
 
     def parameters(self) -> Iterator[Mapped]:
         """Yield the parameters in the order of the forward pass, layer by layer."""
@@ -190,29 +193,30 @@ def llama_of_megatron(checkpoint: Path, model: ModelConfig, canonical_names: set
 
 def _llama(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:
     _check_is_llama(model)
-    heads, hidden = int(_need(model, "num_attention_heads")), int(_need(model, "hidden_size"))
+    heads, hidden = (_whole(_need(model, name), name) for name in ("num_attention_heads", "hidden_size"))
     # Megatron-LM has a switch beside the number, TransformerConfig the number only.
     grouped = model.get("group_query_attention", default=True)
-    groups = int(model.get("num_query_groups", default=heads)) if grouped else heads
+    groups = _whole(model.get("num_query_groups", default=heads), "num_query_groups") if grouped else heads
     if hidden % heads or heads % groups:
         raise NCAPluginError(f"its {hidden} hidden units, {heads} heads and {groups} groups of them do not divide")
     tied = model.get("share_embeddings_and_output_weights")
     return Llama(
-        num_layers=int(_need(model, "num_layers")),
+        num_layers=_whole(_need(model, "num_layers"), "num_layers"),
         hidden_size=hidden,
-        ffn_hidden_size=int(_need(model, "ffn_hidden_size")),
+        ffn_hidden_size=_whole(_need(model, "ffn_hidden_size"), "ffn_hidden_size"),
         num_heads=heads,
         num_groups=groups,
-        head_dim=int(model.get("kv_channels", default=hidden // heads)),
+        head_dim=_whole(model.get("kv_channels", default=hidden // heads), "kv_channels"),
         vocab_size=vocab_size,
         tied=not model.get("untie_embeddings_and_output_weights", default=False) if tied is None else bool(tied),
         attention_bias=f"{_QKV}.bias" in canonical_names,
         linear_bias=f"{_PROJ}.bias" in canonical_names,
-        norm_epsilon=float(_need(model, "layernorm_epsilon", "norm_epsilon")),
-        rope_theta=float(model.get("rotary_base", default=10000)),
+        norm_epsilon=_positive(_need(model, "layernorm_epsilon", "norm_epsilon"), "layernorm_epsilon"),
+        rope_theta=_positive(model.get("rotary_base", default=10000), "rotary_base"),
         rope_scaling=_scaling(model),
-        max_positions=int(_need(model, "max_position_embeddings", "seq_length")),
-        init_std=float(model.get("init_method_std", default=0.02)),
+        max_positions=_whole(_need(model, "max_position_embeddings", "seq_length"), "max_position_embeddings"),
+        init_std=_positive(model.get("init_method_std", default=0.02), "init_method_std"),
+        attention_dropout=_share(model.get("attention_dropout", default=0.0), "attention_dropout"),
     )
 
 
@@ -236,7 +240,7 @@ def _check_is_llama(model: ModelConfig) -> None:
 
 
 def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
-    factor = float(model.get("rope_scaling_factor", default=MEGATRON_LM_FACTOR))
+    factor = _positive(model.get("rope_scaling_factor", default=MEGATRON_LM_FACTOR), "rope_scaling_factor")
     if model.get("use_rope_scaling"):
         if factor != MEGATRON_LM_FACTOR:
             raise NCAPluginError(f"its rope_scaling_factor is {factor}, {NO_OTHER_FACTOR}")
@@ -247,9 +251,29 @@ def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
     # NeMo's configuration of Llama 3.1.
     if model.get("old_context_len"):
         names = ("scale_factor", "low_freq_factor", "high_freq_factor")
-        values = dict(zip(("factor", *names[1:]), (float(_need(model, name)) for name in names), strict=True))
-        return {**values, "original_max_position_embeddings": int(model.get("old_context_len"))}
+        values = dict(zip(("factor", *names[1:]), (_positive(_need(model, name), name) for name in names), strict=True))
+        return {
+            **values,
+            "original_max_position_embeddings": _whole(_need(model, "old_context_len"), "old_context_len"),
+        }
     return None
+
+
+def _positive(value: Any, name: str) -> float:
+    # Whole numbers that no float holds are not less than the largest one either.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise NCAPluginError(f"its {name} is {shown(value)}, no number above 0")
+    return float(value)
+
+
+def _whole(value: Any, name: str) -> int:
+    if type(value) is not int or value < 1:
+        raise NCAPluginError(f"its {name} is {shown(value)}, no whole number of 1 or more")
+    return value
+
+
+def _share(value: Any, name: str) -> float:
+    return _positive(value, name) if value else 0.0
 
 
 def _need(model: ModelConfig, *names: str) -> Any:
@@ -289,7 +313,7 @@ def megatron_arguments(llama: Llama, dtype: str) -> dict[str, Any]:
         "add_qkv_bias": llama.attention_bias and not llama.linear_bias,
         "apply_query_key_layer_scaling": False,
         "untie_embeddings_and_output_weights": not llama.tied,
-        "attention_dropout": 0.0,
+        "attention_dropout": llama.attention_dropout,
         "hidden_dropout": 0.0,
         "init_method_std": llama.init_std,
         "vocab_size": llama.vocab_size,

@@ -18,10 +18,15 @@ import safetensors
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
 from nca_plugin.checkpoint.write import flush
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, said_by
+from nca_plugin.json_files import read_object, shown
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+#: Of an index: that of a model of a million tensors.
+_MAX_INDEX_BYTES: Final = 1 << 27
+#: How transformers names the files that an index names.
+_SHARDS: Final = "model-*-of-*.safetensors"
 #: Types of weights, by their names in a file.
 WEIGHT_DTYPES: Final = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"]}
 _NAMES: Final = {dtype.name: name for name, dtype in WEIGHT_DTYPES.items()}
@@ -66,10 +71,13 @@ def read_folder(folder: Path) -> dict[str, SavedTensor]:
     """Return the tensors of a folder by name.
 
     Raises:
-        NCAPluginError: no model in safetensors, a file that is missing or damaged, or a tensor that is nowhere.
+        NCAPluginError: no model in safetensors, a file that is missing, damaged or not the model's, or a tensor that is
+            nowhere or in two places.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
+        if index.exists():
+            raise NCAPluginError(f"{folder} holds {SINGLE} and {INDEX}: remove the one that is not the model's")
         return {tensor.name: tensor for tensor in _contents(folder / SINGLE)}
     if not index.is_file():
         old = any(folder.glob("*.bin"))
@@ -77,14 +85,25 @@ def read_folder(folder: Path) -> dict[str, SavedTensor]:
             f"{folder} holds no {SINGLE}"
             + (": its weights are pickled (.bin); save them with save_pretrained of transformers first" if old else "")
         )
-    try:
-        places = {name: folder / Path(file).name for name, file in json.loads(index.read_text())["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NCAPluginError(f"{index} cannot be read: it names no weights") from error
-    found = {tensor.name: tensor for file in sorted(set(places.values())) for tensor in _contents(file)}
+    named = read_object(index, _MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise NCAPluginError(f"{index} names no weights: its weight_map is to name a file for each tensor")
+    places = {name: folder / Path(file).name for name, file in named.items()}
+    files = sorted(set(places.values()))
+    unread = sorted(path.name for path in folder.glob(_SHARDS) if path not in files)
+    if unread:
+        raise NCAPluginError(f"{folder} holds {unread[0]}, which {INDEX} does not name: remove what is not the model's")
+    found: dict[str, SavedTensor] = {}
+    for file in files:
+        for tensor in _contents(file):
+            if tensor.name in found:
+                raise NCAPluginError(
+                    f"{folder} holds {shown(tensor.name)} twice: in {found[tensor.name].file.name} and in {file.name}"
+                )
+            found[tensor.name] = tensor
     for name, file in places.items():
         if name not in found or found[name].file != file:
-            raise NCAPluginError(f"{folder} is incomplete: '{name}' is not in {file.name}, where {INDEX} says")
+            raise NCAPluginError(f"{folder} is incomplete: {shown(name)} is not in {file.name}, where {INDEX} says")
     return found
 
 
@@ -139,6 +158,9 @@ def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[in
 
 def _contents(path: Path) -> Iterator[SavedTensor]:
     try:
+        # A pipe has no end.
+        if path.exists() and not path.is_file():
+            raise NCAPluginError(f"{path} is no file")
         # The library checks the header and the size of the file, but does not tell where values lie.
         with safetensors.safe_open(path, framework="np"), path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -146,7 +168,7 @@ def _contents(path: Path) -> Iterator[SavedTensor]:
     except FileNotFoundError:
         raise NCAPluginError(f"{path.parent} is incomplete: {path.name} is missing") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise NCAPluginError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise NCAPluginError(f"{path} is damaged: {said_by(error)}") from error
     for name, entry in header.items():
         if name != "__metadata__":
             position = 8 + length + entry["data_offsets"][0]

@@ -23,7 +23,7 @@ from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, said_by
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -258,10 +258,10 @@ def _special_ids(folder: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # transformers raises whatever it meets.
     except Exception as error:
-        raise NCAPluginError(f"--tokenizer {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise NCAPluginError(f"--tokenizer {folder} cannot be loaded: {said_by(error)}") from error
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     # Ids may have gaps between them.
     highest = max(loaded.get_vocab().values(), default=-1)
@@ -288,6 +288,7 @@ def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: str) -> dict[str
         rope_parameters={"rope_type": "default", "rope_theta": llama.rope_theta, **scaling},
         attention_bias=llama.attention_bias,
         mlp_bias=llama.linear_bias,
+        attention_dropout=llama.attention_dropout,
         dtype=dtype,
         # Llama's own ids are not this tokenizer's.
         **{name: special.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
