@@ -39,6 +39,7 @@ _REFUSED: Final = {
     ),
     "lr-warmup-iters": "it would not follow the budget: give lr-warmup-fraction",
     **dict.fromkeys(("eval-micro-batch-size", "eval-global-batch-size"), "held-out text is read one sample at a time"),
+    "data-cache-path": "each run has a cache of its own, so that none writes what another reads",
     **dict.fromkeys(
         ("data-path", "train-data-path", "valid-data-path", "split", "data-source"), "name a source or text"
     ),

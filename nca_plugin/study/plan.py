@@ -110,6 +110,11 @@ class Run:
         return self.folder / "start"
 
     @property
+    def index_cache(self) -> Path:
+        """Where Megatron keeps the order of the text's samples while the run is under way."""
+        return self.folder / "cache"
+
+    @property
     def identity(self) -> str:
         """A fingerprint of all that its result depends on; not of where its files are."""
         start = None if self.start is None else [self.start.origin.identity, _described(self.start.transition)]
@@ -319,7 +324,12 @@ def megatron_options(run: Run) -> Arguments:
     """Return all of Megatron-LM's arguments of a run."""
     text: Arguments = {}
     if run.corpus is not None:
-        text = {"train-data-path": run.corpus.train, "valid-data-path": run.corpus.validation}
+        text = {
+            "train-data-path": run.corpus.train,
+            "valid-data-path": run.corpus.validation,
+            # Megatron writes the files of its cache in place: another run would have mapped them.
+            "data-cache-path": str(run.index_cache),
+        }
     if run.tuning is not None:
         text = {
             "train-data-path": str(run.tuning.examples),

@@ -166,6 +166,8 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
     curve, _ = read_log(log)
     is_validated = run.arguments.get("eval-iters") != 0
     if (done or 0) < run.iterations or (is_validated and run.iterations not in dict(curve)):
+        # A start before this one may have been killed while it wrote it: Megatron asks only whether files exist.
+        shutil.rmtree(run.index_cache, ignore_errors=True)
         _run_ranks("nca_plugin.launch.megatron", arguments, place, run, log)
     curve, milliseconds = read_log(log)
     _check_curve(run, curve, log)
@@ -250,7 +252,8 @@ def read_log(path: Path) -> tuple[list[tuple[int, float]], list[float]]:
 
 def _remove_what_is_done_with(run: Run) -> None:
     """Leave the last checkpoint only, or none."""
-    shutil.rmtree(run.start_checkpoint, ignore_errors=True)
+    for folder in (run.start_checkpoint, run.index_cache):
+        shutil.rmtree(folder, ignore_errors=True)
     last = f"iter_{run.iterations:07d}" if run.is_kept else None
     for path in run.checkpoint.glob("*iter_*"):
         if path.is_dir() and path.name != last:

@@ -40,7 +40,7 @@ _LOCK: Final = "lock"
 #: Equal compute is one to so many parts of the language stage.
 _EXTRA_STEPS: Final = 100
 #: They name files that may not be there yet.
-_OF_TEXT: Final = ("train-data-path", "valid-data-path")
+_OF_TEXT: Final = ("train-data-path", "valid-data-path", "data-cache-path")
 
 
 @dataclass(frozen=True)
