@@ -1,10 +1,12 @@
 """The commands of `nca-plugin` for tasks; see `nca_plugin.cli`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nca_plugin.errors import NCAPluginError
@@ -44,8 +46,6 @@ def evaluate(
     ] = "",
 ) -> None:
     """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. Interrupted, it continues."""
-    import shlex
-
     from nca_plugin.evaluation.checkpoints import Evaluation, cells, labelled
     from nca_plugin.evaluation.checkpoints import evaluate as evaluate_checkpoints
     from nca_plugin.evaluation.harness import Settings
@@ -53,7 +53,7 @@ def evaluate(
     evaluation = Evaluation(
         checkpoints=labelled(checkpoints),
         out=out,
-        tasks=[name for name in tasks.split(",") if name],
+        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
         settings=Settings(
             data=_pairs(data or []),
             num_samples=samples,
@@ -68,14 +68,14 @@ def evaluate(
         tokenizer=tokenizer,
         data=perplexity or [],
         source=source,
-        megatron_arguments=shlex.split(megatron_arguments),
+        megatron_arguments=_words(megatron_arguments),
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     with stages("B") as start_stage:
         figures = evaluate_checkpoints(evaluation, start_stage, lambda what: console.print(what, soft_wrap=True))
-    table = Table("", *evaluation.checkpoints)
+    table = Table("", *map(escape, evaluation.checkpoints))
     for figure in figures:
-        table.add_row(figure.name, *cells(figure))
+        table.add_row(escape(figure.name), *cells(figure))
     # A name that is folded is of no use: a line may be longer than the terminal.
     Console(width=max(Console(width=1000).measure(table).maximum, 80)).print(table)
     console.print(f"Written: {out}/table.md, and every result in a file below {out}", soft_wrap=True)
@@ -93,7 +93,7 @@ def examples(
 
     with stages("examples") as start_stage:
         written = write_examples(task, out, data, tokenizer, max_tokens, start_stage)
-    left_out = f"; {written.too_long:,} longer than {max_tokens} tokens are left out" if max_tokens else ""
+    left_out = "" if max_tokens is None else f"; {written.too_long:,} longer than {max_tokens} tokens are left out"
     print(f"{short(written.examples)} examples: {out}{left_out}.")
     print(f"Train with --sft --train-data-path {out} --sft-epochs 1")
 
@@ -110,7 +110,16 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     pairs = {}
     for text in texts:
         task, equals, path = text.partition("=")
-        if not equals:
+        if not equals or not task or not path:
             raise NCAPluginError(f"--data {text}: must be TASK=PATH")
+        if task in pairs:
+            raise NCAPluginError(f"--data names data of task {task} twice: {pairs[task]} and {path}")
         pairs[task] = path
     return pairs
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise NCAPluginError(f"--megatron-arguments {text}: {error}") from error

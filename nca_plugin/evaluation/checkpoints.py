@@ -25,7 +25,8 @@ from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.evaluation.harness import Harness, Settings
 from nca_plugin.evaluation.results import task_metrics
 from nca_plugin.evaluation.tokenizers import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
-from nca_plugin.files import complete_files
+from nca_plugin.files import check_folder, complete_files
+from nca_plugin.json_files import read_object
 from nca_plugin.prepare import BYTES
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse
@@ -34,6 +35,11 @@ from nca_plugin.sources import parse
 _IDS: Final = "ids"
 _STAMP: Final = "checkpoint.json"
 _MEGATRON: Final = "megatron.json"
+_TABLE: Final = "table.md"
+#: Of bytes: file systems take names of 255.
+_LONGEST_LABEL: Final = 200
+#: Of a file of results, which holds every answer.
+_MAX_RESULT_BYTES: Final = 1 << 32
 #: Of the accuracies by frame, what the table has.
 _SHOWN: Final = {
     "patch": "patches predicted",
@@ -87,14 +93,26 @@ def labelled(checkpoints: Sequence[str]) -> dict[str, Path]:
     result: dict[str, Path] = {}
     for text in checkpoints:
         label, equals, path = text.partition("=")
-        if not equals:
-            path, label = text, text.strip("/").replace("/", "_")
+        # A folder's own name may have the sign.
+        if not equals or "/" in label or Path(text).is_dir():
+            label, path = _own_label(Path(text)), text
         if not Path(path).is_dir():
-            raise NCAPluginError(f"checkpoint {path} does not exist")
-        if label in result or not label or "/" in label:
+            raise NCAPluginError(f"checkpoint {path} " + ("is no folder" if Path(path).exists() else "does not exist"))
+        if label in result or not _is_name(label):
             raise NCAPluginError(f"checkpoint {path}: label '{label}' will not do; write another, as LABEL={path}")
         result[label] = Path(path)
     return result
+
+
+def _own_label(path: Path) -> str:
+    parts = [part for part in path.parts if part not in (path.anchor, "..")]
+    return "_".join(parts) or path.resolve().name
+
+
+def _is_name(label: str) -> bool:
+    """Whether a folder below the output may have this name."""
+    is_plain = label.isprintable() and not label.startswith(".") and "/" not in label and label != _TABLE
+    return is_plain and 0 < len(label.encode()) <= _LONGEST_LABEL
 
 
 def evaluate(
@@ -115,6 +133,17 @@ def evaluate(
         raise NCAPluginError("nothing to evaluate: name --tasks, --perplexity or --source")
     if evaluation.source is not None:
         parse(evaluation.source)
+    check_folder(evaluation.out)
+    # Before the first is evaluated, which may take hours.
+    identities: dict[str, str] = {}
+    for label, path in evaluation.checkpoints.items():
+        with in_context(label):
+            identities[label] = _identity(path)
+            if evaluation.tasks and evaluation.tokenizer is None and not _is_huggingface(path):
+                raise NCAPluginError(
+                    f"checkpoint {path} needs a tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of "
+                    "automata, or what AutoTokenizer loads"
+                )
     harness = Harness(evaluation.tasks, evaluation.settings) if evaluation.tasks else None
     about: dict[str, Any]
     for label, path in evaluation.checkpoints.items():
@@ -122,19 +151,19 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         with in_context(label):
             # What is exported is told by nothing else.
-            about = {"checkpoint": _identity(path), "tokenizer": evaluation.tokenizer}
+            about = {"checkpoint": identities[label], "tokenizer": evaluation.tokenizer}
             if _is_missing(folder / _STAMP, about):
                 _store(folder / _STAMP, about, {})
             if harness is not None:
                 model = _huggingface(evaluation, label, path, start_stage)
                 for task in evaluation.tasks:
-                    about = {"checkpoint": _identity(path), "task": task, "settings": _of_task(evaluation, task)}
+                    about = {"checkpoint": identities[label], "task": task, "settings": _of_task(evaluation, task)}
                     if _is_missing(folder / f"{task}.json", about):
                         on_begin(f"{label}: {task}")
                         _store(folder / f"{task}.json", about, harness.evaluate(model, task))
             if evaluation.data or evaluation.source is not None:
                 about = {
-                    "checkpoint": _identity(path),
+                    "checkpoint": identities[label],
                     "data": list(evaluation.data),
                     "source": evaluation.source,
                     "arguments": list(evaluation.megatron_arguments),
@@ -143,7 +172,7 @@ def evaluate(
                     on_begin(f"{label}: through Megatron")
                     _store(folder / _MEGATRON, about, _by_megatron(evaluation, path, folder))
     figures = _figures(evaluation)
-    with complete_files(evaluation.out / "table.md") as (unfinished,):
+    with complete_files(evaluation.out / _TABLE) as (unfinished,):
         unfinished.write_text(markdown(figures, list(evaluation.checkpoints)))
     return figures
 
@@ -152,7 +181,7 @@ def markdown(figures: Sequence[Figure], labels: Sequence[str]) -> str:
     """Return a table of figures, a checkpoint a column."""
     rows = [["", *labels], ["---", *("---:" for _ in labels)]]
     rows += [[figure.name, *cells(figure)] for figure in figures]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def cells(figure: Figure) -> list[str]:
@@ -178,7 +207,7 @@ def _is_missing(path: Path, about: dict[str, Any]) -> bool:
     """Whether there is no result yet. Raises `NCAPluginError` if there is one of something else."""
     if not path.exists():
         return True
-    if json.loads(path.read_text()).get("nca_plugin") != about:
+    if read_object(path, _MAX_RESULT_BYTES).get("nca_plugin") != about:
         raise NCAPluginError(f"{path} is of another evaluation: choose another --out, or remove it")
     return False
 
@@ -192,11 +221,7 @@ def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: St
     """Return the Hugging Face folder of a checkpoint, exported if need be."""
     if _is_huggingface(path):
         return path
-    if evaluation.tokenizer is None:
-        raise NCAPluginError(
-            f"checkpoint {path} needs a tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of automata, "
-            "or what AutoTokenizer loads"
-        )
+    assert evaluation.tokenizer is not None
     tokenizer = evaluation.out / label / "tokenizer"
     if not tokenizer.is_dir():
         if evaluation.tokenizer == BYTES:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.evaluation.harness import task_examples
-from nca_plugin.files import complete_files
+from nca_plugin.files import check_target, complete_files
 from nca_plugin.prepare import load_tokenizer
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -35,8 +35,12 @@ def write_examples(
         max_tokens: of prompt, answer and the end together; longer ones are left out. None for no limit.
 
     Raises:
-        NCAPluginError: see `task_examples`; an output that exists, or no example that is short enough.
+        NCAPluginError: see `task_examples`; an output that exists or cannot be written, `max_tokens` below 1, or no
+            example that is short enough.
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise NCAPluginError(f"--max-tokens {max_tokens}: must be at least 1")
+    check_target(out)
     if out.exists():
         raise NCAPluginError(f"output {out} exists already: choose another name, or remove it")
     tokenize = load_tokenizer(tokenizer)[0]
@@ -46,7 +50,10 @@ def write_examples(
     with complete_files(out) as (unfinished,), unfinished.open("w", encoding="utf-8") as lines:
         for example in found:
             # Each with an end of its own, of which one is written.
-            if max_tokens and len(tokenize(example.prompt)) + len(tokenize(example.answer)) - 1 > max_tokens:
+            if (
+                max_tokens is not None
+                and len(tokenize(example.prompt)) + len(tokenize(example.answer)) - 1 > max_tokens
+            ):
                 written.too_long += 1
             else:
                 lines.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")

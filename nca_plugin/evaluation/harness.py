@@ -5,6 +5,7 @@ Ours are the files in `tasks`; every other task that lm-eval has can be named to
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nca_plugin.errors import NCAPluginError, one_line, require, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, require, said_by, unknown_name
 from nca_plugin.evaluation.sandbox import check_sandbox
 from nca_plugin.examples import Example
 
@@ -81,8 +82,10 @@ class Harness:
         ):
             if value is not None and value < 1:
                 raise NCAPluginError(f"{option} {value}: must be at least 1")
-        if not (settings.batch_size == "auto" or settings.batch_size.isdecimal()):
-            raise NCAPluginError(f"--batch-size {settings.batch_size}: must be a number, or auto")
+        if not re.fullmatch("auto|0*[1-9][0-9]{,8}", settings.batch_size):
+            raise NCAPluginError(f"--batch-size {settings.batch_size}: must be a number of at least 1, or auto")
+        if not 0 <= settings.seed < 1 << 32:
+            raise NCAPluginError(f"--seed {settings.seed}: must lie in 0 .. 2^32 - 1")
         self._settings = settings
         self._manager = _manager(tasks)
         unused = sorted(set(settings.data) - set(tasks))
@@ -175,7 +178,7 @@ def _overrides(name: str, settings: Settings) -> dict[str, Any]:
         return {**overrides, "dataset_kwargs": {"uri": place or "nca://web", "seq_length": settings.seq_length}}
     if place is None:
         if name == _PROMPT_ANSWER:
-            raise NCAPluginError(f"task {name} is a file of yours: name it as its data, {name}=FILE.jsonl")
+            raise NCAPluginError(f"task {name} has no data set of its own: name your JSONL file with --data")
         return overrides
     path = Path(place)
     if path.is_dir():
@@ -200,7 +203,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
         except NCAPluginError:
             raise
         except Exception as error:  # lm-eval and datasets raise many kinds, of which none is ours to handle
-            raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error) or type(error).__name__}") from error
+            raise NCAPluginError(f"task {name} cannot be loaded: {said_by(error)}") from error
     evaluated = built if isinstance(built, list) else [built]
     leaves = [task for item in evaluated for task in (item.get_all_tasks() if hasattr(item, "add") else [item])]
     for leaf in leaves:
@@ -229,8 +232,9 @@ def _model(folder: Path, settings: Settings) -> Any:
     try:
         # In float32 where the checkpoint is: what is measured is the model, not its rounding.
         return HFLM(pretrained=str(folder), device=device, batch_size=settings.batch_size, dtype="auto")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise NCAPluginError(f"model {folder} cannot be loaded: {one_line(error)}") from error
+    # transformers raises whatever it meets.
+    except Exception as error:
+        raise NCAPluginError(f"model {folder} cannot be loaded: {said_by(error)}") from error
 
 
 @contextmanager
