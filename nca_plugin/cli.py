@@ -27,10 +27,13 @@ _INCOMPLETE = 75
 _WIDTH_OF_FILES = 120
 
 #: Options of the commands that read text.
-_Inputs = Annotated[list[str], typer.Argument(help="Text files, directories, .jsonl, or Hugging Face data sets.")]
+_Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Files of text or JSON rows, compressed or not, directories, or Hugging Face data sets."),
+]
 _Pattern = Annotated[str, typer.Option(help="Files to take from a directory, such as '*.py'.")]
-_Exclude = Annotated[list[str] | None, typer.Option(help="Names of directories to leave out.")]
-_TextKey = Annotated[str, typer.Option(help="Field of a JSONL line or a row that holds the text.")]
+_Exclude = Annotated[list[str] | None, typer.Option(help="Names of files and directories to leave out.")]
+_TextKey = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
 _Split = Annotated[str, typer.Option(help="Split of a Hugging Face data set.")]
 
 app = typer.Typer(
@@ -63,7 +66,7 @@ def main() -> None:
 @app.command()
 def prepare(
     inputs: _Inputs,
-    out: Annotated[Path, typer.Option(help="Prefix of the .bin and .idx to write.")],
+    out: Annotated[str, typer.Option(help="Prefix of the .bin and .idx to write.")],
     tokenizer: Annotated[str, typer.Option(help="`bytes`, or what transformers.AutoTokenizer loads.")] = "bytes",
     pattern: _Pattern = "*",
     exclude: _Exclude = None,
@@ -86,9 +89,11 @@ def prepare(
     with stages("B") as start_stage:
         result = prepare_corpus(corpus, out, start_stage("tokenising", input_bytes(corpus) or 0))
     print(
-        f"{result.documents:,} documents, {result.tokens:,} tokens: {out}.bin, {out}.idx. "
-        f"Train with --data-path {out} and a vocabulary of {result.vocab_size}."
+        f"{result.documents:,} documents, {result.tokens:,} tokens: {result.prefix}.bin, {result.prefix}.idx. "
+        f"Train with --data-path {result.prefix} and a vocabulary of {result.vocab_size}."
     )
+    for note in result.notes:
+        print(f"Note: {note}.")
 
 
 @app.command()

@@ -138,6 +138,7 @@ def test_a_data_set_is_read_from_its_start(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sampling, "_READ_WHOLE", 20_000)
     rows = ({"text": "word " * 1_000} for _ in range(10**9))
     monkeypatch.setattr("datasets.load_dataset", lambda name, split, streaming: rows)
+    monkeypatch.setattr("nca_plugin.text.hub.is_reachable", lambda name, kind, what: True)
     pieces = sample_pieces(Corpus(inputs=("hub-data-set",)), 100)
     assert pieces.is_beginning
     assert pieces.covered == 20_000

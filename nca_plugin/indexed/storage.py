@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import check_folder
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Part
 
 _READ_BYTES: Final = 1 << 23
@@ -26,6 +27,29 @@ def prefix_of(name: str) -> str:
     if prefix.rpartition("/")[2] in ("", ".", ".."):
         raise NCAPluginError(f"'{name}' names no corpus: a folder and a name are needed, such as corpora/web")
     return prefix
+
+
+def output_prefix(name: str) -> str:
+    """Return the prefix of the files to write that `name`, a prefix or one of its files, stands for.
+
+    Raises:
+        NCAPluginError: a folder, or a prefix in one that cannot be written to.
+    """
+    prefix = prefix_of(name)
+    if not is_remote(prefix):
+        check_folder(Path(prefix).parent)
+        # Unlike Path.is_dir, this takes a name that is too long for a file's.
+        if os.path.isdir(prefix):  # noqa: PTH112
+            raise NCAPluginError(f"output {name} is a folder: name the files to write in it, such as {prefix}/text")
+    return prefix
+
+
+def local_output(name: str) -> Path:
+    """Return what `output_prefix` does. Raises `NCAPluginError` also for a prefix elsewhere than on this machine."""
+    prefix = output_prefix(name)
+    if is_remote(prefix):
+        raise NCAPluginError(f"output {name} is not on this machine: name a path, and copy its .bin and .idx")
+    return Path(prefix)
 
 
 def is_remote(path: str) -> bool:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from nca_plugin.prepare import Corpus, documents, input_files, not_text, row_text
+from nca_plugin.prepare import Corpus, documents, input_files
 from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.text.compressed import is_compressed, read_errors
+from nca_plugin.text.folders import TextFile
+from nca_plugin.text.reading import BOM, file_documents, form_of, line_text, not_text
 
 _MAX_PIECES: Final = 2_000
 #: Input that is read whole, in bytes, and what is read of a data set at most.
@@ -39,19 +42,20 @@ def sample_pieces(corpus: Corpus, size: int, start_stage: StartStage = silent_st
     """Return pieces of `size` bytes of the text of `corpus`, its documents one after another with a newline between.
 
     The same corpus gives the same pieces, one from each of equal parts of it. Up to 64 MiB of input are read whole. Of
-    more, files are read only where a piece is taken, so that the time does not grow with the corpus; a data set, which
-    tells no places, is read from its start for 64 MiB.
+    more, files are read only where a piece is taken, so that the time does not grow with the corpus; a data set or a
+    compressed file, in which no place can be looked up, has the corpus read from its start for 64 MiB.
 
     Raises:
         NCAPluginError: see `documents`.
     """
     count = max(1, min(_MAX_PIECES, _READ_WHOLE // size))
     files = input_files(corpus)
-    sizes = [file.stat().st_size for file in files or ()]
-    if files is not None and sum(sizes) > _READ_WHOLE:
+    sizes = [file.size for file in files or ()]
+    places = list(_places(sizes, count)) if sum(sizes) > _READ_WHOLE else []
+    if files is not None and places and all(_has_places(files[n], corpus) for n in {number for number, _ in places}):
         advance = start_stage("reading", count)
         texts = []
-        for number, offset in _places(sizes, count):
+        for number, offset in places:
             piece = _piece_at(files, number, offset, size, corpus)
             # The last places may be too near the end.
             if piece is not None:
@@ -65,7 +69,7 @@ def sample_pieces(corpus: Corpus, size: int, start_stage: StartStage = silent_st
         text += _encoded(document.text)
         covered += document.size
         advance(document.size)
-        if files is None and covered >= _READ_WHOLE:
+        if len(text) >= _READ_WHOLE:
             is_beginning = True
             break
     numbers = _spread(len(text) // size, count)
@@ -73,8 +77,7 @@ def sample_pieces(corpus: Corpus, size: int, start_stage: StartStage = silent_st
 
 
 def _encoded(text: str) -> bytes:
-    # JSON can hold half of a surrogate pair, which UTF-8 cannot.
-    return text.encode("utf-8", "replace") + b"\n" if text else b""
+    return text.encode() + b"\n" if text else b""
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -96,7 +99,11 @@ def _places(sizes: list[int], count: int) -> Iterator[tuple[int, int]]:
         yield number, place - ends[number] + sizes[number]
 
 
-def _piece_at(files: list[Path], number: int, offset: int, size: int, corpus: Corpus) -> bytes | None:
+def _has_places(file: TextFile, corpus: Corpus) -> bool:
+    return form_of(file, corpus.text_key) != "list" and not is_compressed(file.path)
+
+
+def _piece_at(files: list[TextFile], number: int, offset: int, size: int, corpus: Corpus) -> bytes | None:
     """Return the `size` bytes of text from a place on, None where the corpus ends before."""
     piece = bytearray()
     for file in itertools.islice(files, number, None):
@@ -108,10 +115,15 @@ def _piece_at(files: list[Path], number: int, offset: int, size: int, corpus: Co
     return None
 
 
-def _texts(path: Path, offset: int, size: int, corpus: Corpus) -> Iterator[bytes]:
+def _texts(text_file: TextFile, offset: int, size: int, corpus: Corpus) -> Iterator[bytes]:
     """Yield the text of a file from a byte on: of a text file what suffices for `size` bytes, of JSONL row by row."""
-    with path.open("rb") as file:
-        if path.suffix == ".jsonl":
+    path = text_file.path
+    if not _has_places(text_file, corpus):
+        yield from (_encoded(document.text) for document in file_documents(text_file, corpus.text_key))
+        return
+    form = form_of(text_file, corpus.text_key)
+    with read_errors(path), path.open("rb") as file:
+        if form == "lines":
             yield from _row_texts(file, path, offset, corpus)
             return
         file.seek(offset)
@@ -128,7 +140,8 @@ def _row_texts(file: BinaryIO, path: Path, offset: int, corpus: Corpus) -> Itera
     file.seek(start)
     while line := file.readline():
         if line.strip():
-            text = _encoded(row_text(_decode(line, path, start), corpus, f"{path} at byte {start}"))
+            row = line.removeprefix(BOM)
+            text = _encoded(line_text(row, corpus.text_key, f"{path} at byte {start}", path, start))
             # As far into the text as the place is into its row, so that a long text is met as often as its length says.
             yield text[len(text) * max(0, offset - start) // len(line) :]
         start += len(line)

@@ -1,0 +1,115 @@
+"""Files whose bytes may be compressed, whatever their names, read as the bytes that they hold."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+from nca_plugin.errors import NCAPluginError, one_line
+
+_GZIP: Final = b"\x1f\x8b"
+_XZ: Final = b"\xfd7zXZ\x00"
+_LZMA: Final = b"]\x00\x00"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+#: Of Python 3.14 on, and the same for earlier ones.
+_ZSTD_MODULES: Final = ("compression.zstd", "backports.zstd")
+_BZIP2: Final = b"BZh"
+#: What follows the header of bzip2: a block, or the end.
+_BZIP2_NEXT: Final = (b"1AY&SY", b"\x17rE8P\x90")
+#: How archives, and what is compressed in other ways, begin.
+_NOT_READ: Final = {
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a rar archive",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"\xff\x06\x00\x00sNaPpY": "compressed with snappy",
+    b"\x1f\x9d": "compressed with compress",
+    b"PAR1": "a parquet file",
+    b"ARROW1": "an arrow file",
+}
+_TAR: Final = (257, b"ustar")
+_HEAD_BYTES: Final = 512
+#: The suffixes of what is read, which stand behind those that tell what a file holds.
+SUFFIXES: Final = (".gz", ".gzip", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Yield a file, whose position tells how much of it has been read, and the bytes that it holds.
+
+    Both are the same unless the file is compressed: with gzip, bzip2, xz, lzma or zstd, as its first bytes tell.
+
+    Raises:
+        NCAPluginError: a file that cannot be read, is damaged or cut off, or is an archive.
+    """
+    with read_errors(path), path.open("rb") as raw:
+        head = raw.read(_HEAD_BYTES)
+        raw.seek(0)
+        opener = _opener(path, head)
+        if opener is None:
+            _check_is_no_archive(path, head)
+            yield raw, raw
+            return
+        with opener(raw) as stream:
+            _check_is_no_archive(path, stream.read(_HEAD_BYTES))
+            stream.seek(0)
+            yield raw, stream
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed in a way that `open_bytes` reads."""
+    with open_bytes(path) as (raw, stream):
+        return raw is not stream
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what a file or its compression has to say into an `NCAPluginError`."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise NCAPluginError(f"{path} is compressed and damaged or cut off: {one_line(error)}") from error
+    except OSError as error:
+        raise NCAPluginError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    except Exception as error:
+        # A class of an optional package.
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise NCAPluginError(f"{path} is compressed and damaged or cut off: {one_line(error)}") from error
+
+
+def _opener(path: Path, head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
+    opener: Any = None
+    if head.startswith(_GZIP):
+        opener = lambda raw: gzip.GzipFile(fileobj=raw)  # noqa: E731
+    elif head.startswith(_BZIP2) and head[4:10] in _BZIP2_NEXT:
+        opener = bz2.BZ2File
+    elif head.startswith((_XZ, _LZMA)):
+        opener = lzma.LZMAFile
+    elif head.startswith(_ZSTD):
+        opener = _zstd(path).ZstdFile
+    return cast(Callable[[BinaryIO], BinaryIO] | None, opener)
+
+
+def _zstd(path: Path) -> Any:
+    for module in _ZSTD_MODULES:
+        try:
+            return import_module(module)
+        except ImportError:
+            continue
+    raise NCAPluginError(f"{path} is compressed with zstd: pip install backports.zstd to read it, or unpack it")
+
+
+def _check_is_no_archive(path: Path, head: bytes) -> None:
+    what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), None)
+    place, mark = _TAR
+    if head[place : place + len(mark)] == mark:
+        what = "a tar archive"
+    if what:
+        raise NCAPluginError(f"{path} is {what}, not text: unpack it, or turn it into text or JSON lines")

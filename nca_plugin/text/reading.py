@@ -1,0 +1,271 @@
+"""The documents of a file: the whole of a text, or the rows of JSON, one object a line or a list of objects."""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.text.compressed import SUFFIXES, open_bytes
+from nca_plugin.text.folders import TextFile
+
+#: Files that hold one JSON value a line.
+_LINES: Final = (".jsonl", ".jsonlines", ".ndjson", ".ldjson")
+#: Megatron counts a document's tokens in int32.
+_MAX_BYTES: Final = 1 << 30
+_CHUNK: Final = 1 << 20
+#: As many bytes tell a binary file, as git has it.
+_HEAD_BYTES: Final = 8000
+#: Characters of the names of fields that a message shows.
+_MAX_FIELDS: Final = 200
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+#: What editors of Windows put at the beginning of a file.
+BOM: Final = b"\xef\xbb\xbf"
+
+#: How a file holds documents.
+Form = Literal["text", "lines", "list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that is a document of a corpus.
+
+    Attributes:
+        size: bytes of input behind it, for progress.
+        is_repaired: whether something that is no character stood in it, for which U+FFFD stands now.
+        is_json: whether it is JSON that holds no rows, taken as it is.
+    """
+
+    text: str
+    size: int
+    is_repaired: bool = False
+    is_json: bool = False
+
+
+def file_documents(file: TextFile, text_key: str) -> Iterator[Document]:
+    """Yield the documents of a file in order, read when they are asked for.
+
+    Raises:
+        NCAPluginError: what is not text in UTF-8, JSON that holds no rows in a file that was named itself, a row
+            without text, a document of more than 1 GiB.
+    """
+    path = file.path
+    form = form_of(file, text_key)
+    with open_bytes(path) as (raw, stream):
+        behind = 0
+
+        def size() -> int:
+            nonlocal behind
+            before, behind = behind, raw.tell()
+            return behind - before
+
+        if form == "text":
+            text = _decode(_read_all(path, stream), path, 0).removeprefix("\ufeff")
+            is_json = _suffix(path) == ".json" and not text.isspace() and text != ""
+            yield Document(text.replace("\r\n", "\n").replace("\r", "\n"), size(), is_json=is_json)
+            return
+        rows = _lines(path, stream) if form == "lines" else _members(path, stream)
+        for where, row in rows:
+            text, is_repaired = row_text(row, text_key, where)
+            yield Document(text, size(), is_repaired)
+
+
+def form_of(file: TextFile, text_key: str) -> Form:
+    """Return how a file holds documents, as its name and its beginning tell.
+
+    A file whose name ends in .jsonl or the like holds rows. Any other does if it begins with a JSON object with the
+    field `text_key`, or with two objects in two lines; and a .json file if it begins with a list of objects.
+
+    Raises:
+        NCAPluginError: a .json file that was named itself and holds no rows; what is not text at all.
+    """
+    path, suffix = file.path, _suffix(file.path)
+    with open_bytes(path) as (_, stream):
+        beginning = _beginning(path, stream)
+        if beginning == b"[":
+            is_list = suffix in _LINES or _begins_with_objects(_members(path, stream), text_key, suffix)
+            form: Form = "list" if is_list else "text"
+        elif suffix in _LINES:
+            return "lines"
+        else:
+            is_rows = beginning == b"{" and _begins_with_objects(_lines(path, stream), text_key, "")
+            form = "lines" if is_rows else "text"
+    if form == "text" and suffix == ".json" and beginning and file.is_named:
+        raise NCAPluginError(
+            f"{path} holds no rows: write an object with the field '{text_key}' on each line, or a list of objects"
+        )
+    return form
+
+
+def line_text(line: bytes, text_key: str, where: str, path: Path, position: int) -> str:
+    """Return the text of a line of JSON that stands at a byte of a file. Raises `NCAPluginError` if it has none."""
+    return row_text(_parse(_decode(line, path, position), where), text_key, where)[0]
+
+
+def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
+    """Return the text of a row, and whether half of a surrogate pair, which is no character, became U+FFFD in it.
+
+    Raises:
+        NCAPluginError: it has none. The message names `where`.
+    """
+    text = row.get(text_key) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        known = " ".join(", ".join(row).split()) if isinstance(row, dict) else ""
+        raise NCAPluginError(
+            f"{where} has no text in field '{text_key}': name it with --text-key ({known[:_MAX_FIELDS] or 'none'})"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
+    return text, False
+
+
+def not_text(path: Path, reason: str, position: int) -> NCAPluginError:
+    """Return the error for a file whose bytes are not UTF-8, `reason` at byte `position`."""
+    return NCAPluginError(
+        f"{path} is not UTF-8 text ({reason} at byte {position}): leave it out with --pattern or --exclude"
+    )
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix that tells what a file holds, in small letters."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _begins_with_objects(rows: Iterator[tuple[str, Any]], text_key: str, suffix: str) -> bool:
+    with suppress(NCAPluginError):
+        first = next(rows, ("", None))[1]
+        if isinstance(first, dict):
+            return suffix == ".json" or text_key in first or isinstance(next(rows, ("", None))[1], dict)
+    return False
+
+
+def _beginning(path: Path, stream: BinaryIO) -> bytes:
+    """Return the first character that is no space, b"" if there is none."""
+    head = stream.read(_HEAD_BYTES)
+    stream.seek(0)
+    if b"\0" in head:
+        raise not_text(path, "a zero byte", head.index(b"\0"))
+    return head.removeprefix(BOM).lstrip()[:1]
+
+
+def _read_all(path: Path, stream: BinaryIO) -> bytes:
+    pieces, total = [], 0
+    while piece := stream.read(_CHUNK):
+        pieces.append(piece)
+        total += len(piece)
+        if total > _MAX_BYTES:
+            raise _too_long(str(path))
+    return b"".join(pieces)
+
+
+def _split(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines of a file, and the byte at which each begins."""
+    position = 0
+    while line := stream.readline(_MAX_BYTES + 1):
+        if len(line) > _MAX_BYTES:
+            raise _too_long(f"{path} from byte {position} on")
+        yield line, position
+        position += len(line)
+
+
+def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Yield the JSON values of a file, one a line, and where each stands."""
+    for number, (line, position) in enumerate(_split(path, stream), 1):
+        if number == 1:
+            line = line.removeprefix(BOM)
+        if line.strip():
+            where = f"{path} line {number}"
+            yield where, _parse(_decode(line, path, position), where)
+
+
+def _members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a JSON list one by one, and where each stands; the list is never in memory as a whole."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    position = 0
+
+    def read(size: int) -> str:
+        nonlocal position
+        piece = stream.read(size)
+        try:
+            text = decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            raise not_text(path, error.reason, position + error.start) from error
+        position += len(piece)
+        # Half a character may be all that was left of a piece.
+        return text or (read(size) if piece else "")
+
+    yield from _list_members(read, str(path))
+
+
+def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, Any]]:
+    decode = json.JSONDecoder().raw_decode
+    # What stands before the list is no more than space.
+    text, at, number = read(_CHUNK).lstrip(), 1, 1
+    while True:
+        where = f"{name} row {number}"
+        at = _after_space(text, at)
+        value, end = None, None
+        if at < len(text):
+            if text[at] == "]" and number == 1:
+                return
+            try:
+                value, end = decode(text, at)
+            except json.JSONDecodeError as error:
+                # The end of what has been read may be the cause.
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(text) - 16
+                if not is_cut:
+                    raise NCAPluginError(f"{where} is not JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise NCAPluginError(f"{where} is not JSON that can be read: {error}") from error
+        after = len(text) if end is None else _after_space(text, end)
+        if after == len(text):
+            if len(text) - at > _MAX_BYTES:
+                raise _too_long(where)
+            piece = read(max(_CHUNK, len(text) - at))
+            if not piece:
+                raise NCAPluginError(f"{where} is cut off: the list does not end")
+            text, at = text[at:] + piece, 0
+            continue
+        yield where, value
+        if text[after] == "]":
+            return
+        if text[after] != ",":
+            raise NCAPluginError(f"{where} is not JSON: a comma or the end of the list must follow it")
+        at, number = after + 1, number + 1
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise NCAPluginError(f"{where} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        # Digits without end, or brackets.
+        raise NCAPluginError(f"{where} is not JSON that can be read: {error}") from error
+
+
+def _decode(data: bytes, path: Path, position: int) -> str:
+    """Return the text of bytes that stand at a byte of a file."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise not_text(path, error.reason, position + error.start) from error
+
+
+def _too_long(where: str) -> NCAPluginError:
+    return NCAPluginError(f"{where} is a document of more than 1 GiB: split it, Megatron counts its tokens in 32 bits")

@@ -1,0 +1,370 @@
+"""Text as people have it: every file in a folder, under whatever name, is read or refused in one line."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import socket
+import tracemalloc
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.matching import sampling
+from nca_plugin.matching.sampling import sample_pieces
+from nca_plugin.prepare import Corpus, documents
+from nca_plugin.text import reading
+from nca_plugin.text.reading import Document
+
+ROWS = [{"id": 1, "text": "first"}, {"id": 2, "text": "zweiter \u00e4\n"}, {"id": 3, "text": "{third}"}]
+TEXTS = [str(row["text"]) for row in ROWS]
+
+AS_LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+AS_LIST = json.dumps(ROWS)
+AS_PRETTY_LIST = json.dumps(ROWS, indent=2)
+
+
+def read(*inputs: Path, **settings_: object) -> list[str]:
+    return [document.text for document in whole(*inputs, **settings_)]
+
+
+def whole(*inputs: Path, **settings_: object) -> list[Document]:
+    return list(documents(Corpus(inputs=tuple(map(str, inputs)), **settings_)))  # type: ignore[arg-type]
+
+
+def assert_refused(reason: str, *inputs: Path, **settings_: object) -> None:
+    with pytest.raises(NCAPluginError, match=reason) as error:
+        read(*inputs, **settings_)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [AS_LINES, AS_LIST, AS_PRETTY_LIST, "\ufeff" + AS_LINES, "\n \r\n" + AS_LINES + "\n\n"]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.JSONL", "a.Jsonl", "a.ndjson", "a.json", "a.JSON", "a.txt", "part-00000", "a.jsonl.1", ".json"],
+)
+def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert read(tmp_path / name) == read(tmp_path) == TEXTS
+    pieces = sample_pieces(Corpus(inputs=(str(tmp_path / name),)), 3)
+    assert b"".join(pieces.texts).startswith(b"first\nzwe")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", '{"rows": [\n{"text": "x"}]}', "holds no rows"),
+        ("a.json", '["x", "y"]', "holds no rows"),
+        ("a.json", '"x"', "holds no rows"),
+        (
+            "a.json",
+            '{"body": "x"}\n{"body": "y"}',
+            r"line 1 has no text in field 'text': name it with --text-key \(body\)",
+        ),
+        ("a.json", '[{"body": "x"}]', "row 1 has no text in field 'text'"),
+        ("a.json", '[{"text": "x"} {"text": "y"}]', "row 1 is not JSON: a comma"),
+        ("a.json", '[{"text": "x"}, {"text": "y"', "row 2 is cut off"),
+        ("a.json", '[{"text": "x"}, {"text": y}' + " " * 100, "row 2 is not JSON"),
+        ("a.txt", '{"body": "x"}\n{"body": "y"}', "line 1 has no text in field 'text'"),
+        ("a.jsonl", "{broken", "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "x"}\nnull', r"line 2 has no text in field 'text': name it with --text-key \(none\)"),
+        ("a.jsonl", '{"text": 7}', "line 1 has no text"),
+        ("a.jsonl", "{" + '"a":{' * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", '{"text": ' + "9" * 10_000 + "}", "line 1 is not JSON"),
+        ("a.json", '[{"text": "x"}, ' + "[" * 100_000, "row 2 is not JSON"),
+        ("a.jsonl", "[" * 100_000, "row 1 is not JSON"),
+        ("a.jsonl", json.dumps({f"field\n{i}": i for i in range(10_000)}), "line 1 has no text"),
+    ],
+)
+def test_json_that_holds_no_rows_with_text(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert_refused(reason, tmp_path / name)
+
+
+def test_json_of_a_folder_of_code_is_text_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{\n "name": "x"\n}')
+    (tmp_path / "names.json").write_text('["x", "y"]')
+    (tmp_path / "small.json").write_text('{"name": "x"}')
+    (tmp_path / "dict.py").write_text('{"a": 1}\n')
+    (tmp_path / "list.py").write_text('[{"a": 1}]\n')
+    (tmp_path / "rows.txt").write_text('{"a": 1}\nand text\n')
+    found = whole(tmp_path)
+    assert len(found) == 6 and sum(document.is_json for document in found) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"text": st.text(), "more": st.recursive(st.integers() | st.text(), st.lists)})
+    ),
+    chunk=st.integers(1, 40),
+    indent=st.none() | st.integers(0, 2),
+    is_ascii=st.booleans(),
+)
+def test_a_list_is_read_in_pieces_as_a_whole(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]], chunk: int, indent: int | None, is_ascii: bool
+) -> None:
+    path = tmp_path_factory.mktemp("list") / "a.jsonl"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=is_ascii), errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_CHUNK", chunk)
+        assert read(path) == [row["text"] for row in rows]
+
+
+def test_half_of_a_surrogate_pair_becomes_a_character_and_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n{"text": "\\udc00"}\n')
+    found = whole(path)
+    assert [document.text for document in found] == ["a\ufffd b", "\U0001f600", "\ufffd"]
+    assert [document.is_repaired for document in found] == [True, False, True]
+
+
+def zstd() -> Callable[[bytes], bytes]:
+    for module in ("compression.zstd", "backports.zstd"):
+        try:
+            return import_module(module).compress  # type: ignore[no-any-return]
+        except ImportError:
+            continue
+    pytest.skip("no zstd here")
+
+
+COMPRESS = {".gz": lambda: gzip.compress, ".bz2": lambda: bz2.compress, ".xz": lambda: lzma.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", AS_LINES),
+        ("a.JSON", AS_LIST),
+        ("a.json", AS_LINES),
+        ("a", AS_LINES),
+        ("a.txt", "plain\r\ntext \u00e4"),
+    ],
+)
+def test_compressed_files(tmp_path: Path, name: str, content: str, suffix: str) -> None:
+    compress = COMPRESS[suffix]()
+    expected = TEXTS if content in (AS_LINES, AS_LIST) else ["plain\ntext \u00e4"]
+    middle = content.encode()[:7], content.encode()[7:]
+    data = b"".join(map(compress, middle))
+    path = tmp_path / (name + suffix.upper())
+    path.write_bytes(data)
+    assert read(path) == read(tmp_path) == expected
+    # What is in a file is told by its first bytes, not by its name.
+    path.rename(tmp_path / f"{name}.data")
+    assert read(tmp_path / f"{name}.data") == expected
+    data = compress(content.encode())
+    for damaged in (data[:-9], data[: len(data) // 2]):
+        path.write_bytes(damaged)
+        assert_refused("is compressed and damaged or cut off", path)
+
+
+def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nca_plugin.text.compressed._ZSTD_MODULES", ("no_such_package",))
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(20))
+    assert_refused("is compressed with zstd: pip install backports.zstd", tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"PK\x03\x04", "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (b"\x04\x22\x4d\x18", "compressed with lz4"),
+        (b"PAR1", "a parquet file"),
+        (b"a.txt".ljust(257, b"\0") + b"ustar", "a tar archive"),
+        (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar"), "a tar archive"),
+        ("text in UTF-16".encode("utf-16-le"), "is not UTF-8 text \\(a zero byte"),
+        (b"\xff\xfea\0", "is not UTF-8 text"),
+        ("text \u00e4".encode("latin-1"), "is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, start: bytes, what: str) -> None:
+    (tmp_path / "a.txt").write_bytes(start)
+    assert_refused(what, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("a.txt", b"x"), ("a.jsonl", b'{"text": "x'), ("a.json", b'[{"text": "' + b"x" * 99), ("b", b" ")],
+)
+def test_what_unpacks_to_more_than_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, unit: bytes
+) -> None:
+    monkeypatch.setattr(reading, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(reading, "_CHUNK", 1 << 16)
+    with gzip.open(tmp_path / name, "wb", compresslevel=1) as file:
+        file.write(unit)
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+    tracemalloc.start()
+    assert_refused("is a document of more than 1 GiB: split it|holds no rows", tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_many_rows_are_never_in_memory_together(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.json.gz", "wb", compresslevel=1) as file:
+        file.write(b"[" + b",".join([b'{"text": "' + b"x" * 50_000 + b'"}'] * 1_000) + b"]")
+    corpus = Corpus(inputs=(str(tmp_path),))
+    tracemalloc.start()
+    assert sum(len(document.text) for document in documents(corpus)) == 50_000_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def folder_with_links(tmp_path: Path) -> Path:
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    (folder / "sub").mkdir(parents=True)
+    (other / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("a")
+    (folder / "sub" / "b.txt").write_text("b")
+    (folder / ".hidden").write_text("hidden")
+    (folder / "UPPER.TXT").write_text("upper")
+    (folder / "empty.txt").write_text("")
+    (other / "c.txt").write_text("c")
+    (other / "deep" / "d.txt").write_text("d")
+    (tmp_path / "e.txt").write_text("e")
+    (folder / "link").symlink_to(other)
+    (folder / "again").symlink_to(other)
+    (folder / "e.txt").symlink_to(tmp_path / "e.txt")
+    (folder / "e2.txt").symlink_to("../e.txt")
+    (folder / "a2.txt").symlink_to("a.txt")
+    (folder / "sub" / "round").symlink_to("..")
+    (other / "round").symlink_to(other)
+    (other / "back").symlink_to(folder / "sub")
+    return folder
+
+
+def test_links_are_followed_and_every_file_is_read_once(tmp_path: Path) -> None:
+    folder = folder_with_links(tmp_path)
+    assert sorted(read(folder)) == ["", "a", "b", "c", "d", "e", "hidden", "upper"]
+    assert sorted(read(folder, pattern="*.txt", exclude=("sub", "empty.txt"))) == ["a", "b", "c", "d", "e"]
+    assert sorted(read(folder, exclude=("sub", "back", "link", "again", "empty.txt"))) == ["a", "e", "hidden", "upper"]
+    (tmp_path / "name").symlink_to(folder)
+    assert read(tmp_path / "name") == read(folder)
+
+
+def test_many_links_to_folders_of_links_take_no_time(tmp_path: Path) -> None:
+    for level in range(40):
+        (tmp_path / str(level)).mkdir()
+        for name in ("left", "right"):
+            (tmp_path / str(level) / name).symlink_to(tmp_path / str(level + 1))
+    (tmp_path / "40").mkdir()
+    (tmp_path / "40" / "a.txt").write_text("a")
+    assert read(tmp_path / "0") == ["a"]
+
+
+def test_hard_links_are_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert read(tmp_path) == ["a", "a"]
+
+
+def test_inputs_that_overlap_are_refused(tmp_path: Path) -> None:
+    folder = folder_with_links(tmp_path)
+    for inputs in ((folder, folder), (folder, folder / "sub"), (folder / "a.txt", folder / "a2.txt")):
+        assert_refused("is in input .* too: name it once", *inputs, exclude=("round",))
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def sock(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def broken(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+def itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def above(path: Path) -> None:
+    path.symlink_to("../..")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (fifo, "is a pipe"),
+        (sock, "is a socket"),
+        (device, "is a device"),
+        (broken, "is a broken link"),
+        (itself, "is a broken link"),
+        (above, "is a link to a folder that holds"),
+    ],
+)
+def test_what_a_folder_holds_beside_files_is_refused_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    make(folder / "odd")
+    assert_refused(f"odd {reason}", folder)
+    assert read(folder, exclude=("odd",)) == ["a"]
+    if make is not above:
+        assert_refused(f"odd {reason}", folder / "odd")
+        assert read(folder, pattern="*.txt") == ["a"]
+
+
+def test_what_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        assert_refused("cannot be read", Path("/proc/self/mem"))
+        return
+    (tmp_path / "sub").mkdir(mode=0)
+    assert_refused("cannot be read", tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["", "/a", "**", "a/**/b", "../*", "**/"])
+def test_patterns_that_would_match_nothing_or_not_all_are_refused(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a").write_text("a")
+    assert_refused("--pattern", tmp_path, pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*", "abc"),
+        ("*.py", "ab"),
+        ("**/*.py", "ab"),
+        ("sub/*", "bc"),
+        ("sub/*.py", "b"),
+        ("b.*", "b"),
+        ("*.p[xy]", "ab"),
+    ],
+)
+def test_patterns(tmp_path: Path, pattern: str, names: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.py", "sub/b.py", "sub/c.md"):
+        (tmp_path / name).write_text(Path(name).stem)
+    assert read(tmp_path, pattern=pattern) == list(names)
+
+
+def test_a_large_compressed_corpus_is_measured_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_READ_WHOLE", 20_000)
+    for name, data in (("a.txt", b"plain " * 5_000), ("b.gz", gzip.compress(os.urandom(20_000).hex().encode()))):
+        (tmp_path / name).write_bytes(data)
+    pieces = sample_pieces(Corpus(inputs=(str(tmp_path),)), 100)
+    assert pieces.is_beginning and set(pieces.texts) <= {(b"plain " * 50)[i : i + 100] for i in range(6)}
