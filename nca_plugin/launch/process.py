@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ PARENT: Final = "NCA_PLUGIN_PARENT"
 #: Before it, pretrain() takes other arguments.
 _OLDEST_MEGATRON_CORE: Final = (0, 18)
 _PR_SET_PDEATHSIG: Final = 1
+_SECONDS_TO_END: Final = 1
 #: What a machine or a container has as its first process, other than torchrun itself.
 _INITS: Final = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "bash", "sh", "dash", "sleep")
 
@@ -139,17 +141,52 @@ def print_rank_0(message: str) -> None:
 
 @contextmanager
 def lost_worker_errors() -> Iterator[None]:
-    """Turn PyTorch's error for a data loader's worker that is gone, which may interrupt any line of the training, into
-    an `NCAPluginError`."""
+    """Turn what PyTorch raises for a data loader's worker that is gone into an `NCAPluginError`.
+
+    It may interrupt any line of the training, so that another error may follow from it; and a batch that was half sent
+    ends in an error of the connection.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not re.match(r"DataLoader worker \(pid.* (is killed|exited unexpectedly)", str(error)):
+    except NCAPluginError:
+        raise
+    except Exception as error:
+        lost = _lost_worker(error)
+        if lost is None:
             raise
         raise NCAPluginError(
-            f"{one_line(error).rstrip('. ')}; most often the machine ran out of memory: give the job more, or fewer "
-            "workers. Started again, the run resumes from its last checkpoint"
+            f"{lost}; most often the machine ran out of memory: give the job more, or fewer workers. Started again, "
+            "the run resumes from its last checkpoint"
         ) from error
+
+
+def _lost_worker(error: BaseException) -> str | None:
+    """Return what PyTorch says of a worker that is gone, None if the error has nothing to do with one."""
+    from torch._C import _error_if_any_worker_fails
+
+    try:
+        # The connection of a process that is killed ends before the process does.
+        time.sleep(_SECONDS_TO_END)
+        _error_if_any_worker_fails()
+    except RuntimeError as of_worker:
+        error = of_worker
+    for one in _chain(error):
+        found = re.search(r"DataLoader worker \(pid.*?(is killed by signal: \w+|exited unexpectedly)", one_line(one))
+        if found is not None:
+            return found[0]
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it followed from."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            yield one
+            waiting += (one.__context__, one.__cause__)
 
 
 def use_shipped_dataset_helper() -> None:
