@@ -1,23 +1,26 @@
-"""The line of a run's log that proves what it trains on."""
+"""The lines of a run's log that prove what it trains on."""
 
 from nca_plugin.indexed.source import is_corpus
 from nca_plugin.megatron.dataset import open_path
+from nca_plugin.megatron.repeated import repeated
+from nca_plugin.sources import short_uri
 from nca_plugin.trained_on import Part, TrainingData
 
 
-def announcement(data: TrainingData, num_samples: int) -> str | None:
+def announcements(data: TrainingData, num_samples: int) -> list[str]:
     """Return what a run trains on: tokens, data, and each source's vocabulary, share of supervised targets and
-    fingerprint.
+    fingerprint. A warning for each of the data that repeats others' samples stands before it.
 
-    None without any source.
+    Without any source, the warnings are all.
 
     Args:
         num_samples: samples that the run trains on.
     """
-    if not data.has_source:
-        return None
-    parts = " ".join(_described(part, data.seq_length) for part in data.parts)
-    return f"nca-plugin {data.version}: training on {num_samples * data.seq_length:,} tokens of {parts}"
+    lines = [f"nca-plugin: warning: {warning}" for warning in repeated(data)]
+    if data.has_source:
+        parts = " ".join(_described(part, data.seq_length) for part in data.parts)
+        lines.append(f"nca-plugin {data.version}: training on {num_samples * data.seq_length:,} tokens of {parts}")
+    return lines
 
 
 def _described(part: Part, seq_length: int) -> str:
@@ -26,7 +29,8 @@ def _described(part: Part, seq_length: int) -> str:
         return f"{weight}{part.path}"
     source = open_path(part.path)
     share = float(source.sample(0, seq_length).loss_mask.mean())
-    name = f"{part.path}, written from {part.uri}" if is_corpus(part.path) else part.uri
+    uri = short_uri(part.uri)
+    name = f"{part.path}, written from {uri}" if is_corpus(part.path) else uri
     return (
         f"{weight}{name} (vocabulary {source.vocab_size}, {share:.1%} of targets supervised, fingerprint "
         f"{part.fingerprint})"

@@ -1,6 +1,7 @@
 """The dataset provider for `megatron.training.pretrain`."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
-from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import is_meant_as_ours
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
@@ -28,7 +29,10 @@ from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExam
 
 
 def provider(
-    train_val_test_num_samples: list[int], vp_stage: int | None = None, meter: SampleMeter | None = None
+    train_val_test_num_samples: list[int],
+    vp_stage: int | None = None,
+    meter: SampleMeter | None = None,
+    announce: Callable[[str], None] = print_rank_0,
 ) -> list[Any]:
     """Return the train, validation and test datasets of the run's arguments, None where a rank needs none.
 
@@ -37,6 +41,7 @@ def provider(
 
     Args:
         meter: counts the training samples.
+        announce: is given the lines that say what the run trains on.
     """
     args = get_args()
     has_source = any(map(is_ours, data_paths(args)))
@@ -56,16 +61,13 @@ def provider(
     else:
         dataset_class = GPTDataset
     is_built = partial(_is_dataset_built_on_rank, vp_stage)
-    datasets: list[Any] = BlendedMegatronDatasetBuilder(
-        dataset_class, train_val_test_num_samples, is_built, config
-    ).build()
+    datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_class, train_val_test_num_samples, is_built, config).build()
     # Once: a rank of virtual stages calls this for each of them.
     if datasets[0] is not None and data is not None and not vp_stage:
-        line = announcement(data, train_val_test_num_samples[0])
-        if line is not None:
-            print_rank_0(line)
+        for line in announcements(data, train_val_test_num_samples[0]):
+            announce(line)
         if isinstance(datasets[0], ExampleDataset):
-            print_rank_0(f"nca-plugin {data.version}: {datasets[0].announcement()}")
+            announce(f"nca-plugin {data.version}: {datasets[0].announcement()}")
     return datasets
 
 

@@ -22,7 +22,7 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.dataset_provider import provider
 from nca_plugin.megatron.lineage import described_data
 from nca_plugin.megatron.metrics import SampleMeter
-from nca_plugin.megatron.report import reporting
+from nca_plugin.megatron.report import announcing, reporting
 from nca_plugin.megatron.step import forward_step
 
 #: What a model's parts on this rank go through before they are wrapped for data parallelism.
@@ -49,13 +49,15 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
     # A run without sources is Megatron's alone.
     data = described_data(args)
     meter = SampleMeter(args.num_workers)
-    metered_provider = partial(provider, meter=meter)
+    lines: list[str] = []
+    metered_provider = partial(provider, meter=meter, announce=lines.append)
     metered_provider.is_distributed = provider.is_distributed  # type: ignore[attr-defined]
+    step = reporting(forward_step, meter) if data is not None and data.has_source else forward_step
     megatron_pretrain(
         pretrain_cfg_container_from_args(args, config),
         metered_provider,
         model_type=ModelType.encoder_or_decoder,
-        forward_step_func=reporting(forward_step, meter) if data is not None and data.has_source else forward_step,
+        forward_step_func=step if data is None else announcing(step, lines),
         get_embedding_ranks=partial(embedding_ranks, args),
         **model,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.num_microbatches_calculator import get_current_global_batch_size, get_num_microbatches
-from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer
+from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer, print_rank_0
 
 from nca_plugin.megatron.metrics import SampleMeter, with_supervised_tokens, write_progress
 
@@ -37,6 +37,24 @@ def reporting(forward_step: ForwardStep, meter: SampleMeter) -> ForwardStep:
         return output, with_supervised_tokens(loss, ranks * get_num_microbatches())
 
     return reporting_step
+
+
+def announcing(forward_step: ForwardStep, lines: list[str]) -> ForwardStep:
+    """Return a forward step that first prints lines, once: between what Megatron prints at its start and the first
+    iteration, where they are found.
+
+    Args:
+        lines: to which those are added that are to be printed.
+    """
+
+    def announcing_step(
+        data_iterator: Any, model: torch.nn.Module
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
+        while lines:
+            print_rank_0(lines.pop(0))
+        return forward_step(data_iterator, model)
+
+    return announcing_step
 
 
 def _report(meter: SampleMeter, iteration: int) -> None:

@@ -18,7 +18,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 
 from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import Blend, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.metrics import SampleMeter
@@ -148,8 +148,9 @@ class SourceDatasetConfig(DatasetProvider):
         if stored is None or Lineage.from_stored(stored).now != data:
             # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
             self.describe_data()
-        if train is not None and (line := announcement(data, context.train_samples)) is not None:
-            print_rank_0(line)
+        if train is not None:
+            for line in announcements(data, context.train_samples):
+                print_rank_0(line)
         return train, valid, test
 
     def sample_milliseconds(self) -> float:

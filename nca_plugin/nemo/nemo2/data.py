@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.checkpoint.lineage import continued
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.announce import announcement
+from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
 from nca_plugin.sources.section import source_uri
@@ -164,9 +164,9 @@ class SourceDataModule(pl.LightningDataModule):
         self._train_ds, self._validation_ds, self._test_ds = BlendedMegatronDatasetBuilder(
             SourceGPTDataset, num_samples, lambda: True, config
         ).build()
-        line = announcement(data, num_samples[0])
-        if stage == "fit" and line is not None and self.trainer.is_global_zero:
-            print(line, flush=True)
+        if stage == "fit" and self.trainer.is_global_zero:
+            for line in announcements(data, num_samples[0]):
+                print(line, flush=True)
 
     @property
     def _vocab_size(self) -> int:

@@ -1,0 +1,55 @@
+"""Data of a blend that give the same samples as others of it, so that a run would train on these twice."""
+
+from itertools import combinations
+from pathlib import Path
+
+from nca_plugin.indexed.source import is_corpus
+from nca_plugin.sources import Source, parse, short_uri
+from nca_plugin.sources.mixture import MixtureSource
+from nca_plugin.sources.offset import OffsetSource
+from nca_plugin.trained_on import Part, TrainingData
+
+
+def repeated(data: TrainingData) -> list[str]:
+    """Return a warning, with the way out, for each of the data that repeats samples of one before it."""
+    warnings: dict[int, str] = {}
+    for (_, first), (second, part) in combinations(enumerate(data.parts), 2):
+        if second not in warnings and (warning := _warning(first, part)) is not None:
+            warnings[second] = warning
+    return list(warnings.values())
+
+
+def _warning(first: Part, second: Part) -> str | None:
+    if first.uri is None and second.uri is None:
+        if not _is_same_file(first.path, second.path):
+            return None
+        names, way_out = [first.path, second.path], "name it once, with the sum of the weights"
+    elif first.uri is None or second.uri is None:
+        return None
+    elif is_corpus(first.path) or is_corpus(second.path):
+        # Parts of one corpus have one URI, and other samples.
+        if first.fingerprint != second.fingerprint:
+            return None
+        names = [part.path if is_corpus(part.path) else short_uri(part.path) for part in (first, second)]
+        way_out = "leave one of them out"
+    else:
+        if set(_generators(parse(first.uri))).isdisjoint(_generators(parse(second.uri))):
+            return None
+        names = [short_uri(first.uri), short_uri(second.uri)]
+        way_out = "give one of them another seed, as in nca://web?seed=7"
+    both = f"{names[0]} twice" if names[0] == names[1] else f"{names[0]} and {names[1]}"
+    return f"the blend names {both}, so that the same samples are trained on twice: {way_out}"
+
+
+def _is_same_file(first: str, second: str) -> bool:
+    # The files of an indexed dataset may be links of other names.
+    return first == second or any(
+        Path(first + suffix).resolve() == Path(second + suffix).resolve() for suffix in ("", ".bin")
+    )
+
+
+def _generators(source: Source) -> list[Source]:
+    """Return what a source takes its samples from, each at the same index: itself, or the presets of a mixture."""
+    if isinstance(source, OffsetSource):
+        return _generators(source.source)
+    return list(source.presets) if isinstance(source, MixtureSource) else [source]
