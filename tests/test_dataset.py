@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import batched
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_longer_sample_begins_with_the_shorter_one(index: int, length: int) ->
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_samples_are_the_same_with_any_number_of_workers(num_workers: int) -> None:
     train = datasets("nca://toy")[0]
-    loader = torch.utils.data.DataLoader(train, batch_size=4, num_workers=num_workers)
+    loader = torch.utils.data.DataLoader(train, batch_sampler=batched(range(40), 4), num_workers=num_workers)
     batches = list(loader)
     source = parse("nca://toy")
     expected = np.stack([source.sample(i, 128).tokens for i in range(40)])
@@ -75,8 +76,15 @@ def test_samples_are_the_same_with_any_number_of_workers(num_workers: int) -> No
 
 def test_splits_are_streams_of_their_own() -> None:
     train, valid, test = datasets("nca://toy")
-    assert [len(d) for d in (train, valid, test)] == [40, 8, 4]
     assert len({d[0]["tokens"].numpy().tobytes() for d in (train, valid, test)}) == 3
+
+
+def test_a_source_has_no_end() -> None:
+    """Megatron's samplers stop at the length, and a resumed run with smaller batches reads on beyond what was asked."""
+    for dataset, asked in zip(datasets("nca://toy", (40, 8, 0)), (40, 8, 0), strict=True):
+        assert len(dataset) > 10**18
+        expected = parse("nca://toy").for_split(dataset.index_split.name).sample(asked + 10**12, 128)
+        np.testing.assert_array_equal(dataset[asked + 10**12]["labels"], expected.tokens[1:])
 
 
 def test_a_sample_has_what_megatron_needs() -> None:

@@ -8,7 +8,7 @@ time and memory do not depend on the length of the run.
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.sources import Sample, Source, is_source, parse
 
 _logger = logging.getLogger(__name__)
+
+#: Samples of what has no end: more than any run reads, and far from the largest number that an index may be.
+ENDLESS: Final = 1 << 62
 
 
 @dataclass
@@ -91,8 +94,8 @@ class SourceGPTDataset(GPTDataset):
             return super().__len__()
         if self.num_samples is None:
             return self._num_in_epoch()
-        # Megatron's sampler refuses an empty dataset, which --eval-iters 0 would make.
-        return max(1, self.num_samples)
+        # Megatron's samplers stop at the length, and a resumed run may need more than Megatron asked for.
+        return ENDLESS
 
     def _num_in_epoch(self) -> int:
         """Return the documents of an epoch; in full validation, with what fills the last batch.

@@ -25,11 +25,12 @@ from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 from nca_plugin.megatron.lineage import described_data
 from nca_plugin.megatron.metrics import SampleMeter
+from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
 
 
 def provider(
-    train_val_test_num_samples: list[int],
+    train_val_test_num_samples: Samples,
     vp_stage: int | None = None,
     meter: SampleMeter | None = None,
     announce: Callable[[str], None] = print_rank_0,
@@ -61,13 +62,17 @@ def provider(
     else:
         dataset_class = GPTDataset
     is_built = partial(_is_dataset_built_on_rank, vp_stage)
-    datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_class, train_val_test_num_samples, is_built, config).build()
+    num_samples = needed_samples(args, train_val_test_num_samples)
+    datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_class, num_samples, is_built, config).build()
     # Once: a rank of virtual stages calls this for each of them.
     if datasets[0] is not None and data is not None and not vp_stage:
-        for line in announcements(data, train_val_test_num_samples[0]):
+        for line in announcements(data, num_samples[0] or 0):
             announce(line)
         if isinstance(datasets[0], ExampleDataset):
             announce(f"nca-plugin {data.version}: {datasets[0].announcement()}")
+        warning = changed_end(args, train_val_test_num_samples[0])
+        if warning is not None:
+            announce(f"nca-plugin: {warning}")
     return datasets
 
 
