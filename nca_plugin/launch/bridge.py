@@ -34,6 +34,7 @@ from nca_plugin.launch.process import (
     print_rank_0,
     use_shipped_dataset_helper,
 )
+from nca_plugin.launch.quiet import quiet
 from nca_plugin.megatron import device
 from nca_plugin.sources.section import data_path
 
@@ -51,6 +52,7 @@ class Options:
 def main() -> None:
     """Run `megatron.bridge.training.pretrain` with the configuration that this process's arguments name."""
     die_with_torchrun()
+    quiet()
     with one_line_errors(of_every_rank=False):
         launch(parse_options(sys.argv[1:]))
 

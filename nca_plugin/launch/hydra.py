@@ -21,12 +21,14 @@ from nca_plugin.launch.configuration import ConfigFile, check_world_size, compos
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
 from nca_plugin.launch.process import Parser, die_with_spawning_process, die_with_torchrun
+from nca_plugin.launch.quiet import quiet
 from nca_plugin.nemo.nemo1.translation import report
 
 
 def main() -> None:
     """Run `megatron.training.pretrain` with the configuration that this process's arguments name."""
     die_with_torchrun()
+    quiet()
     with one_line_errors(of_every_rank=False):
         options = _parser().parse_intermixed_args()
         file = ConfigFile(options.config_dir, options.config_name, options.overrides)

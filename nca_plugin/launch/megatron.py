@@ -6,10 +6,12 @@ Arguments, model, loop, parallelism, checkpoints and logging are Megatron's. On 
 CPU mode and says so.
 """
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,10 +26,13 @@ from nca_plugin.launch.process import (
     print_rank_0,
     use_shipped_dataset_helper,
 )
+from nca_plugin.launch.quiet import quiet
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 
+#: Shows the help of Megatron's parser: thousands of lines, ours at the end.
+HELP: Final = "--help-megatron"
 #: As in Megatron-LM's pretrain_gpt.py.
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
 
@@ -35,8 +40,26 @@ DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
 def main() -> None:
     """Run `megatron.training.pretrain` with the arguments of this process."""
     die_with_torchrun()
+    quiet()
     with one_line_errors(of_every_rank=False):
-        launch(sys.argv[1:], str)
+        if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+            if os.environ.get("RANK", "0") == "0":
+                _help().print_help()
+            return
+        launch(["--help" if argument == HELP else argument for argument in sys.argv[1:]], str)
+
+
+def _help() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="torchrun ... -m nca_plugin.launch.megatron",
+        usage="%(prog)s [Megatron-LM arguments] [--data-source SOURCE] ...",
+        description="Megatron-LM's pretraining, with sources as data.",
+        add_help=False,
+    )
+    other = parser.add_argument_group("help")
+    other.add_argument("-h", "--help", action="help", help="show this, and end")
+    other.add_argument(HELP, action="help", help="show all arguments, Megatron-LM's among them, and end")
+    return add_arguments(parser)
 
 
 def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collection[str] = ()) -> None:
@@ -135,6 +158,8 @@ def complete_parser(
             other mistake.
     """
     parser = add_arguments(parser)
+    # A package of NVIDIA's own, for which Megatron would ask the user.
+    parser.set_defaults(enable_one_logger=find_spec("one_logger") is not None)
     known = parser._option_string_actions
     for argument in (*unset, *sys.argv[1:]):
         option = argument.partition("=")[0]

@@ -17,12 +17,14 @@ from nca_plugin.launch.process import (
     lost_worker_errors,
     print_rank_0,
 )
+from nca_plugin.launch.quiet import quiet
 from nca_plugin.megatron import device
 
 
 def main() -> None:
     """Run `nemo` with the arguments of this process."""
     die_with_torchrun()
+    quiet()
     with one_line_errors(of_every_rank=False):
         if find_spec("nemo") is None or find_spec("nemo_run") is None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
