@@ -2,14 +2,20 @@
 
 import sys
 
-from nca_plugin.errors import one_line
+from nca_plugin.ending import run_to_its_end
 
 
 def main() -> None:
     """Run the command of this process's arguments; `doctor` also where the others cannot be imported."""
+    sys.exit(run_to_its_end(_run))
+
+
+def _run() -> None:
     try:
         from nca_plugin.cli import main as run
     except ImportError as error:
+        from nca_plugin.errors import one_line
+
         if sys.argv[1:] == ["doctor"]:
             from nca_plugin.doctor import screen
 

@@ -1,6 +1,6 @@
 """The command `nca-plugin` as a process that ends with the study that started it."""
 
-from nca_plugin.cli import main
+from nca_plugin.__main__ import main
 from nca_plugin.launch.process import die_with_torchrun
 
 if __name__ == "__main__":

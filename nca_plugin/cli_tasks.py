@@ -107,7 +107,7 @@ def tokenizer(folder: Annotated[Path, typer.Argument(help="The folder to write; 
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for text in texts:
         task, equals, path = text.partition("=")
         if not equals or not task or not path:

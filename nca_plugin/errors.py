@@ -29,7 +29,7 @@ _SECONDS_FOR_RANK_0: Final = 5
 
 
 #: Of what another package says, characters.
-_LONGEST_LINE: Final = 500
+_LONGEST_LINE: Final = 800
 
 
 class NCAPluginError(Exception):
@@ -156,16 +156,11 @@ def _not_installed(package: str) -> NCAPluginError:
     return NCAPluginError(f"this needs {name}, which is not installed: pip install 'nca-plugin[{extra}]' brings it")
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error of another package, which may have several lines or be very long, as one."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 1000 else f"{text[:700]} ... {text[-300:]}"
-
-
-def said_by(error: BaseException) -> str:
-    """Return what an error of another package says, as one line that is not too long to read; its kind if nothing."""
-    message = one_line(error)
-    return (message if len(message) <= _LONGEST_LINE else f"{message[:_LONGEST_LINE]}...") or type(error).__name__
+def one_line(error: object) -> str:
+    """Return the message of an error of another package, which may have several lines, be very long, or say nothing,
+    as one line that is not too long to read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 200]} ... {text[-200:]}"
 
 
 #: Whether an option's value is right, the option's name, what the value must be.
@@ -241,4 +236,6 @@ def _shown(error: NCAPluginError | ModuleNotFoundError) -> NCAPluginError | None
 
 def _message(error: NCAPluginError) -> str:
     """Return the line of the error, also where torch raises that of a data loader's process with a traceback in it."""
-    return str(error).rstrip().rpartition("\n")[2].removeprefix(f"{__name__}.{NCAPluginError.__name__}: ")
+    _, _, text = str(error).rpartition(f"\n{__name__}.{NCAPluginError.__name__}: ")
+    # The name of a file may hold a line break, what a terminal would act upon, and what no text can hold.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())

@@ -11,7 +11,7 @@ from nca_plugin.indexed.manifest import Manifest
 BLOCK = 1024
 
 #: `nca-plugin generate` as a process.
-GENERATE = (sys.executable, "-c", "from nca_plugin.cli import main; main()", "generate")
+GENERATE = (sys.executable, "-m", "nca_plugin", "generate")
 
 SUFFIXES = (".bin", ".next", ".idx", ".json")
 

@@ -10,7 +10,7 @@ import pytest
 from nca_plugin.benchmark.throughput import measure_throughput
 from nca_plugin.errors import NCAPluginError
 
-COMMAND = (sys.executable, "-c", "from nca_plugin.cli import main; main()", "bench")
+COMMAND = (sys.executable, "-m", "nca_plugin", "bench")
 
 
 def test_an_automaton_and_another_source(tmp_path: Path) -> None:

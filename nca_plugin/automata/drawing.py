@@ -3,16 +3,16 @@
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from nca_plugin.automata.rng import exp, normal_quantile, truncated_normals, uniforms
+from nca_plugin.compiled import compiled
 
 NEIGHBOURS: Final = 9
 CONV_CHANNELS: Final = 4
 HIDDEN: Final = 16
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def draw_kernels(key: np.uint64, index: int, attempt: int, num_colors: int):  # type: ignore[no-untyped-def]
     """Return a random rule: conv [3, 3, n+2, 4], hidden [1, 1, 4, 16], output [1, 1, 16, n], float32, HWIO."""
     conv = np.empty((3, 3, num_colors + 2, CONV_CHANNELS), np.float32)
@@ -29,7 +29,7 @@ def draw_kernels(key: np.uint64, index: int, attempt: int, num_colors: int):  # 
     return conv, hidden, output
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def draw_first_state(
     key: np.uint64, index: int, attempt: int, num_colors: int, is_uniform: bool, state: np.ndarray
 ) -> None:

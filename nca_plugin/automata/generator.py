@@ -5,7 +5,6 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import kernels, rng
@@ -13,6 +12,7 @@ from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
 from nca_plugin.automata.tokens import encode_into
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
 
 # Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11. Of large grids and
@@ -177,7 +177,7 @@ class Rollout:
         encode_into(frames, self._config.num_colors, self._config.patch_size, tokens.reshape(-1))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _draw(rule_key, rule_index, rule_attempt, num_colors, state_key, index, attempt, is_uniform, state):  # type: ignore[no-untyped-def]
     """Fill `state` with a first state and return a rule as `kernels.rollout` takes it."""
     draw_first_state(state_key, index, attempt, num_colors, is_uniform, state)

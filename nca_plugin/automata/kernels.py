@@ -15,11 +15,11 @@ same for every cell with these two colours, so a rule's table holds them ready: 
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from nca_plugin.automata.drawing import CONV_CHANNELS, HIDDEN, NEIGHBOURS
 from nca_plugin.automata.rng import exp, philox, unit
 from nca_plugin.automata.simd import LANES, bits, broadcast, load, select, store, transpose
+from nca_plugin.compiled import compiled
 
 #: Colours less likely than e^-23 times the likeliest are never drawn: a draw has 32 bits.
 _REACH: Final = 23.0
@@ -32,7 +32,7 @@ _ZERO: Final = np.float32(0.0)
 _MINUS_INFINITY: Final = np.float32(-np.inf)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def fuse(conv: np.ndarray, hidden: np.ndarray, output: np.ndarray):  # type: ignore[no-untyped-def]
     """Return (table, weights), float32: the rule as `rollout` takes it.
 
@@ -75,7 +75,7 @@ def fuse(conv: np.ndarray, hidden: np.ndarray, output: np.ndarray):  # type: ign
     return table, weights
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
     """Return the memory that `_logits` works in. The padded state has a border of one cell from the opposite edge.
 
@@ -104,7 +104,7 @@ def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
     return corners, origins, beside, below, single, rows, hidden, logits, words
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
     """Fill in `beside`, `below` and `single` of the scratch for `state`, int32 [cells or more]."""
     _, origins, beside, below, single, _, _, _, _ = scratch
@@ -116,7 +116,7 @@ def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
         below[i] = single[i] * num_colors + single[i + width + 2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[no-untyped-def]
     """Write the logits of the 16 cells from cell `first` on to the scratch; `_place` has been called."""
     corners, _, beside, below, single, rows, hidden, logits, _ = scratch
@@ -145,7 +145,7 @@ def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[
         store(logits, next_at, b)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def all_logits(table: np.ndarray, weights: np.ndarray, num_colors: int, state: np.ndarray) -> np.ndarray:
     """Return the logits of every cell of `state`, uint8 [height, width]: float32 [height, width, num_colors]."""
     height, width = state.shape
@@ -161,7 +161,7 @@ def all_logits(table: np.ndarray, weights: np.ndarray, num_colors: int, state: n
     return result.reshape(height, width, num_colors)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _draw(logits, lane, num_colors, best, temperature, u):  # type: ignore[no-untyped-def]
     """Return a draw from softmax(logits / T) of a cell by inversion: `best` first, then the colours within reach in
     order."""
@@ -184,7 +184,7 @@ def _draw(logits, lane, num_colors, best, temperature, u):  # type: ignore[no-un
     return color
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _step(  # type: ignore[no-untyped-def]
     table, weights, height, width, num_colors, now, after, step, temperature, bias, key, index, attempt, scratch
 ):
@@ -225,7 +225,7 @@ def _step(  # type: ignore[no-untyped-def]
     return is_settled
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def rollout(  # type: ignore[no-untyped-def]
     table,
     weights,

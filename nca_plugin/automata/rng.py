@@ -11,9 +11,9 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from nca_plugin.automata.simd import LANES, broadcast, load, multiply_wide, store
+from nca_plugin.compiled import compiled
 
 SPLITS: Final = ("train", "valid", "test")
 
@@ -167,7 +167,7 @@ def stream_key(seed: int, split: str, purpose: int) -> np.uint64:
     return np.uint64(z)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def philox(key: np.uint64, index: int, attempt: int, first_block: int, out: np.ndarray) -> None:
     """Write the 32-bit numbers of 16 blocks, from `first_block` on, of stream (index, attempt) to `out`, uint32 [64].
 
@@ -189,13 +189,13 @@ def philox(key: np.uint64, index: int, attempt: int, first_block: int, out: np.n
     store(out, 3 * LANES, c3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def unit(word: np.uint32) -> float:
     """Return a 32-bit number as a float64 in (0, 1), an odd multiple of 2^-33."""
     return (float(word) + 0.5) * 2.0**-32
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def uniforms(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
     """Return the first `count` numbers of a stream: float64 in (0, 1), odd multiples of 2^-33."""
     words = np.empty(4 * LANES, np.uint32)
@@ -208,7 +208,7 @@ def uniforms(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray
     return out[:count]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def log(x: float) -> float:
     """Return ln(x) for x in [2^-40, 2^40], to about 1e-15 relative, the same bits on every machine."""
     exponent = 0
@@ -227,7 +227,7 @@ def log(x: float) -> float:
     return exponent * _LN2 + 2.0 * s * series
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def exp(x: float) -> float:
     """Return e^x for |x| <= 40, to about 1e-13 relative, the same bits on every machine."""
     # (e^(x / 1024))^1024, the inner one by its Taylor series to the eighth order.
@@ -237,7 +237,7 @@ def exp(x: float) -> float:
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def normal_quantile(p: float) -> float:
     """Return the standard normal quantile of p in (0, 1): Wichura's AS 241, PPND16 (Appl. Statist. 37, 1988)."""
     q = p - 0.5
@@ -252,7 +252,7 @@ def normal_quantile(p: float) -> float:
     return -value if q < 0 else value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
     value = 0.0
     for coefficient in coefficients:
@@ -260,7 +260,7 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _polynomial_f32(x: np.float32, coefficients: tuple[np.float32, ...]) -> np.float32:
     value = coefficients[0]
     for coefficient in coefficients[1:]:
@@ -268,7 +268,7 @@ def _polynomial_f32(x: np.float32, coefficients: tuple[np.float32, ...]) -> np.f
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def fill_normals(key: np.uint64, index: int, attempt: int, first: int, std: float, out: np.ndarray) -> None:
     """Write normal variables of standard deviation `std`, numbers `first` .. of a stream, to `out`, float32 [n].
 
@@ -308,7 +308,7 @@ def fill_normals(key: np.uint64, index: int, attempt: int, first: int, std: floa
             out[at + i - first] = z[LANES * (i & 3) + (i >> 2)]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def fill_uniforms(key: np.uint64, index: int, attempt: int, first: int, bound: float, out: np.ndarray) -> None:
     """Write uniform variables in (-bound, bound), numbers `first` .. of a stream, to `out`, float32 [n]."""
     words = np.empty(4 * LANES, np.uint32)
@@ -318,7 +318,7 @@ def fill_uniforms(key: np.uint64, index: int, attempt: int, first: int, bound: f
             out[at + i - first] = (2.0 * unit(words[LANES * (i & 3) + (i >> 2)]) - 1.0) * bound
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def truncated_normals(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
     """Return `count` normal variables of a stream, cut at two sigma and rescaled to variance 1, float64."""
     values = uniforms(key, index, attempt, count)

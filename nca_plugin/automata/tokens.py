@@ -1,9 +1,9 @@
 """Frames as tokens and back (paper, tokenisation; exact layout as released)."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError
 
 
@@ -91,7 +91,7 @@ def _check_alphabet(num_colors: int, patch_size: int) -> None:
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def encode_into(frames: np.ndarray, num_colors: int, patch_size: int, out: np.ndarray) -> None:
     """Write the tokens of `frames`, uint8 [num_frames, height, width], to `out`, int32 [num_frames * (patches + 2)]."""
     num_frames, height, width = frames.shape

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from nca_plugin.automata import NCAConfig
 from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
@@ -21,6 +20,7 @@ from nca_plugin.automata.drawing import HIDDEN
 from nca_plugin.automata.generator import Rollout, count_attempts
 from nca_plugin.automata.simd import LANES, broadcast, load, store
 from nca_plugin.automata.tokens import encode_into
+from nca_plugin.compiled import compiled
 
 _ROW_BYTES: Final = HIDDEN * 4
 _REPEATS: Final = 200
@@ -181,7 +181,7 @@ def _shortest(call: Callable[[], None]) -> float:
     return min(seconds)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _multiply_and_add(rounds, out):  # type: ignore[no-untyped-def]
     factor, term = broadcast(np.float32(0.999)), broadcast(np.float32(0.001))
     a, b, c = load(out, 0), load(out, LANES), load(out, 2 * LANES)
@@ -192,7 +192,7 @@ def _multiply_and_add(rounds, out):  # type: ignore[no-untyped-def]
     store(out, 0, a + b + c + d + e + f)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _sum(rounds, values, out):  # type: ignore[no-untyped-def]
     a = b = c = d = e = f = broadcast(np.float32(0.0))
     for _ in range(rounds):

@@ -1,6 +1,7 @@
 """Tokens per second of a source in one process and in several, and what starting costs."""
 
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from nca_plugin.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 
@@ -27,6 +29,7 @@ import sys, time
 start = time.perf_counter()
 import nca_plugin.automata
 imported = time.perf_counter()
+from nca_plugin.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 source = parse(sys.argv[1])
@@ -79,7 +82,9 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
         for i, (_, sender) in enumerate(pipes)
     ]
     for worker, (_, sender) in zip(workers, pipes, strict=True):
-        worker.start()
+        with without_interrupts():
+            multiprocessing.resource_tracker.ensure_running()
+            worker.start()
         # The worker has its own: once that is closed, nothing is left to wait for.
         sender.close()
     try:
@@ -132,5 +137,13 @@ def measure_start(uri: str, seq_length: int) -> Start:
 
 def _start(uri: str, seq_length: int, cache: str) -> Sequence[float]:
     command = [sys.executable, "-c", _START, uri, str(seq_length)]
-    shown = subprocess.run(command, env=os.environ | {"NUMBA_CACHE_DIR": cache}, stdout=subprocess.PIPE, check=True)
-    return [float(text) for text in shown.stdout.split()]
+    with without_interrupts():
+        process = subprocess.Popen(command, env=os.environ | {"NUMBA_CACHE_DIR": cache}, stdout=subprocess.PIPE)
+    try:
+        shown, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise NCAPluginError(f"a new process could not make a sample of {uri}: look above for its error")
+    return [float(text) for text in shown.split()]

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from nca_plugin.compiled import compiled
 
 #: An array of values, or of the bits of values that numpy has no type for.
 Values = NDArray[Any]
@@ -65,7 +66,7 @@ def _to_bfloat16(values: NDArray[np.float32]) -> Values:
     return _upper_halves(np.ascontiguousarray(values).reshape(-1).view(np.uint32)).reshape(values.shape)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _upper_halves(bits: np.ndarray) -> np.ndarray:
     """Return the upper halves of finite float32 values, rounded to the nearest, ties to even."""
     out = np.empty(bits.size, np.uint16)

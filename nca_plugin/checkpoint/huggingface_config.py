@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.llama import LLAMA3_SCALING, MEGATRON_LM_FACTOR, NO_OTHER_FACTOR, Llama
-from nca_plugin.errors import NCAPluginError, in_context, said_by
+from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.json_files import read_object, shown, shown_names
 
 _SIZES: Final = (
@@ -130,7 +130,7 @@ def _parsed(values: Mapping[str, Any]) -> Any:
         return LlamaConfig.from_dict({name: values[name] for name in _READ if values.get(name) is not None})
     # transformers raises whatever it meets.
     except Exception as error:
-        raise NCAPluginError(said_by(error.__cause__ or error)) from error
+        raise NCAPluginError(one_line(error.__cause__ or error)) from error
 
 
 def _check(config: Any) -> None:

@@ -18,7 +18,7 @@ import safetensors
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
 from nca_plugin.checkpoint.write import flush
-from nca_plugin.errors import NCAPluginError, said_by
+from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.json_files import read_object, shown
 
 SINGLE: Final = "model.safetensors"
@@ -168,7 +168,7 @@ def _contents(path: Path) -> Iterator[SavedTensor]:
     except FileNotFoundError:
         raise NCAPluginError(f"{path.parent} is incomplete: {path.name} is missing") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise NCAPluginError(f"{path} is damaged: {said_by(error)}") from error
+        raise NCAPluginError(f"{path} is damaged: {one_line(error)}") from error
     for name, entry in header.items():
         if name != "__metadata__":
             position = 8 + length + entry["data_offsets"][0]

@@ -23,7 +23,7 @@ from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
-from nca_plugin.errors import NCAPluginError, said_by
+from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -261,7 +261,7 @@ def _special_ids(folder: Path) -> dict[str, Any]:
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # transformers raises whatever it meets.
     except Exception as error:
-        raise NCAPluginError(f"--tokenizer {folder} cannot be loaded: {said_by(error)}") from error
+        raise NCAPluginError(f"--tokenizer {folder} cannot be loaded: {one_line(error)}") from error
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     # Ids may have gaps between them.
     highest = max(loaded.get_vocab().values(), default=-1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nca_plugin.errors import NCAPluginError, one_line, require, said_by, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, require, unknown_name
 from nca_plugin.evaluation.sandbox import check_sandbox
 from nca_plugin.examples import Example
 
@@ -203,7 +203,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
         except NCAPluginError:
             raise
         except Exception as error:  # lm-eval and datasets raise many kinds, of which none is ours to handle
-            raise NCAPluginError(f"task {name} cannot be loaded: {said_by(error)}") from error
+            raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error)}") from error
     evaluated = built if isinstance(built, list) else [built]
     leaves = [task for item in evaluated for task in (item.get_all_tasks() if hasattr(item, "add") else [item])]
     for leaf in leaves:
@@ -234,7 +234,7 @@ def _model(folder: Path, settings: Settings) -> Any:
         return HFLM(pretrained=str(folder), device=device, batch_size=settings.batch_size, dtype="auto")
     # transformers raises whatever it meets.
     except Exception as error:
-        raise NCAPluginError(f"model {folder} cannot be loaded: {said_by(error)}") from error
+        raise NCAPluginError(f"model {folder} cannot be loaded: {one_line(error)}") from error
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 import multiprocessing
 import multiprocessing.resource_tracker
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
@@ -13,6 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from nca_plugin.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Part
@@ -39,7 +39,9 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
         for _ in range(min(num_workers, len(blocks))):
             ours, theirs = context.Pipe()
             worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.part), daemon=True)
-            with _without_interrupts():
+            with without_interrupts():
+                # Started by the first process otherwise, it would let interrupts through again.
+                multiprocessing.resource_tracker.ensure_running()
                 worker.start()
             workers[ours] = worker
             # The worker has its own; once that is closed, nothing is left to wait for.
@@ -87,19 +89,6 @@ def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], 
         raise NCAPluginError(f"source {spec.uri} made an id outside 0 .. {spec.vocab_size - 1}: it is at fault")
     typed = tokens.astype(spec.dtype)
     return typed[:, :-1], typed[:, -1]
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
-    processes, of which the first ends the others."""
-    # Started by the first process otherwise, it would let interrupts through again.
-    multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send_next(connection: Connection, blocks: Iterator[int]) -> int:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
@@ -60,7 +60,7 @@ class CopySource(FormalSource):
         return symbols
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _repeat(symbols: np.ndarray, lengths: np.ndarray) -> None:
     """Overwrite the second half of each pair of `symbols` with its first; word i has lengths[i] symbols."""
     start = 0

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
@@ -78,7 +78,7 @@ class ShuffleDyckSource(DyckSource):
     is_nested = False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _brackets(u: np.ndarray, k: int, p: float, max_depth: int, is_nested: bool) -> np.ndarray:
     """Return the walk of `u`, float64 [2 * length]: one number of a pair opens or closes, one chooses the kind."""
     tokens = np.empty(u.size // 2, np.int32)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check, NCAPluginError
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
@@ -146,7 +146,7 @@ def evolve(first: NDArray[np.uint8], rule: int, steps: int) -> NDArray[np.uint8]
     return rows
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _evolve(rows: np.ndarray, rule: int) -> None:
     width = rows.shape[1]
     for t in range(1, rows.shape[0]):

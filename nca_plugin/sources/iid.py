@@ -4,10 +4,10 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
@@ -60,7 +60,7 @@ def _cumulative(vocab_size: int, exponent: float) -> NDArray[np.float64]:
     return np.cumsum(weights)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _powers(count: int, exponent: float) -> np.ndarray:
     """Return r^-exponent for r = 1 .. count, the same bits on every machine."""
     powers = np.empty(count, np.float64)
