@@ -22,6 +22,9 @@ KEY: Final = "nca_plugin_trained_on"
 
 #: Samples that a source's fingerprint covers: 0, 1, ... A corpus has at least the first.
 _SAMPLES: Final = 4
+#: What a checkpoint says is not to be trusted.
+_MOST_STAGES: Final = 1000
+_MOST_PARTS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,16 @@ class Lineage:
     def from_stored(cls, stored: Any) -> Self:
         """Return the lineage of what `stored` returned. Raises `NCAPluginError` for other values."""
         try:
+            if len(stored["earlier"]) > _MOST_STAGES:
+                raise ValueError("more stages than a run has")
             return cls(
                 None if stored["now"] is None else _from_stored(stored["now"]),
                 tuple(map(_from_stored, stored["earlier"])),
             )
         except (TypeError, KeyError, ValueError) as error:
-            raise NCAPluginError(f"what the checkpoint says of its data cannot be read: {error!r}") from error
+            raise NCAPluginError(
+                f"what the checkpoint says of its data cannot be read: {str(error)[:100]!r}"
+            ) from error
 
     def ended(self, samples: int | None) -> "Lineage":
         """Return that of weights whose run ended after so many samples: the start of another one."""
@@ -142,7 +149,18 @@ class Lineage:
 
 
 def _from_stored(values: Any) -> TrainingData:
-    return TrainingData(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+    if len(values["parts"]) > _MOST_PARTS:
+        raise ValueError("more parts than a blend has")
+    data = TrainingData(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+    for value, kinds in (
+        *((data.version, str), (data.seq_length, int), (data.samples, int | None)),
+        *((text, str) for part in data.parts for text in (part.path,)),
+        *((text, str | None) for part in data.parts for text in (part.uri, part.fingerprint)),
+        *((part.weight, int | float | None) for part in data.parts),
+    ):
+        if not isinstance(value, kinds) or (isinstance(value, str) and not value.isprintable()):
+            raise TypeError(f"a {type(value).__name__} in the wrong place")
+    return data
 
 
 def _difference(before: str, now: str) -> str:

@@ -26,17 +26,19 @@ def edit_metadata(folder: Path, edit: Callable[[Metadata], None]) -> None:
 
 
 def replace_item(folder: Path, item: Item, value: object) -> None:
-    """Have the table of contents name another saved object in the place of one."""
+    """Have the table of contents name another saved object in the place of one, with no fewer bytes."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
+    # An archive is found from its end.
+    saved = bytes(max(0, item.length - len(buffer.getvalue()))) + buffer.getvalue()
     with item.file.open("ab") as file:
         offset = file.tell()
-        file.write(buffer.getvalue())
+        file.write(saved)
 
     def edit(metadata: Metadata) -> None:
         for info in metadata.storage_data.values():
             if (info.relative_path, info.offset) == (item.file.name, item.offset):
-                info.offset, info.length = offset, len(buffer.getvalue())
+                info.offset, info.length = offset, len(saved)
 
     edit_metadata(folder, edit)
 

@@ -223,8 +223,9 @@ def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:
     rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else found[0]
     if rows > MOST_ROWS:
         raise NCAPluginError(
-            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, and "
-            f"no more than {MOST_ROWS} are written: see --vocab-size, --make-vocab-size-divisible-by and --tensor-model-parallel-size"
+            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, of "
+            f"which at most {MOST_ROWS} are written: lower --vocab-size, --make-vocab-size-divisible-by or "
+            "--tensor-model-parallel-size"
         )
     return Vocabulary(old_ids, new_ids, rows, divisible_by)
 

@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
 
+#: No parallelism of Megatron's cuts a tensor along more.
+_MOST_CUT_AXES: Final = 6
 #: Start and stop along each axis.
 Region = tuple[tuple[int, int], ...]
 
@@ -107,27 +110,36 @@ class Checkpoint:
 
 def check_blocks(folder: Path, tensor: Tensor) -> None:
     """Raise `NCAPluginError` if the blocks of a tensor do not cover it, each value once."""
-    covered = 0
     for block in tensor.blocks:
-        inside = len(block.shape) == len(tensor.shape) and all(
+        inside = len(block.shape) == len(tensor.shape) == len(block.offsets) and all(
             0 <= start <= stop <= size for (start, stop), size in zip(block.region, tensor.shape, strict=True)
         )
         if not inside:
             raise NCAPluginError(f"checkpoint {folder}: a block of '{tensor.name}' lies outside it")
-        covered += math.prod(block.shape)
-    if covered != math.prod(tensor.shape) or _overlap(block.region for block in tensor.blocks):
+    if not _covers(tensor.shape, [block.region for block in tensor.blocks]):
         raise NCAPluginError(f"checkpoint {folder} is incomplete: the blocks of '{tensor.name}' do not cover it")
 
 
-def _overlap(regions: Iterable[Region]) -> bool:
-    """Whether two regions have a value in common: a sweep along the first axis, where most blocks follow each other."""
-    active: list[Region] = []
-    for region in sorted(regions):
-        active = [other for other in active if not other or other[0][1] > (region[0][0] if region else 0)]
-        if any(all(a < d and c < b for (a, b), (c, d) in zip(region, other, strict=True)) for other in active):
-            return True
-        active.append(region)
-    return False
+def _covers(shape: tuple[int, ...], regions: Sequence[Region]) -> bool:
+    """Whether regions within a tensor hold each of its values once.
+
+    How often a value is held, as a function of its place, is told by its differences along all axes: each region has
+    +1 or -1 at its corners, and the sum of them must be that of the whole tensor.
+    """
+    if 0 in shape:
+        return True
+    # Along most axes no block is a part.
+    axes = [axis for axis, size in enumerate(shape) if any(region[axis] != (0, size) for region in regions)]
+    if not axes:
+        return len(regions) == 1
+    if len(axes) > _MOST_CUT_AXES:
+        return False
+    differences: Counter[tuple[int, ...]] = Counter()
+    whole = tuple((0, size) for size in shape)
+    for sign, region in [(-1, whole), *((1, region) for region in regions)]:
+        for corner in itertools.product(*(((region[axis][0], 1), (region[axis][1], -1)) for axis in axes)):
+            differences[tuple(place for place, _ in corner)] += sign * math.prod(side for _, side in corner)
+    return not any(differences.values())
 
 
 def _described(dtype: DType, shape: Iterable[int]) -> str:

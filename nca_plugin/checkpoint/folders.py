@@ -174,10 +174,18 @@ def _nemo_model(root: Path) -> Any:
     return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without merged mappings, of which a few lines make any number."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("it merges mappings (<<)")
+
+
 def read_mapping(file: Path) -> dict[str, Any]:
     """Return a YAML file that holds a mapping. Raises `NCAPluginError` if it does not."""
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise NCAPluginError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

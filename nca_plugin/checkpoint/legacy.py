@@ -14,20 +14,21 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
 from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.pickling import what_failed
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
 
 _FOLDER: Final = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?")
 _FILE: Final = "model_optim_rng.pt"
-_CHUNK: Final = re.compile(r"model(\d*)")
-_LAYER: Final = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-_MTP: Final = re.compile(r"(mtp\.layers\.\d+\.)(?:mtp_model_layer|transformer_layer)\.(.+)")
+_CHUNK: Final = re.compile(r"model(\d{0,4})")
+_LAYER: Final = re.compile(r"decoder\.layers\.(\d{1,5})\.(.+)")
+_MTP: Final = re.compile(r"(mtp\.layers\.\d{1,5}\.)(?:mtp_model_layer|transformer_layer)\.(.+)")
 #: SequentialMLP's and TEGroupedMLP's names of the parameters of one expert.
 _EXPERT: Final = (
     re.compile(
-        r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<parameter>linear_fc[12]\.(weight|bias|_extra_state))"
+        r"mlp\.experts\.local_experts\.(?P<expert>\d{1,5})\.(?P<parameter>linear_fc[12]\.(weight|bias|_extra_state))"
     ),
-    re.compile(r"mlp\.experts\.(?P<parameter>linear_fc[12]\.(weight|bias))(?P<expert>\d+)"),
+    re.compile(r"mlp\.experts\.(?P<parameter>linear_fc[12]\.(weight|bias))(?P<expert>\d{1,5})"),
 )
 
 #: The axis that tensor parallelism cuts; every rank has the whole of what is not named (ColumnParallelLinear,
@@ -91,11 +92,20 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
     first = read_legacy_state(folder)
     if not isinstance(first.get("args"), Namespace):
         raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
-    model = ModelConfig(vars(first["args"]))
+    try:
+        tensors, objects = _read(folder, first, ModelConfig(vars(first["args"])))
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
+        raise NCAPluginError(f"checkpoint {folder} is damaged: {what_failed(error)}") from error
+    kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
+    return tensors, objects, kept
+
+
+def _read(folder: Path, first: dict[str, Any], model: ModelConfig) -> tuple[dict[str, Tensor], dict[str, None]]:
     ranks = _Ranks.of(folder, model)
     states = {rank: _load(path) for rank, path in ranks.files.items()}
     chunks = sorted(
-        (key for key in first if _CHUNK.fullmatch(key)), key=lambda key: int(key.removeprefix("model") or 0)
+        (key for key in first if isinstance(key, str) and _CHUNK.fullmatch(key)),
+        key=lambda key: int(key.removeprefix("model") or 0),
     )
     wholes: dict[_Key, _Whole] = {}
     num_layers = 0
@@ -121,9 +131,7 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
     if not model.is_hybrid:
         # GPTModel does not store it.
         wholes.pop(_Key(f"output_layer{_MODULE_STATE}"), None)
-    tensors, objects = _joined(folder, wholes, num_layers, model)
-    kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
-    return tensors, objects, kept
+    return _joined(folder, wholes, num_layers, model)
 
 
 def read_legacy_state(folder: Path) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def _key(name: str, model: ModelConfig, ranks: _Ranks, expert_rank: int) -> _Key
     layer, rest = int(match[1]), match[2]
     for pattern in _EXPERT:
         if found := pattern.fullmatch(rest):
-            per_rank = int(model.need("num_experts")) // ranks.expert
+            per_rank = model.integer("num_experts") // ranks.expert
             expert = expert_rank * per_rank + int(found["expert"])
             return _Key(f"mlp.experts.experts.{found['parameter']}", layer, expert)
     return _Key(rename(rest), layer)
@@ -239,7 +247,9 @@ def _joined(
     by_layer = ("heterogeneous_block_specs", "heterogeneous_layers_config_path", "hetereogenous_dist_checkpoint")
     frequencies = (model.get(name, default=1) for name in ("moe_layer_freq", "linear_attention_freq"))
     has_kinds = model.is_hybrid or any(map(model.get, by_layer)) or any(frequency != 1 for frequency in frequencies)
-    is_stacked = not has_kinds and _alike(wholes, num_layers)
+    if len({key.layer for key in wholes if key.layer is not None}) != num_layers:
+        raise NCAPluginError(f"checkpoint {folder} is incomplete: it has {num_layers} layers, and not all of them")
+    is_stacked = not has_kinds and _alike(wholes)
     objects: dict[str, None] = {}
     blocks: dict[str, list[Block]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -269,10 +279,10 @@ def _joined(
     return tensors, objects
 
 
-def _alike(wholes: dict[_Key, _Whole], num_layers: int) -> bool:
+def _alike(wholes: dict[_Key, _Whole]) -> bool:
     """Whether every layer has the same parameters."""
-    layers = [
-        {(key.name, key.expert, whole.shape) for key, whole in wholes.items() if key.layer == layer and whole.parts}
-        for layer in range(num_layers)
-    ]
-    return all(layer == layers[0] for layer in layers)
+    layers: dict[int, set[tuple[str, int | None, tuple[int, ...]]]] = {}
+    for key, whole in wholes.items():
+        if key.layer is not None and whole.parts:
+            layers.setdefault(key.layer, set()).add((key.name, key.expert, whole.shape))
+    return len(set(map(frozenset, layers.values()))) <= 1

@@ -1,5 +1,6 @@
 """What a checkpoint's weights were trained on, read from whatever stack wrote it."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,9 +63,12 @@ def _read(folder: Path) -> Trained:
     iteration, samples = _number(state.get("iteration")), _number(values.get(_SAMPLES))
     stored = values.get(KEY, _of_nemo(state))
     if (folder / RUN_CONFIG).is_file():
-        stored = (read_mapping(folder / RUN_CONFIG).get("dataset") or {}).get(KEY)
+        dataset = read_mapping(folder / RUN_CONFIG).get("dataset")
+        stored = dataset.get(KEY) if isinstance(dataset, dict) else None
     if (folder / TRAIN_STATE).is_file():
         progress = Item(folder / TRAIN_STATE, 0, (folder / TRAIN_STATE).stat().st_size).load()
+        if not isinstance(progress, dict):
+            raise NCAPluginError(f"{folder / TRAIN_STATE} is damaged: it holds no mapping")
         iteration, samples = _number(progress.get("step")), _number(progress.get(_SAMPLES))
     with in_context(f"checkpoint {folder}"):
         return Trained(folder, iteration, samples, None if stored is None else Lineage.from_stored(stored))
@@ -79,9 +83,9 @@ def _of_nemo(state: Mapping[str, Any]) -> Any:
 
 
 def _number(value: Any) -> int | None:
-    if isinstance(value, StoredTensor):
+    if isinstance(value, StoredTensor) and math.prod(value.shape) == 1:
         value = value.read().item()
-    return value if isinstance(value, int) else None
+    return value if type(value) is int else None
 
 
 def continued(data: TrainingData, *, resumed: Path | None, start: Path | None, allow: str, is_allowed: bool) -> Lineage:

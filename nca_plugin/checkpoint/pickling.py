@@ -11,11 +11,12 @@ import io
 import pathlib
 import pickle
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType
+from nca_plugin.checkpoint.unpickling import Unpickler
 from nca_plugin.errors import NCAPluginError
 
 Globals = Mapping[tuple[str, str], Any]
@@ -48,7 +49,7 @@ class StandIn:
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
-            self.__dict__.update(state)
+            _set_attributes(self, state)
         else:
             self.state = state
 
@@ -67,6 +68,9 @@ class Call:
 class Foreign:
     """Stands for an object of a type that is known to occur and is of no use here: enumerations, random states."""
 
+    #: Whether items that a pickle adds to it are left out.
+    takes_items: Final = True
+
     def __new__(cls, *_: object, **__: object) -> "Foreign":
         return super().__new__(cls)
 
@@ -76,14 +80,9 @@ class Foreign:
     def __setstate__(self, _: object) -> None:
         pass
 
-    def __setitem__(self, _: object, __: object) -> None:
-        pass
 
-    def append(self, _: object) -> None:
-        pass
-
-    def extend(self, _: object) -> None:
-        pass
+#: PyTorch's limit.
+_MOST_AXES: Final = 64
 
 
 class Size(tuple[int, ...]):
@@ -91,6 +90,12 @@ class Size(tuple[int, ...]):
 
     __slots__ = ()
     reference = Reference("torch", "Size")
+
+    def __new__(cls, values: Iterable[int] = ()) -> "Size":
+        size = super().__new__(cls, values)
+        if len(size) > _MOST_AXES or not {int}.issuperset(map(type, size)):
+            raise ValueError("a shape that no tensor has")
+        return size
 
     def __setstate__(self, _: object) -> None:
         raise TypeError("a shape has no state")
@@ -120,24 +125,32 @@ class _Namespace(argparse.Namespace):
     reference = Reference("argparse", "Namespace")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        _set_attributes(self, state)
 
 
 class _SimpleNamespace(types.SimpleNamespace):
     reference = Reference("types", "SimpleNamespace")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        _set_attributes(self, state)
+
+
+def _set_attributes(built: object, state: Any) -> None:
+    if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
+        raise ValueError("attributes without names")
+    vars(built).update(state)
+
+
+class _OrderedDict(collections.OrderedDict[Any, Any]):
+    """A mapping whose own attributes are left out, such as the versions of modules in the state of a model."""
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
     """Return a class that stands for another."""
     return type(name, (StandIn,), {"reference": Reference(module, name)})
-
-
-def foreign(name: str) -> type[Foreign]:
-    """Return a class whose objects hold nothing."""
-    return type(name, (Foreign,), {})
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -160,18 +173,19 @@ _KNOWN: Final[Globals] = {
     ("__builtin__", "set"): set,
     ("builtins", "getattr"): Maker(_member),
     ("_codecs", "encode"): Maker(_encode),
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _OrderedDict,
     ("argparse", "Namespace"): _Namespace,
     ("types", "SimpleNamespace"): _SimpleNamespace,
     ("pathlib", "PosixPath"): Maker(pathlib.PosixPath),
     ("pathlib._local", "PosixPath"): Maker(pathlib.PosixPath),
     ("torch", "Size"): Size,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
-    **{
-        names: foreign(names[1])
-        for names in (("signal", "Signals"), ("_io", "BytesIO"), ("torch._C", "Generator"), ("torch", "device"))
-    },
+    **dict.fromkeys(
+        (("signal", "Signals"), ("_io", "BytesIO"), ("torch._C", "Generator"), ("torch", "device")), Foreign
+    ),
 }
+#: Of a message.
+_MOST_LETTERS: Final = 300
 #: Packages whose own types become `Foreign`.
 _FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_resiliency_ext")
 
@@ -190,12 +204,29 @@ def load_pickle(
     Raises:
         NCAPluginError: the pickle is damaged, or names anything else.
     """
+    known = {**_KNOWN, **(extra or {})}
+
+    def find(module: str, name: str) -> Any:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise pickle.UnpicklingError("a name that is no text")
+        if (module, name) in known:
+            return known[module, name]
+        if module.split(".")[0] in _FOREIGN_PACKAGES:
+            return Foreign
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
+
     try:
-        return _Unpickler(data, {**_KNOWN, **(extra or {})}, storage).load()
+        return Unpickler(data, find, storage).load()
     # A damaged pickle can fail in any operation: every type of error says the same of it.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise NCAPluginError(f"{origin} cannot be read: {reason}") from error
+        raise NCAPluginError(f"{origin} cannot be read: {what_failed(error)}") from error
+
+
+def what_failed(error: Exception) -> str:
+    """Return the message of an error of damaged data, which may be of any length and hold anything, for one line."""
+    reason = " ".join(str(error).split())
+    printable = "".join(letter if letter.isprintable() else "?" for letter in reason[:_MOST_LETTERS])
+    return f"{type(error).__name__}: {printable}" if isinstance(error, KeyError | IndexError) else printable
 
 
 def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: None) -> bytes:
@@ -207,25 +238,6 @@ def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: 
     out = io.BytesIO()
     _Pickler(out, storage).dump(value)
     return out.getvalue()
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, known: Globals, storage: Callable[[tuple[Any, ...]], Any] | None) -> None:
-        super().__init__(io.BytesIO(data))
-        self._known = known
-        self._storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._known:
-            return self._known[module, name]
-        if module.split(".")[0] in _FOREIGN_PACKAGES:
-            return foreign(name)
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
-
-    def persistent_load(self, identity: Any) -> Any:
-        if self._storage is None:
-            raise pickle.UnpicklingError("it refers to tensors outside it")
-        return self._storage(identity)
 
 
 # The one in C cannot name what is not imported.

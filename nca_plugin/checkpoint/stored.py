@@ -86,6 +86,7 @@ class StoredTensor:
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype.array)
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        # All of it lies in the file, see `_rebuild_tensor`.
         values = np.empty(span, self.dtype.array)
         with self.record.file.open("rb", buffering=0) as file:
             file.seek(self.record.position + self.offset * self.dtype.itemsize)
@@ -119,13 +120,18 @@ class Item:
                 pickled = archive.read(entries["data.pkl"])
                 if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
                     raise NCAPluginError(f"{origin} cannot be read: saved on a big-endian machine")
-            except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, zlib.error) as error:
+            except NCAPluginError:
+                raise
+            # A damaged archive can fail in any way, as a damaged pickle can.
+            except Exception as error:
                 raise NCAPluginError(
                     f"{origin} cannot be read: it is damaged, or was not written by torch.save (PyTorch 1.6 or later)"
                 ) from error
 
             def storage(identity: tuple[Any, ...]) -> tuple[Record, DType | None]:
                 _, dtype, key, _, _ = identity
+                if type(key) is not str:
+                    raise ValueError("a tensor without a record")
                 return self._record(file, entries[f"data/{key}"]), dtype
 
             return load_pickle(pickled, origin, _TENSORS, storage)
@@ -213,6 +219,8 @@ def _rebuild_tensor(
     _metadata: object = None,
 ) -> StoredTensor:
     record, stored_dtype = storage
+    if not isinstance(record, Record) or {type(v) for v in (offset, *shape, *strides)} != {int}:
+        raise ValueError("a tensor without a place")
     # _rebuild_tensor_v3 names the type itself; v2 has metadata in its place, which is empty for what a model stores.
     found = dtype if isinstance(dtype, DType) else stored_dtype
     if not isinstance(found, DType):
@@ -309,7 +317,9 @@ class _Rebuilt:
 def _with_tensors(value: Any) -> Any:
     if isinstance(value, NewTensor):
         return _Rebuilt(value)
-    return {key: _with_tensors(item) for key, item in value.items()} if type(value) is dict else value
+    # Only where Megatron-Bridge has them: a value that many others share must not become many.
+    is_flat = type(value) is dict and any(isinstance(item, NewTensor) for item in value.values())
+    return {key: _with_tensors(item) for key, item in value.items()} if is_flat else value
 
 
 class _Archive:

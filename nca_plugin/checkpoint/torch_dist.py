@@ -6,6 +6,7 @@ state that all ranks share is an object among the others, or a file `common.pt` 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +15,15 @@ from nca_plugin.checkpoint.contents import Block, Region, Tensor, check_blocks
 from nca_plugin.checkpoint.dtypes import DType
 from nca_plugin.checkpoint.pickling import (
     Call,
+    Foreign,
     Globals,
     Reference,
     Size,
     StandIn,
     dump_pickle,
-    foreign,
     load_pickle,
     stand_in,
+    what_failed,
 )
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
@@ -35,6 +37,11 @@ FORMAT: Final = {
 }
 COMMON_STATE: Final = "common_state/shard_0_1"
 COMMON_FILE: Final = "common.pt"
+#: Of a name.
+_MOST_LETTERS: Final = 1000
+_MOST_FORMAT_BYTES: Final = 1 << 20
+#: Some millions of blocks.
+_MOST_METADATA_BYTES: Final = 1 << 30
 
 _MODULE: Final = "torch.distributed.checkpoint.metadata"
 Metadata = stand_in(_MODULE, "Metadata")
@@ -57,10 +64,10 @@ _METADATA_TYPES: Final[Globals] = {
     },
     # megatron-core 0.15 and before.
     ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): Metadata,
-    **{names: foreign(names[1]) for names in (_GET_LAYOUT, _MEMORY_FORMAT, (_MODULE, "StorageMeta"))},
+    **dict.fromkeys((_GET_LAYOUT, _MEMORY_FORMAT, (_MODULE, "StorageMeta")), Foreign),
     # How the save was planned, which nobody needs to read it.
     **{
-        ("torch.distributed.checkpoint.planner", name): foreign(name)
+        ("torch.distributed.checkpoint.planner", name): Foreign
         for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
     },
 }
@@ -69,7 +76,7 @@ _METADATA_TYPES: Final[Globals] = {
 def is_torch_dist(folder: Path) -> bool:
     """Whether a folder says of itself that it is a `torch_dist` checkpoint."""
     try:
-        backend = json.loads((folder / "metadata.json").read_text()).get("sharded_backend")
+        backend = json.loads(read_small(folder / "metadata.json", _MOST_FORMAT_BYTES)).get("sharded_backend")
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
     return bool(backend == FORMAT["sharded_backend"])
@@ -82,16 +89,18 @@ def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
         NCAPluginError: damaged, incomplete, or anything but a table of contents in `.metadata`.
     """
     try:
-        data = (folder / ".metadata").read_bytes()
+        data = read_small(folder / ".metadata", _MOST_METADATA_BYTES)
     except FileNotFoundError:
         raise NCAPluginError(
             f"checkpoint {folder} is incomplete: .metadata is missing, which is written last; take another iteration"
         ) from None
+    except ValueError as error:
+        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {error}") from error
     contents = load_pickle(data, f"checkpoint {folder}: .metadata", _METADATA_TYPES)
     try:
         return _entries(folder, contents)
     except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {error!r}") from error
+        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {what_failed(error)}") from error
 
 
 def common_state(folder: Path, objects: dict[str, Item]) -> dict[str, Any] | None:
@@ -144,6 +153,17 @@ def dump_metadata(
     return dump_pickle(Metadata(state_dict_metadata=contents, storage_data=storage, **absent))
 
 
+def read_small(file: Path, most: int) -> bytes:
+    """Return what a file holds. Raises `ValueError` for one that is larger, or no file, which might never end."""
+    if not file.is_file() and file.exists():
+        raise ValueError(f"{file.name} is no file")
+    with file.open("rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
 def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, Item]]:
     if not isinstance(contents, Metadata):
         raise TypeError(f"it holds {type(contents).__name__}")
@@ -152,37 +172,58 @@ def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, 
     for index, info in contents.storage_data.items():
         item = _item(folder, info, sizes)
         offset = getattr(index, "offset", None)
-        items.setdefault(index.fqn, {})[None if offset is None else tuple(offset)] = item
+        items.setdefault(_name(index.fqn), {})[None if offset is None else _indices(offset)] = item
     tensors: dict[str, Tensor] = {}
     objects: dict[str, Item] = {}
     for name, entry in contents.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
-            try:
-                blocks = tuple(
-                    Block(tuple(chunk.offsets), tuple(chunk.sizes), items[name][tuple(chunk.offsets)])
-                    for chunk in entry.chunks
-                )
-            except KeyError:
-                raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is nowhere") from None
-            dtype = entry.properties.state[0]
-            if not isinstance(dtype, DType):
-                raise TypeError(f"'{name}' has no type")
-            tensors[name] = Tensor(name, dtype, tuple(entry.size), blocks)
-            check_blocks(folder, tensors[name])
+            tensors[_name(name)] = _tensor(folder, name, entry, items.get(name, {}))
         elif name in items:
             objects[name] = next(iter(items[name].values()))
         else:
-            raise NCAPluginError(f"checkpoint {folder} is incomplete: the object '{name}' is nowhere")
+            raise NCAPluginError(f"checkpoint {folder} is incomplete: the object '{_name(name)}' is nowhere")
     return tensors, objects
+
+
+def _tensor(folder: Path, name: str, entry: Any, items: Mapping[tuple[int, ...] | None, Item]) -> Tensor:
+    dtype = entry.properties.state[0]
+    if not isinstance(dtype, DType):
+        raise TypeError(f"'{name}' has no type")
+    blocks = []
+    for chunk in entry.chunks:
+        offsets, shape = _indices(chunk.offsets), _indices(chunk.sizes)
+        if offsets not in items:
+            raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is nowhere")
+        if math.prod(shape) * dtype.itemsize > items[offsets].length:
+            raise NCAPluginError(f"checkpoint {folder} is damaged: a block of '{name}' is larger than its bytes")
+        blocks.append(Block(offsets, shape, items[offsets]))
+    tensor = Tensor(name, dtype, _indices(entry.size), tuple(blocks))
+    check_blocks(folder, tensor)
+    return tensor
+
+
+def _name(name: Any) -> str:
+    if not (isinstance(name, str) and name.isprintable() and len(name) <= _MOST_LETTERS):
+        raise TypeError("an entry without a name")
+    return name
+
+
+def _indices(values: Any) -> tuple[int, ...]:
+    """Return a shape, or the place of a block."""
+    if not isinstance(values, Size):
+        raise TypeError(f"a {type(values).__name__} for a shape")
+    return tuple(values)
 
 
 def _item(folder: Path, info: Any, sizes: dict[str, int]) -> Item:
     name = info.relative_path
+    if not isinstance(name, str) or {type(info.offset), type(info.length)} != {int}:
+        raise TypeError("bytes without a place")
     if getattr(info, "transform_descriptors", None):
-        raise NCAPluginError(f"checkpoint {folder}: {name} is compressed or encrypted, which is not supported")
+        raise NCAPluginError(f"checkpoint {folder}: {_name(name)} is compressed or encrypted, which is not supported")
     file = folder / name
     if name not in sizes:
-        if Path(name).name != name or not file.is_file():
+        if Path(_name(name)).name != name or not file.is_file():
             raise NCAPluginError(f"checkpoint {folder} is incomplete: {name} is missing")
         sizes[name] = file.stat().st_size
     if info.offset < 0 or info.length < 0 or info.offset + info.length > sizes[name]:
