@@ -366,10 +366,13 @@ def study(
     if teraflops is not None and not (estimate and teraflops > 0):
         raise NCAPluginError("--teraflops is a number above 0, for --estimate")
     if estimate:
-        from nca_plugin.study.estimate import needs
+        from nca_plugin.study.devices import cuda_devices
+        from nca_plugin.study.estimate import cpu_teraflops, needs
         from nca_plugin.study.estimate import tables as needs_tables
 
-        for table in needs_tables(needs(loaded), teraflops):
+        with at_work("checking the runs' arguments"):
+            needed = needs_tables(needs(loaded), teraflops, None if cuda_devices() else cpu_teraflops())
+        for table in needed:
             console.print(table)
     if power:
         from nca_plugin.study.power import power_tables

@@ -1,6 +1,7 @@
 """The commands of `nca-plugin` for tasks; see `nca_plugin.cli`."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,14 @@ def evaluate(
     )
     console = Console(highlight=False, markup=False)
     with stages("B") as start_stage:
-        figures = evaluate_checkpoints(evaluation, start_stage, lambda what: console.print(what, soft_wrap=True))
+
+        def begin(what: str) -> None:
+            console.print(what, soft_wrap=True)
+            # A terminal has lm-eval's own bar.
+            if not sys.stderr.isatty():
+                start_stage(what, 0)
+
+        figures = evaluate_checkpoints(evaluation, start_stage, begin)
     table = Table("", *map(escape, evaluation.checkpoints))
     for figure in figures:
         table.add_row(escape(figure.name), *cells(figure))

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.progress import SECONDS_BETWEEN_LINES, StartStage, lines_now_and_then
+from nca_plugin.progress import StartStage, lines_now_and_then
 
 #: Of the work, from which on a rate is shown.
 _SHARE_THAT_TELLS: Final = 0.01
@@ -163,20 +163,25 @@ class StudyProgress:
         self._first: dict[str, int] = {}
         self._total: TaskID | None = None
         self._size = 0
-        self._begun = self._printed = time.monotonic()
+        self._began = self._begun = time.monotonic()
+        self._left = ""
+        # Started and ended with the bars.
+        self._shown = ExitStack()
 
     def __enter__(self) -> "StudyProgress":
-        self._progress.start()
+        self._shown.enter_context(self._progress)
+        if not self._console.is_terminal:
+            self._shown.enter_context(lines_now_and_then(self._line))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._shown.close()
 
     def expect(self, total: int) -> None:
         """Tell how many steps the tasks have that are not over: the first time, a bar for all of them begins."""
         if self._total is None:
             self._done, self._first = {}, {}
-            self._begun = self._printed = time.monotonic()
+            self._begun = time.monotonic()
             self._total = self._progress.add_task("all", left="")
         self._size = sum(self._done.values()) + total
         self._progress.update(self._total, total=self._size)
@@ -209,9 +214,12 @@ class StudyProgress:
         # Before, the start of processes is all that a rate would tell.
         is_telling = advanced > 0 and advanced >= _SHARE_THAT_TELLS * self._size
         left = f"{timedelta(seconds=round(max(self._size - done, 0) / rate))} left" if is_telling else ""
+        self._left = left and f", {rate:.1f}/s, {left}"
         self._progress.update(total, completed=done, left=left)
-        if not self._console.is_terminal and left and now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._printed = now
-            self._console.print(
-                f"all: {done:,} of {self._size:,} updates, {rate:.1f}/s, {left}", highlight=False, soft_wrap=True
-            )
+
+    def _line(self) -> str:
+        """Return how far all of the work is, for people who read a log."""
+        if self._total is None:
+            return f"{', '.join(self._tasks) or 'starting'}: at work for {_passed(self._began)}"
+        done = f"all: {sum(self._done.values()):,} of {self._size:,} updates"
+        return done + (self._left or f": at work for {_passed(self._began)}")

@@ -93,7 +93,7 @@ VALUES: Final[tuple[tuple[dict[str, Any], str], ...]] = (
     ({"intermediate_size": [96]}, "intermediate_size is [96]"),
     ({"max_position_embeddings": 1.5}, "max_position_embeddings is 1.5"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
-    ({"rms_norm_eps": None}, "rms_norm_eps is null"),
+    ({"rms_norm_eps": None}, "rms_norm_eps is None"),
     ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
     ({"initializer_range": float("inf")}, "initializer_range"),

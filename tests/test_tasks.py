@@ -318,7 +318,7 @@ def test_humaneval_runs_programs_only_if_it_may(model: Path) -> None:
         (["nca_prompt_answer"], {"nca_gsm8k": "x"}, "data of task 'nca_gsm8k', which is not among the tasks"),
         (["nca_prompt_answer"], {"nca_prompt_answer": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
         (["nca_automata"], {"nca_automata": "ncb://toy"}, "unknown source 'ncb'"),
-        (["nca_prompt_answer"], {}, "nca_prompt_answer is a file of yours: name it as its data"),
+        (["nca_prompt_answer"], {}, "nca_prompt_answer has no data set of its own: name your JSONL file with --data"),
     ],
 )
 def test_tasks_that_cannot_be(tasks: list[str], data: dict[str, str], message: str) -> None:
@@ -338,7 +338,9 @@ def test_data_without_the_fields_of_a_task(tmp_path: Path) -> None:
     [
         (Settings(num_samples=0), "--samples 0: must be at least 1"),
         (Settings(limit=-1), "--limit -1: must be at least 1"),
-        (Settings(batch_size="big"), "--batch-size big: must be a number, or auto"),
+        (Settings(batch_size="big"), "--batch-size big: must be a number of at least 1, or auto"),
+        (Settings(batch_size="0"), "--batch-size 0: must be a number of at least 1, or auto"),
+        (Settings(seed=-1), "--seed -1: must lie in"),
     ],
 )
 def test_settings_that_cannot_be(settings: Settings, message: str) -> None:

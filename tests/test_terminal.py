@@ -1,15 +1,13 @@
 """Numbers as people type and read them, and progress where nobody watches."""
 
 import io
-import itertools
 import re
 import time
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from nca_plugin import progress, terminal
+from nca_plugin import progress
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.terminal import StudyProgress, at_work, parse_count, parse_shard, short, stages
 
@@ -64,25 +62,32 @@ def test_a_log_gets_lines_also_while_a_step_takes_long(
     assert "checking: at work for 0:00:00" in lines and lines[-1] == "checking again: at work for 0:00:00"
 
 
-def test_a_studys_progress_tells_what_is_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_studys_progress_tells_what_is_left_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two runs of 100 updates, of which an earlier start had done 50: these tell nothing of the rate."""
-    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
-    clock = itertools.count(0, 10)
-    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.01)
     shown = io.StringIO()
-    with StudyProgress(Console(file=shown, width=40)) as progress:
-        progress.start("text", 10)
-        progress.finish("text", "10 bytes")
-        progress.expect(200)
-        progress.start("first, whose name is as long as the console", 100)
-        progress.update("first, whose name is as long as the console", 50)
-        progress.update("first, whose name is as long as the console", 100)
-        progress.finish("first, whose name is as long as the console", "done")
-        progress.expect(100)
-        progress.start("second", 100)
-        progress.update("second", 100)
-    lines = shown.getvalue().splitlines()
-    assert lines[:2] == ["text: started", "text: 10 bytes"]
-    assert "first, whose name is as long as the console: done" in lines
-    # 50 updates in the 20 s since the start, and 100 are left.
-    assert "all: 100 of 200 updates, 2.5/s, 0:00:40 left" in lines
+    long = "first, whose name is as long as the console"
+    with StudyProgress(Console(file=shown, width=40)) as told:
+        time.sleep(0.1)
+        told.start("text", 10)
+        time.sleep(0.1)
+        told.finish("text", "10 bytes")
+        told.expect(200)
+        told.start(long, 100)
+        told.update(long, 50)
+        time.sleep(0.1)
+        told.update(long, 100)
+        told.finish(long, "done")
+        told.expect(100)
+        told.start("second", 100)
+        time.sleep(0.1)
+        told.update("second", 100)
+    assert shown.getvalue().splitlines()[:2] == ["text: started", "text: 10 bytes"]
+    assert f"{long}: done" in shown.getvalue().splitlines()
+    # Also before there is anything to count, and before a rate tells anything.
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "starting: at work for 0:00:00" and "text: at work for 0:00:00" in lines
+    assert "all: 50 of 200 updates: at work for 0:00:00" in lines
+    assert any(re.fullmatch(r"all: 100 of 200 updates, [0-9.]+/s, 0:00:00 left", line) for line in lines)

@@ -18,8 +18,8 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "rms_norm_eps": (1e-30, 1.0),
     "initializer_range": (1e-30, 1e3),
     "attention_dropout": (0.0, 1.0),
+    "rope_theta": (1e-3, 1e30),
 }
-_ROPE_THETA: Final = (1e-3, 1e30)
 _ROPE: Final = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 #: All that is read; `original_max_position_embeddings` is of the rotary embeddings too.
 _READ: Final = (*_SIZES, *_SWITCHES, *_NUMBERS, *_ROPE, "original_max_position_embeddings", "hidden_act")
@@ -117,9 +117,12 @@ def _check_plain(values: Mapping[str, Any]) -> None:
         # Without these two, transformers takes what follows from others.
         if name in values and (values[name] is not None or name not in ("num_key_value_heads", "head_dim")):
             _check_size(name, values[name])
-    for name in (*_NUMBERS, "hidden_act"):
-        if name in values and values[name] is None:
-            raise NCAPluginError(f"its {name} is null")
+    for name in _NUMBERS:
+        # The rotary embeddings' may stand with their others.
+        if name in values and (name != "rope_theta" or values[name] is not None):
+            _check_number(name, values[name])
+    if values.get("hidden_act", "") is None:
+        raise NCAPluginError("its hidden_act is null")
 
 
 def _parsed(values: Mapping[str, Any]) -> Any:
@@ -137,12 +140,8 @@ def _check(config: Any) -> None:
     """Raise `NCAPluginError` for values that no model has. transformers before 5 takes what it is given."""
     for name in _SIZES:
         _check_size(name, getattr(config, name))
-    rope = rope_of(config)
-    numbers = [(name, getattr(config, name), least, end) for name, (least, end) in _NUMBERS.items()]
-    for name, number, least, end in (*numbers, ("rope_theta", rope.get("rope_theta"), *_ROPE_THETA)):
-        # A whole number may be too large for the comparison with a float, but not with a whole one.
-        if type(number) not in (int, float) or not least <= number < end:
-            raise NCAPluginError(f"its {name} is {shown(number)}, no number of {least:g} or more, below {end:g}")
+    for name in _NUMBERS:
+        _check_number(name, rope_of(config).get(name) if name == "rope_theta" else getattr(config, name))
     if config.num_attention_heads % config.num_key_value_heads:
         raise NCAPluginError(
             f"its {config.num_attention_heads} heads for {config.num_key_value_heads} of keys do not divide"
@@ -154,6 +153,12 @@ def _check(config: Any) -> None:
 def _check_size(name: str, size: Any) -> None:
     if type(size) is not int or not 1 <= size < 1 << 40:
         raise NCAPluginError(f"its {name} is {shown(size)}, no whole number of 1 or more")
+
+
+def _check_number(name: str, number: Any) -> None:
+    least, end = _NUMBERS[name]
+    if type(number) not in (int, float) or not least <= number < end:
+        raise NCAPluginError(f"its {name} is {shown(number)}, no number of {least:g} or more, below {end:g}")
 
 
 def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> Iterator[str]:

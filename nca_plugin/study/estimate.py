@@ -1,5 +1,6 @@
 """What a study will take, before anything of it is started."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,14 @@ _BYTES_PER_PARAMETER: Final = 16
 _EVALUATION_SHARE: Final = 1 / 3
 #: Checkpoints that a run has beside its last: other saves, and the start.
 _SAVES_UNDER_WAY: Final = 5
+_UNITS: Final = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+#: What a run on a CPU takes beside its operations: to import and build all, twice with its evaluation, and at each
+#: update.
+_START_SECONDS: Final = 15.0
+_UPDATE_SECONDS: Final = 0.03
+#: Of the measurement: rows of a matrix that is multiplied by itself.
+_MATRIX: Final = 1024
+_SECONDS_TO_MEASURE: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,14 @@ class Part:
     Attributes:
         name: for people.
         runs: how many.
+        updates: of all of them.
         tokens: trained on, by all of them.
         flops: of all of them, held-out text included.
     """
 
     name: str
     runs: int
+    updates: int
     tokens: int
     flops: float
 
@@ -74,7 +85,7 @@ def needs(study: Study) -> Needs:
     def part(name: str, runs: Sequence[tuple[Run, str]]) -> Part:
         tokens = sum(run.iterations * batch for run, _ in runs)
         flops = sum((run.iterations * batch + held_out) * compute.language[domain] for run, domain in runs)
-        return Part(name, len(runs), tokens, flops)
+        return Part(name, len(runs), sum(run.iterations for run, _ in runs), tokens, flops)
 
     stage1 = {run.folder: (run, arm) for (_, arm, _), run in stage1_runs(plan, best).items()}
     stage1_batch = tokens_per_update(config, "stage1")
@@ -84,6 +95,7 @@ def needs(study: Study) -> Needs:
         Part(
             "stage 1",
             len(stage1),
+            sum(run.iterations for run, _ in stage1.values()),
             sum(run.iterations * stage1_batch for run, _ in stage1.values()),
             sum(run.iterations * stage1_batch * compute.stage1[arm] for run, arm in stage1.values()),
         ),
@@ -99,6 +111,7 @@ def needs(study: Study) -> Needs:
         Part(
             "tuning on tasks",
             len(tuned),
+            sum(run.iterations for run, _ in tuned),
             tokens,
             sum(run.iterations * batch * compute.language[domain] for run, domain in tuned),
         )
@@ -123,31 +136,54 @@ def needs(study: Study) -> Needs:
     return Needs([part for part in parts if part.runs], compute.parameters, final, peak, texts)
 
 
-def tables(needs: Needs, teraflops: float | None) -> list[Table]:
+def cpu_teraflops() -> float:
+    """Measure what this machine's CPU reaches in float32, 10^12 operations a second. Takes a second."""
+    # Only here, because importing torch takes seconds.
+    import torch
+
+    matrix = torch.rand(_MATRIX, _MATRIX)
+    matrix @ matrix
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < _SECONDS_TO_MEASURE:
+        matrix @ matrix
+        count += 1
+    return count * 2 * _MATRIX**3 / (time.monotonic() - began) / 1e12
+
+
+def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> list[Table]:
     """Return the tables of `--estimate`.
 
     Args:
         teraflops: what a device at hand reaches in training, 10^12 operations a second; None for two common ones.
+        cpu: see `cpu_teraflops`; None where the runs are done on devices.
     """
-    if teraflops is None:
-        rates = {f"{name} hours": UTILISATION * peak for name, peak in PEAKS.items()}
-    else:
-        rates = {"device hours": teraflops}
+    rates = {name: UTILISATION * peak for name, peak in PEAKS.items()} if teraflops is None else {"device": teraflops}
     runs = Table(title="What the runs take")
-    for heading in ("", "runs", "tokens", "FLOPs", *rates):
+    for heading in ("", "runs", "tokens", "FLOPs", *rates, *([] if cpu is None else ["this CPU"])):
         runs.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     everything = Part(
         "all",
         sum(part.runs for part in needs.parts),
+        sum(part.updates for part in needs.parts),
         sum(part.tokens for part in needs.parts),
         sum(part.flops for part in needs.parts),
     )
     for part in (*needs.parts, everything):
-        hours = (_hours(part.flops / (rate * 1e12) / 3600) for rate in rates.values())
-        runs.add_row(part.name, f"{part.runs:,}", short(part.tokens), f"{part.flops:.2e}", *hours)
+        times = [part.flops / (rate * 1e12) for rate in rates.values()]
+        if cpu is not None:
+            overhead = part.runs * _START_SECONDS + part.updates * _UPDATE_SECONDS
+            times.append(part.flops / (UTILISATION * cpu * 1e12) + overhead)
+        runs.add_row(part.name, f"{part.runs:,}", short(part.tokens), f"{part.flops:.2e}", *map(duration, times))
+    captions = []
     if teraflops is None:
         shares = ", ".join(f"{name} {peak:g}" for name, peak in PEAKS.items())
-        runs.caption = f"hours at {UTILISATION:.0%} of the peak in bf16 ({shares} TFLOP/s); --teraflops for your own"
+        captions.append(f"at {UTILISATION:.0%} of the peak in bf16 ({shares} TFLOP/s); --teraflops for your own")
+    if cpu is not None:
+        captions.append(
+            f"this CPU: at {UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now; {_START_SECONDS:g} s "
+            f"more a run, and {1000 * _UPDATE_SECONDS:g} ms an update"
+        )
+    runs.caption = "\n".join(captions) or None
     space = Table(title="What has to be there")
     for heading in ("", "amount"):
         space.add_column(heading, justify="right" if heading else "left")
@@ -160,5 +196,12 @@ def tables(needs: Needs, teraflops: float | None) -> list[Table]:
     return [runs, space]
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+def duration(seconds: float) -> str:
+    """Return a time for people, in the largest unit that it fills.
+
+    >>> [duration(seconds) for seconds in (0.03, 42, 90, 7500, 2e6)]
+    ['0.03 s', '42 s', '1.5 min', '2.1 h', '23 days']
+    """
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
+    value = seconds / size
+    return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
