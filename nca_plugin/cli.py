@@ -16,7 +16,17 @@ from nca_plugin import cli_tasks
 from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require
-from nca_plugin.terminal import StudyProgress, at_work, num_cores, parse_count, parse_shard, short, stages
+from nca_plugin.terminal import (
+    MAX_PROCESSES,
+    MAX_SEQ_LENGTH,
+    StudyProgress,
+    at_work,
+    num_cores,
+    number_option,
+    parse_shard,
+    short,
+    stages,
+)
 
 _SELECTORS = ", ".join(SELECTORS)
 
@@ -148,10 +158,16 @@ def prepare(
 @app.command()
 def generate(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
-    tokens: Annotated[str, typer.Option(help="How many tokens, such as 164M or 2.5B; rounded up to whole documents.")],
+    tokens: Annotated[
+        int, number_option("--tokens", "How many tokens, such as 164M or 2.5B; rounded up to whole documents.")
+    ],
     out: Annotated[str, typer.Option(help="Prefix of the files to write: a path, or a URL that fsspec knows.")],
-    seq_length: Annotated[int, typer.Option(help="Tokens of a document: Megatron's --seq-length.")] = 1024,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    seq_length: Annotated[
+        int, number_option("--seq-length", "Tokens of a document: Megatron's --seq-length.", most=MAX_SEQ_LENGTH)
+    ] = 1024,
+    workers: Annotated[
+        int | None, number_option("--workers", "Processes (default: one a core).", most=MAX_PROCESSES)
+    ] = None,
     shard: Annotated[str | None, typer.Option(help="Write part i of N, as i/N; `merge` joins them.")] = None,
 ) -> None:
     """Write a source as Megatron's .bin and .idx. Interrupted, the same command continues."""
@@ -167,7 +183,7 @@ def generate(
         manifest = generate_corpus(
             uri,
             prefix,
-            num_tokens=parse_count(tokens),
+            num_tokens=tokens,
             seq_length=seq_length,
             num_workers=num_cores() if workers is None else workers,
             shard=(number, count),
@@ -201,7 +217,7 @@ def merge(
 @app.command()
 def verify(
     prefix: Annotated[str, typer.Argument(help="Prefix of a corpus that `generate` wrote, or one of its files.")],
-    documents: Annotated[int, typer.Option(help="Documents to generate anew and compare.")] = 16,
+    documents: Annotated[int, number_option("--documents", "Documents to generate anew and compare.", least=0)] = 16,
 ) -> None:
     """Check every byte of a corpus against its manifest, and some documents against their source."""
     from nca_plugin.indexed.storage import prefix_of
@@ -231,21 +247,29 @@ def transfer(
     freeze: Annotated[
         list[str] | None, typer.Option(help="List this in freeze.txt, for the next stage's --freeze-list.")
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Ids of the next stage's tokenizer.")] = None,
+    vocab_size: Annotated[
+        int | None, number_option("--vocab-size", "Ids of the next stage's tokenizer: one more than the highest.")
+    ] = None,
     keep_rows: Annotated[str | None, typer.Option(help="Rows of embedding and output to keep, such as 0:256.")] = None,
     row_map: Annotated[Path | None, typer.Option(help="File of rows to keep elsewhere: 'new old' lines.")] = None,
     make_vocab_size_divisible_by: Annotated[
-        int | None, typer.Option(help="Megatron's padding of the vocabulary in the next stage.")
+        int | None,
+        number_option("--make-vocab-size-divisible-by", "Megatron's padding of the vocabulary in the next stage."),
     ] = None,
     tensor_model_parallel_size: Annotated[
-        int | None, typer.Option(help="Of the next stage; the vocabulary is padded to a multiple of it.")
+        int | None,
+        number_option(
+            "--tensor-model-parallel-size", "Of the next stage; the vocabulary is padded to a multiple of it."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the new values.")] = 1234,
+    seed: Annotated[int, number_option("--seed", "Seed of the new values.", least=0)] = 1234,
     layout: Annotated[
         str, typer.Option(help="link: refer to the old bytes; copy: an independent checkpoint.")
     ] = "link",
     verify: Annotated[bool, typer.Option(help="Read all that is linked and check its checksums.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Threads (default: one a core, at most 8).")] = None,
+    workers: Annotated[
+        int | None, number_option("--workers", "Threads (default: one a core, at most 8).", most=MAX_PROCESSES)
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
 ) -> None:
     """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
@@ -298,14 +322,23 @@ def export(
     to: Annotated[str | None, typer.Option("--to", help="hf: write a Hugging Face folder.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="hf: read one, write a Megatron-LM checkpoint.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="To hf: the tokenizer's folder, which is copied.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="To hf: ids of the tokenizer, whose rows are written.")] = None,
+    vocab_size: Annotated[
+        int | None, number_option("--vocab-size", "To hf: ids of the tokenizer, whose rows are written.")
+    ] = None,
     make_vocab_size_divisible_by: Annotated[
-        int | None, typer.Option(help="From hf: Megatron's padding of the vocabulary (128).")
+        int | None,
+        number_option("--make-vocab-size-divisible-by", "From hf: Megatron's padding of the vocabulary (128)."),
     ] = None,
     tensor_model_parallel_size: Annotated[
-        int | None, typer.Option(help="From hf: of the next stage; the vocabulary is padded to a multiple of it (1).")
+        int | None,
+        number_option(
+            "--tensor-model-parallel-size",
+            "From hf: of the next stage; the vocabulary is padded to a multiple of it (1).",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="From hf: seed of the rows that pad it (1234).")] = None,
+    seed: Annotated[
+        int | None, number_option("--seed", "From hf: seed of the rows that pad it (1234).", least=0)
+    ] = None,
 ) -> None:
     """Turn a Megatron checkpoint of a Llama into a Hugging Face folder, or the other way."""
     from nca_plugin.checkpoint.from_huggingface import import_hf
@@ -450,7 +483,7 @@ def doctor(
 def chain(
     config: Annotated[Path, typer.Argument(help="A chain file, such as conf/chain/demo.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, as the launcher gets.")] = None,
-    ranks: Annotated[int, typer.Option(help="Processes that torchrun will start in all.")] = 1,
+    ranks: Annotated[int, number_option("--ranks", "Processes that torchrun will start in all.")] = 1,
     is_complete: Annotated[
         bool, typer.Option("--is-complete", help="For scripts: exit code 0 if it is, else 75; nothing is checked.")
     ] = False,
@@ -486,8 +519,10 @@ def bench(
     uris: Annotated[
         list[str] | None, typer.Argument(help="Sources; nca://web and nca://code if none is named.")
     ] = None,
-    seq_length: Annotated[int, typer.Option(help="Tokens of a sample.")] = 1024,
-    processes: Annotated[int | None, typer.Option(help="Most processes at once (default: one a core).")] = None,
+    seq_length: Annotated[int, number_option("--seq-length", "Tokens of a sample.", most=MAX_SEQ_LENGTH)] = 1024,
+    processes: Annotated[
+        int | None, number_option("--processes", "Most processes at once (default: one a core).", most=MAX_PROCESSES)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure for each number of processes.")] = 5.0,
     json: Annotated[Path, typer.Option(help="File to write all figures to.")] = Path("runs/bench.json"),
 ) -> None:
@@ -513,8 +548,8 @@ def bench(
 def inspect(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; runs/inspect/<uri> if absent.")] = None,
-    count: Annotated[int, typer.Option(help="Sequences to draw.")] = 500,
-    seq_length: Annotated[int, typer.Option(help="Inputs of a sequence.")] = 1024,
+    count: Annotated[int, number_option("--count", "Sequences to draw.")] = 500,
+    seq_length: Annotated[int, number_option("--seq-length", "Inputs of a sequence.", most=MAX_SEQ_LENGTH)] = 1024,
 ) -> None:
     """Draw sequences of a source as a page of pictures and figures."""
     from nca_plugin.inspection.report import default_folder
@@ -532,9 +567,9 @@ def inspect(
 @app.command()
 def show(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
-    index: Annotated[int, typer.Option(help="Which sample, 0 or more.")] = 0,
+    index: Annotated[int, number_option("--index", "Which sample, 0 or more.", least=0)] = 0,
     split: Annotated[str | None, typer.Option(help="train, valid or test; the URI's own if absent.")] = None,
-    seq_length: Annotated[int, typer.Option(help="Inputs of the sample.")] = 1024,
+    seq_length: Annotated[int, number_option("--seq-length", "Inputs of the sample.", most=MAX_SEQ_LENGTH)] = 1024,
     fps: Annotated[float, typer.Option(help="Frames a second in a terminal.")] = 6.0,
 ) -> None:
     """Play a sample in the terminal: an automaton frame by frame, or a stream of tokens."""

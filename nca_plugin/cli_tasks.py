@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.terminal import short, stages
+from nca_plugin.terminal import MAX_SEQ_LENGTH, number_option, short, stages
 
 _OWN_TASKS = "nca_gsm8k, nca_humaneval, nca_bigbench_lite, nca_prompt_answer, nca_automata"
 
@@ -28,13 +28,15 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option(help="TASK=FILE.jsonl or TASK=FOLDER, in place of its data set; TASK=URI.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Answers to each question (default: the task's, 64).")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Of an answer (default: the task's).")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
-    seq_length: Annotated[int, typer.Option(help="Of nca_automata.")] = 1024,
-    batch_size: Annotated[str, typer.Option(help="Answers at once, or `auto`.")] = "16",
+    samples: Annotated[
+        int | None, number_option("--samples", "Answers to each question (default: the task's, 64).")
+    ] = None,
+    max_tokens: Annotated[int | None, number_option("--max-tokens", "Of an answer (default: the task's).")] = None,
+    limit: Annotated[int | None, number_option("--limit", "Questions of each task.")] = None,
+    seq_length: Annotated[int, number_option("--seq-length", "Of nca_automata.", most=MAX_SEQ_LENGTH)] = 1024,
+    batch_size: Annotated[str, number_option("--batch-size", "Answers at once, or `auto`.", word="auto")] = "16",
     device: Annotated[str | None, typer.Option(help="Of torch, such as cuda:1 (default: the first, else cpu).")] = None,
-    seed: Annotated[int, typer.Option(help="Of the answers drawn.")] = 1234,
+    seed: Annotated[int, number_option("--seed", "Of the answers drawn.", least=0)] = 1234,
     allow_model_code: Annotated[
         bool, typer.Option("--allow-model-code", help="Run programs that the model writes, in a sandbox.")
     ] = False,
@@ -61,7 +63,7 @@ def evaluate(
             max_new_tokens=max_tokens,
             limit=limit,
             seq_length=seq_length,
-            batch_size=batch_size,
+            batch_size=str(batch_size),
             device=device,
             allow_model_code=allow_model_code,
             seed=seed,
@@ -94,7 +96,7 @@ def examples(
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
     data: Annotated[str | None, typer.Option(help="A copy of the task's data set, in place of it.")] = None,
     tokenizer: Annotated[str, typer.Option(help="With --max-tokens: `bytes`, or what AutoTokenizer loads.")] = "bytes",
-    max_tokens: Annotated[int | None, typer.Option(help="Leave out examples that are longer.")] = None,
+    max_tokens: Annotated[int | None, number_option("--max-tokens", "Leave out examples that are longer.")] = None,
 ) -> None:
     """Write the training examples of a task, to fine-tune on with --sft."""
     from nca_plugin.evaluation.examples import write_examples

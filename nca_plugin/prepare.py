@@ -112,7 +112,7 @@ def prepare(
     prefix = local_output(str(prefix))
     targets = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
     for target in targets:
-        if target.exists():
+        if exists(str(target)):
             raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
     texts = documents(corpus)
     # An input that does not exist is told before a tokenizer is loaded.

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -29,17 +30,68 @@ from nca_plugin.progress import StartStage, lines_now_and_then
 
 #: Of the work, from which on a rate is shown.
 _SHARE_THAT_TELLS: Final = 0.01
+#: Digits, perhaps in groups of three; a fraction; a power of ten; a suffix.
+_COUNT: Final = re.compile(
+    r"([0-9]{1,30}|[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,3}(?:_[0-9]{3}){1,9})"
+    r"(?:\.([0-9]{1,30}))?(?:E\+?([0-9]{1,2}))?([KMGBT]?)"
+)
+_MAX_SHOWN: Final = 40
+#: No machine has more cores.
+MAX_PROCESSES: Final = 4096
+#: A sequence is in memory as a whole.
+MAX_SEQ_LENGTH: Final = 1 << 24
 _SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
 
-def parse_count(text: str) -> int:
-    """Return the number that `164M`, `2.5B` or `1000000` stands for. Raises `NCAPluginError` for anything else."""
-    match = re.fullmatch(r"(\d{1,18})(?:\.(\d{1,12}))?([KMGBT]?)", text.upper())
-    whole, fraction, suffix = match.groups("") if match else ("", "", "")
-    count, rest = divmod(int(f"{whole}{fraction}" or 0) * _SUFFIXES[suffix], 10 ** len(fraction))
-    if not match or rest:
-        raise NCAPluginError(f"'{text}' is no number of tokens: write 164M, 2.5B, 1T or 164000000")
+def parse_count(text: str, name: str = "") -> int:
+    """Return the whole number that a text stands for, in every way in which this package prints numbers.
+
+    >>> [parse_count(text) for text in ("164M", "2.5B", "1e6", "1_000", "1,000", "164000000")]
+    [164000000, 2500000000, 1000000, 1000, 1000, 164000000]
+
+    Args:
+        name: what the number is, such as `--tokens`, for the message.
+
+    Raises:
+        NCAPluginError: anything else, a fraction or a negative number among it.
+    """
+    match = _COUNT.fullmatch(text.strip().upper())
+    count = None
+    if match:
+        whole, fraction, exponent, suffix = match.groups("")
+        digits = re.sub("[_,]", "", whole) + fraction
+        shift = int(exponent or 0) - len(fraction)
+        value = int(digits) * _SUFFIXES[suffix] * 10 ** max(shift, 0)
+        count, rest = divmod(value, 10 ** max(-shift, 0))
+        count = None if rest else count
+    if count is None:
+        shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        raise NCAPluginError(
+            f"{name}{name and ' '}'{shown}': must be a whole number, such as 164000000, 164,000,000, 164_000_000, "
+            "1.64e8, 164M or 2.5B"
+        )
     return count
+
+
+def number_option(option: str, help: str, *, least: int = 1, most: int = (1 << 63) - 1, word: str | None = None) -> Any:
+    """Return a typer option for a whole number, typed in every way that `parse_count` takes.
+
+    Args:
+        option: as it is typed, such as `--tokens`.
+        word: what may be typed in place of a number; it is passed on as it is.
+    """
+
+    def read(text: str | int) -> int | str:
+        # typer passes a default through it too.
+        if text == word:
+            return word
+        count = parse_count(str(text), option)
+        if not least <= count <= most:
+            limits = f"at least {least:,}" if count < least else f"at most {most:,}"
+            raise NCAPluginError(f"{option} {str(text)[:_MAX_SHOWN]}: must be {limits}")
+        return count
+
+    return typer.Option(option, parser=read, metavar="NUMBER", help=help)
 
 
 def short(number: float) -> str:

@@ -52,7 +52,7 @@ from nca_plugin.study.study import Compute, _best, all_runs, check_lengths, run_
         ("arms.dyck.preset=scratch", "leave out its stage 1"),
         ("language.tokens=409_601", "language.tokens 409,601: is no multiple of 2,048 tokens, a global batch"),
         ("arms.dyck.tokens=1M", "the nearest that are: 999424 and 1001472"),
-        ("stage1.tokens=many", "'many' is no number of tokens"),
+        ("stage1.tokens=many", "stage1.tokens 'many': must be a whole number"),
         ("language.validation_tokens=100", "language.validation_tokens 100: is no multiple of 256"),
         ("arguments.train-iters=5", "arguments.train-iters: leave it out, it follows from the budget"),
         ("language.arguments.save=x", "language.arguments.save: leave it out, the study sets it"),

@@ -3,27 +3,91 @@
 import io
 import re
 import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from nca_plugin import progress
+from nca_plugin import cli, cli_tasks, progress
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.terminal import StudyProgress, at_work, parse_count, parse_shard, short, stages
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("164M", 164_000_000), ("2.5B", 2_500_000_000), ("2.5g", 2_500_000_000), ("1T", 10**12), ("7", 7), ("0.001K", 1)],
+    [
+        *(("164M", 164_000_000), ("2.5B", 2_500_000_000), ("2.5g", 2_500_000_000), ("1T", 10**12), ("7", 7)),
+        *(("0.001K", 1), ("1e6", 10**6), ("1E6", 10**6), ("1.5e+3", 1500), ("1e30", 10**30), ("1000.0", 1000)),
+        *(("1_000", 1000), ("1,000", 1000), ("12,345,678", 12_345_678), (" 5 ", 5), ("10.0K", 10_000), ("0", 0)),
+    ],
 )
 def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "M", "1.M", "-1", "1e9", "2.5", "0.0001K", "1 M", "1KB", "1,000"])
-def test_what_is_no_count_is_refused(text: str) -> None:
-    with pytest.raises(NCAPluginError, match="is no number of tokens"):
-        parse_count(text)
+@given(st.integers(0, 10**15))
+def test_a_number_can_be_typed_as_it_is_printed(number: int) -> None:
+    for text in (str(number), f"{number:,}", f"{number:_}", str(float(number))):
+        assert parse_count(text) == number
+    # In short it is rounded.
+    assert parse_count(short(number)) == pytest.approx(number, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "M",
+            "1.M",
+            "-1",
+            "2.5",
+            "0.0001K",
+            "1 M",
+            "1KB",
+            "1,00",
+            "1,0000",
+            ",100",
+            "1_00",
+            "1__000",
+            "1,000_000",
+        ),
+        *("1e", "e6", "1e-3", "1e999999999", "9" * 5000, "1.5", "nan", "inf", "0x10", "\u0663", "1,5", "+1", "None"),
+    ],
+)
+def test_what_is_no_count_is_refused_with_its_value_and_the_accepted_forms(text: str) -> None:
+    with pytest.raises(NCAPluginError, match=r"^--tokens '.*': must be a whole number, such as 164000000, ") as error:
+        parse_count(text, "--tokens")
+    assert text[:40] in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("module", [cli, cli_tasks])
+def test_every_whole_number_of_a_command_is_read_by_the_same_parser(module: ModuleType) -> None:
+    commands = [function for function in vars(module).values() if callable(function) and get_hints(function)]
+    options = [
+        (function.__name__, name, hint)
+        for function in commands
+        for name, hint in get_hints(function).items()
+        if hint.__args__[0] in (int, int | None)
+    ]
+    assert len(options) > 3
+    for command, name, hint in options:
+        parser = hint.__metadata__[0].parser
+        assert parser is not None, f"{command} {name}"
+        assert parser("2e3") == parser("2,000") == parser("2K") == parser(2000) == 2000
+        with pytest.raises(NCAPluginError, match=f"^--{name.replace('_', '-')} 'x': must be a whole number"):
+            parser("x")
+
+
+def get_hints(function: Callable[..., object]) -> dict[str, Any]:
+    if getattr(function, "__module__", "") not in (cli.__name__, cli_tasks.__name__) or isinstance(function, type):
+        return {}
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hint for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
 def test_shards() -> None:

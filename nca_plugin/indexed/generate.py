@@ -1,11 +1,17 @@
 """A source written to disk: as documents that Megatron reads, by any number of processes on any number of machines."""
 
+from typing import Final
+
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.storage import output_prefix
 from nca_plugin.indexed.workers import generate_blocks
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse
+
+#: No machine has more cores.
+_MAX_WORKERS: Final = 4096
 
 
 def generate(
@@ -31,8 +37,9 @@ def generate(
     Raises:
         NCAPluginError: a wrong source, size or shard, a prefix that cannot be written, or a disk that fails.
     """
-    if num_workers < 1:
-        raise NCAPluginError(f"{num_workers} workers: must be at least 1")
+    if not 1 <= num_workers <= _MAX_WORKERS:
+        raise NCAPluginError(f"{num_workers:,} workers: must be 1 to {_MAX_WORKERS:,}")
+    prefix = output_prefix(prefix)
     part = Part.shard(CorpusSpec.from_source(parse(uri), num_tokens, seq_length), *shard)
     return write_corpus(
         prefix,

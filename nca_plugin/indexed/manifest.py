@@ -54,9 +54,9 @@ class CorpusSpec:
         Raises:
             NCAPluginError: no tokens, more documents than Megatron counts, or what the source refuses.
         """
-        source.check_seq_length(seq_length)
         if seq_length > _MAX_SEQ_LENGTH:
             raise NCAPluginError(f"sequence length {seq_length}: must be at most {_MAX_SEQ_LENGTH}")
+        source.check_seq_length(seq_length)
         num_documents = -(-num_tokens // seq_length)
         if not 1 <= num_documents <= _MAX_DOCUMENTS:
             raise NCAPluginError(
@@ -242,7 +242,7 @@ class Manifest:
             if data != _with_checksum(data.rpartition(_CHECKSUM_START)[0] + _END):
                 raise altered
             return cls._from_content(content)
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise altered from error
 
     @classmethod

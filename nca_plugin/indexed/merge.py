@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
-from nca_plugin.indexed.storage import load_manifest, names_after, open_file, read_errors
+from nca_plugin.indexed.storage import is_remote, load_manifest, names_after, open_file, read_errors
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -29,8 +30,12 @@ def merge(parts: Sequence[str], prefix: str, start_stage: StartStage = silent_st
         NCAPluginError: parts of different corpora, missing, overlapping or damaged ones, or a prefix that cannot be
             written.
     """
-    if prefix in parts:
-        raise NCAPluginError(f"{prefix} is one of its own parts: choose another --out")
+    for number, name in enumerate(parts):
+        if _is_same(name, prefix):
+            raise NCAPluginError(f"{prefix} is one of its own parts: choose another --out")
+        if again := next((other for other in parts[:number] if _is_same(name, other)), None):
+            what = "twice" if name == again else f"as {again} too"
+            raise NCAPluginError(f"part {name} is named {what}: name each part once")
     manifests = {name: load_manifest(name) for name in parts}
     names = sorted(manifests, key=lambda name: manifests[name].part.first_block)
     if not names:
@@ -45,6 +50,15 @@ def merge(parts: Sequence[str], prefix: str, start_stage: StartStage = silent_st
         _joined_origin([manifest.origin for manifest in ordered.values()]),
         lambda writer, blocks: _copy_blocks(ordered, writer, blocks),
         start_stage,
+    )
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two prefixes stand for one corpus, however they are spelt and through whatever links."""
+    if one == other:
+        return True
+    return not (is_remote(one) or is_remote(other)) and os.path.realpath(f"{one}.json") == os.path.realpath(
+        f"{other}.json"
     )
 
 

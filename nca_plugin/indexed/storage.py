@@ -10,9 +10,11 @@ from typing import Any, BinaryIO, Final, cast
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
-from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Part
+from nca_plugin.indexed.manifest import MANIFEST_START, SUFFIXES, Manifest, Part
 
 _READ_BYTES: Final = 1 << 23
+#: Of a corpus of 10^13 tokens.
+_MAX_MANIFEST_BYTES: Final = 1 << 30
 
 
 def prefix_of(name: str) -> str:
@@ -75,12 +77,6 @@ def open_file(path: str) -> BinaryIO:
         return cast(BinaryIO, fs.open(name, "rb"))
 
 
-def read_file(path: str) -> bytes:
-    """Return the content of a file. Raises `NCAPluginError` if that is impossible."""
-    with read_errors(path), open_file(path) as file:
-        return file.read()
-
-
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
     """Turn what the system, or a driver, says of a file that cannot be read into an `NCAPluginError`."""
@@ -95,6 +91,17 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise NCAPluginError(f"cannot read {path}: {_reason(error)}") from error
 
 
+def read_manifest(prefix: str) -> Manifest:
+    """Return the manifest under `prefix`. Raises `NCAPluginError` if it is none or damaged."""
+    name = prefix + ".json"
+    with open_file(name) as file, read_errors(name):
+        data = file.read(len(MANIFEST_START))
+        # Another file may be larger than memory.
+        if data == MANIFEST_START:
+            data += file.read(_MAX_MANIFEST_BYTES)
+    return Manifest.from_bytes(data, name)
+
+
 def load_manifest(prefix: str) -> Manifest:
     """Return the manifest of the corpus under `prefix`, whose files are looked at but not read.
 
@@ -104,7 +111,7 @@ def load_manifest(prefix: str) -> Manifest:
     name = prefix + ".json"
     if size_of(name) is None:
         raise NCAPluginError(f"{name} does not exist: {prefix} is no corpus that nca-plugin generate has finished")
-    manifest = Manifest.from_bytes(read_file(name), name)
+    manifest = read_manifest(prefix)
     for fault in size_faults(prefix, manifest):
         raise NCAPluginError(f"{fault}: restore it, or remove all files of {prefix} and write them again")
     return manifest

@@ -9,10 +9,10 @@ import numpy as np
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import MAGIC, IndexLayout
-from nca_plugin.indexed.manifest import Manifest, Part, digest
-from nca_plugin.indexed.storage import open_file, read_errors, read_file, size_faults, size_of
+from nca_plugin.indexed.manifest import Part, digest
+from nca_plugin.indexed.storage import open_file, read_errors, read_manifest, size_faults, size_of
 from nca_plugin.progress import StartStage, silent_stage
-from nca_plugin.sources import parse
+from nca_plugin.sources import parse, short_uri
 
 
 def verify(prefix: str, num_documents: int, start_stage: StartStage = silent_stage) -> list[str]:
@@ -30,7 +30,7 @@ def verify(prefix: str, num_documents: int, start_stage: StartStage = silent_sta
     name = prefix + ".json"
     if size_of(name) is None:
         raise NCAPluginError(f"{name} does not exist{_what_else(prefix)}")
-    manifest = Manifest.from_bytes(read_file(name), name)
+    manifest = read_manifest(prefix)
     part = manifest.part
     faults = list(size_faults(prefix, manifest))
     if size_of(prefix + ".idx") is not None:
@@ -97,7 +97,7 @@ def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartSt
     between = random.sample(range(1, last), min(max(0, count - 2), max(0, last - 1)))
     chosen = sorted({0, last, *between})[:count]
     advance = start_stage("generating", len(chosen) * spec.seq_length)
-    source = parse(spec.uri)
+    source, uri = parse(spec.uri), short_uri(spec.uri)
     with open_file(prefix + ".bin") as tokens, open_file(prefix + ".next") as following:
         for document in chosen:
             index = part.first_document + document
@@ -107,9 +107,9 @@ def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartSt
             sample = source.sample(index, spec.seq_length)
             expected = sample.tokens.astype(np.dtype(spec.dtype).newbyteorder("<")).tobytes()
             if data != expected:
-                yield f"{prefix}: document {document:,} is not sample {index:,} of {spec.uri}"
+                yield f"{prefix}: document {document:,} is not sample {index:,} of {uri}"
             elif not np.array_equal(sample.loss_mask, spec.loss_mask):
-                yield f"{prefix}: sample {index:,} of {spec.uri} supervises other targets than {prefix}.json says"
+                yield f"{prefix}: sample {index:,} of {uri} supervises other targets than {prefix}.json says"
             advance(spec.seq_length)
 
 

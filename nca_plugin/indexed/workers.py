@@ -16,7 +16,7 @@ from nca_plugin.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Part
-from nca_plugin.sources import Source, parse
+from nca_plugin.sources import Source, parse, short_uri
 
 # The next one waits in the pipe, so that no worker waits while the disk is synchronised.
 _BLOCKS_AHEAD: Final = 2
@@ -81,12 +81,14 @@ def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], 
         sample = source.sample(index, spec.seq_length)
         if not np.array_equal(sample.loss_mask, loss_mask):
             raise NCAPluginError(
-                f"sample {index} of {spec.uri} has another loss mask than sample 0: a corpus has one mask for all "
-                "documents; train on this source online"
+                f"sample {index} of {short_uri(spec.uri)} has another loss mask than sample 0: a corpus has one mask "
+                "for all documents; train on this source online"
             )
         tokens[row] = sample.tokens
     if tokens.min() < 0 or tokens.max() >= spec.vocab_size:
-        raise NCAPluginError(f"source {spec.uri} made an id outside 0 .. {spec.vocab_size - 1}: it is at fault")
+        raise NCAPluginError(
+            f"source {short_uri(spec.uri)} made an id outside 0 .. {spec.vocab_size - 1}: it is at fault"
+        )
     typed = tokens.astype(spec.dtype)
     return typed[:, :-1], typed[:, -1]
 

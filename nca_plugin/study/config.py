@@ -257,7 +257,7 @@ def validation_tokens(study: StudyConfig) -> int:
 
 
 def _multiple(tokens: Any, batch: int, name: str, unit: str = "a global batch") -> int:
-    count = tokens if isinstance(tokens, int) else parse_count(str(tokens))
+    count = parse_count(str(tokens), name)
     if count < batch or count % batch:
         below = max(count // batch, 1) * batch
         nearest = sorted({below, max(count // batch + 1, 1) * batch})

@@ -1,10 +1,9 @@
 """Tokenizers, and how many ids they have: one more than the highest, as ids may have gaps between them."""
 
-from pathlib import Path
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.text.folders import did_you_mean
+from nca_plugin.text.folders import did_you_mean, exists
 from nca_plugin.text.hub import is_reachable
 
 _MAX_REASON = 300
@@ -18,7 +17,7 @@ def load_auto_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    is_here = Path(name).exists()
+    is_here = exists(name)
     # Without a hub, what has been loaded before is still there.
     is_local = is_here or not is_reachable(name, "model", "tokenizer")
     try:
