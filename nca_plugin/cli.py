@@ -92,7 +92,7 @@ def _has_folder() -> bool:
 
 def _of_usage(error: Any, arguments: list[str]) -> str:
     """Return the line of an error of usage, with the value that is wrong and what would be right."""
-    message = one_line(error.format_message())
+    message = " ".join(error.format_message().split())
     parameter = getattr(error, "param", None)
     if "Invalid value" not in message or parameter is None:
         return message
@@ -457,13 +457,15 @@ def doctor(
         str | None, typer.Option(help="As --data-path of a run, to say whether the checkpoint resumes with it.")
     ] = None,
 ) -> None:
-    """Say what works on this machine, and what to do about what does not. Exit code 1 if something is broken."""
+    """Say what works on this machine, and what to do about what does not. Exit code 2 if something is broken."""
     if checkpoint is None:
         from nca_plugin.doctor.screen import run
 
         if data is not None:
             raise NCAPluginError("--data is compared with a checkpoint: name one")
-        raise typer.Exit(run())
+        if run():
+            raise NCAPluginError("something is broken here: see the lines above")
+        return
     from nca_plugin.checkpoint.diagnosis import diagnose
 
     blend: tuple[list[str], list[float] | None] | None = None
@@ -476,7 +478,10 @@ def doctor(
         blend = read_blend(data, "--data")
     diagnosis = diagnose(checkpoint, blend)
     print("\n".join(diagnosis.lines))
-    raise typer.Exit(int(not diagnosis.is_right))
+    if not diagnosis.is_right:
+        raise NCAPluginError(
+            f"checkpoint {checkpoint} is not what this machine or these data make: see the lines above"
+        )
 
 
 @app.command()

@@ -55,11 +55,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _cache_of(function: Any) -> Any:
-    try:
+    # numba's error, where it finds no folder.
+    with suppress(RuntimeError):
         return _Cache(function)
-    # numba's, where it finds no folder.
-    except RuntimeError:
+    with suppress(RuntimeError):
         return _Cache(function) if _use_private_folder() else NullCache()
+    return NullCache()
 
 
 @functools.cache

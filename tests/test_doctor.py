@@ -169,7 +169,7 @@ def test_here_nothing_is_broken(answers: dict[str, Answer]) -> None:
 )
 def test_what_breaks_the_import_of_megatron(answers: dict[str, Answer], name: str, detail: str) -> None:
     answer = answers[name]
-    assert answer.code == 1
+    assert answer.code == 2
     assert answer.lines[name] == ("BROKEN", detail)
     assert answer.lines["megatron-core"][1].endswith(f"cannot be imported, because of {name}")
     for launcher in ("megatron", "hydra"):
@@ -179,7 +179,7 @@ def test_what_breaks_the_import_of_megatron(answers: dict[str, Answer], name: st
 
 def test_no_megatron_and_no_command_line(answers: dict[str, Answer]) -> None:
     answer = answers["without megatron"]
-    assert answer.code == 1
+    assert answer.code == 2
     for_training = "no run can be started here: pip install 'nca-plugin[megatron]' brings it"
     assert answer.lines["megatron-core"] == ("-", f"absent {for_training}")
     assert answer.lines["other packages"] == ("BROKEN", "7 of 8 missing: typer")
@@ -189,7 +189,7 @@ def test_no_megatron_and_no_command_line(answers: dict[str, Answer]) -> None:
 
 def test_a_clone_that_was_not_installed(answers: dict[str, Answer]) -> None:
     answer = answers["not installed"]
-    assert answer.code == 1
+    assert answer.code == 2
     assert answer.lines["nca-plugin"] == ("BROKEN", "not installed nor is all that it needs")
     assert "-m pip install ." in answer.fixes["nca-plugin"]
     assert answer.fixes.keys() <= {"nca-plugin", "torchrun"}
@@ -198,14 +198,14 @@ def test_a_clone_that_was_not_installed(answers: dict[str, Answer]) -> None:
 def test_the_other_apex(answers: dict[str, Answer]) -> None:
     answer = answers["apex"]
     detail = "0.9.10.dev0 not NVIDIA's but an unrelated package: models cannot be built"
-    assert answer.code == 1 and answer.lines["apex"] == ("BROKEN", detail)
+    assert answer.code == 2 and answer.lines["apex"] == ("BROKEN", detail)
     assert answer.fixes["apex"].endswith("-m pip uninstall apex")
 
 
 def test_another_deflate(answers: dict[str, Answer]) -> None:
     answer = answers["deflate"]
     verdict, detail = answer.lines["deflate"]
-    assert answer.code == 1 and verdict == "BROKEN"
+    assert answer.code == 2 and verdict == "BROKEN"
     assert re.fullmatch(
         r"other_deflate ([1-4]) of 4 known payloads take (\d+ bytes for (301|356|757|964)(, )?)+: samples would differ "
         "from other machines', so nca:// is refused",
@@ -237,7 +237,7 @@ def test_an_older_python() -> None:
         pytest.skip("there is no Python 3.11")
     python = works[0]
     answer = run(python, *DOCTOR[1:])
-    assert answer.code == 1
+    assert answer.code == 2
     assert answer.lines.keys() == {"Python"}
     assert re.fullmatch(r"3\.11\.\d+ needs >=3.12; nothing else was looked at", answer.lines["Python"][1])
     assert "-m venv .venv && .venv/bin/pip install ." in answer.fixes["Python"]

@@ -138,8 +138,8 @@ def test_options_of_one_preset_in_a_mixture() -> None:
     ("uri", "reason"),
     [
         ("nca://web:0.7,code:0.2", "weights sum to 0.9, they must sum to 1"),
-        ("nca://web:0,code:1", "every weight must be above 0"),
-        ("nca://web:nan,code:0.5", "every weight must be above 0"),
+        ("nca://web:0,code:1", "0 is the weight of preset web; weights lie above 0"),
+        ("nca://web:nan,code:0.5", "'web:nan' must be PRESET:WEIGHT"),
         ("nca://web:0.5,web:0.5", "named twice"),
         ("nca://web:0.5,toy:0.5", "must share num_colors"),
         ("nca://web:0.5,code", "'code' must be PRESET:WEIGHT"),

@@ -54,3 +54,26 @@ def test_job_array(tmp_path: Path, environment: dict[str, str]) -> None:
 def assert_as_written_here(prefix: Path) -> None:
     write(prefix.with_name("here"), documents=2 * BLOCK)
     assert contents(prefix) == contents(prefix.with_name("here"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "overrides"),
+    [
+        (["--standalone", "--nproc-per-node", "8"], ["--standalone", "--nproc-per-node", "8"], []),
+        (["--standalone", "folder=/a b", "stages.nca.train_iters=5"], ["--standalone"], ["folder=/a b"]),
+        (["--rdzv-conf", "timeout=5", "+x=1", "--", "~y"], ["--rdzv-conf", "timeout=5"], ["+x=1", "~y"]),
+        (["--nnodes=2", "--", "folder=x"], ["--nnodes=2"], ["folder=x"]),
+    ],
+)
+def test_overrides_of_a_chain_need_no_mark(
+    tmp_path: Path, environment: dict[str, str], typed: list[str], options: list[str], overrides: list[str]
+) -> None:
+    commands = tmp_path / "commands"
+    for name in ("torchrun", "nca-plugin"):
+        (commands / name).write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" > {tmp_path}/{name}.txt\n')
+        (commands / name).chmod(0o755)
+    subprocess.run([SCRIPTS / "chain" / "torchrun.sh", "demo", *typed], env=environment, check=True)
+    started = (tmp_path / "torchrun.txt").read_text().splitlines()
+    overrides = overrides + [text for text in typed if text.startswith("stages.")]
+    assert started == ["--rdzv-backend", "c10d", *options, "-m", "nca_plugin.launch.chain", "demo", *overrides]
+    assert (tmp_path / "nca-plugin.txt").read_text().splitlines() == ["chain", "demo", "--is-complete", *overrides]

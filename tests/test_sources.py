@@ -129,10 +129,41 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
         ("nca://web#seed=1", "must look like"),
         ("nca://web?seed=%zz", "must be a whole number"),
         ("nca://web?=1", "unknown option ''"),
-        ("nca://web?temperature=1e", "must be a number"),
+        ("nca://web?temperature=1e", "must be a finite number"),
         ("://", "unknown source"),
         ("dyck://?kind=x", "unknown option 'kind'"),
         ("nca://web?see\nd=3", "control character"),
+        ("nca://web:80", "80 is the weight of preset web; weights lie above 0 and sum to 1, as in web:0.7,code:0.3"),
+        ("nca://web:inf,code:0.5", "must be PRESET:WEIGHT"),
+        ("nca://web:-0.5,code:1.5", "-0.5 is the weight of preset web"),
+        ("nca://web:0.5,code:0.5?code.split=valid", "split holds for all presets; write split=valid"),
+        ("nca://web&seed=1", "options follow a question mark, as in nca://web?seed=1"),
+        ("nca://web;seed=1", "options follow a question mark"),
+        ("nca://web%3Fseed=1", "options follow a question mark"),
+        ("nca?seed=1", "options follow nca://?, as in nca://?seed=1"),
+        ("nca://web?seed=1;band=none", "options are separated by &"),
+        ("nca://web?seed=1?band=none", "options are separated by &"),
+        ("nca://nca://web", "names a scheme twice"),
+        ("nca://web?seed", "options must look like"),
+        ("nca://web?seed=", "option seed='' must be a whole number"),
+        ("nca://web?seed=1&band=none&seed=2", "option 'seed' is given twice"),
+        ("nca://web?seed=\u0663", "must be a whole number"),
+        ("nca://web?seed=1_000", "must be a whole number"),
+        ("nca://web?seed= 1", "must be a whole number"),
+        ("nca://web?seed=1.0", "must be a whole number"),
+        ("nca://web?seed=" + 5000 * "9", "must be a whole number"),
+        *(
+            (f"nca://web?{option}={value}", f"option {option}='{value}' must be a finite number")
+            for option in ("temperature", "identity_bias")
+            for value in ("inf", "-inf", "nan", "1e400", "\u0661", "1_0", "0x1p3", "")
+        ),
+        ("nca://web?band=0.5:inf", "must be LOW:HIGH"),
+        ("nca://web?band=0.5", "must be LOW:HIGH"),
+        ("nca://web?curriculum=0@0.1:nan", "must be START@LOW:HIGH"),
+        ("nca://web?curriculum=-0@0.3:0.1", "with 0 <= LOW < HIGH"),
+        ("nca://web?vocab_offset=\u0661", "must be a whole number"),
+        ("iid://?exponent=inf", "must be a finite number"),
+        ("dyck://?p=nan", "must be a finite number"),
         ("nca://web?see%0Ad=3", "control character"),
     ],
 )
@@ -306,3 +337,7 @@ def test_sources_and_corpora_import_without_torch_or_megatron() -> None:
     imports = "; ".join(f"import nca_plugin.{module}" for module in modules)
     code = f"import sys; {imports}; print({{'torch', 'megatron', 'fsspec'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_zero_has_one_name() -> None:
+    assert parse("nca://web?temperature=-0&seed=-0").uri == parse("nca://web?temperature=0&seed=0").uri

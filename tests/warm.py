@@ -60,8 +60,13 @@ class WarmProcess:
         folder: Path,
         environment: Mapping[str, str] | None = None,
         timeout: float = 60,
+        before: str = "",
     ) -> Ended:
-        """Run `module.main()` in `folder`; a case that takes longer than `timeout` seconds is killed (code -9)."""
+        """Run `module.main()` in `folder`; a case that takes longer than `timeout` seconds is killed (code -9).
+
+        Args:
+            before: Python statements that the process runs first, such as to close its standard output.
+        """
         assert self._server.stdin is not None and self._server.stdout is not None
         with tempfile.TemporaryDirectory() as outputs:
             case = {
@@ -71,6 +76,7 @@ class WarmProcess:
                 "environment": dict(environment or {}),
                 "outputs": outputs,
                 "timeout": timeout,
+                "before": before,
             }
             print(json.dumps(case), file=self._server.stdin, flush=True)
             ended = json.loads(self._server.stdout.readline())
@@ -124,6 +130,7 @@ def _run(case: dict[str, object]) -> NoReturn:
         assert isinstance(environment, dict) and isinstance(arguments, list)
         os.environ.update(environment)
         sys.argv = [str(case["module"]), *arguments]
+        exec(str(case["before"]), {})
         import_module(str(case["module"])).main()
         code = 0
     except SystemExit as end:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
@@ -15,8 +16,22 @@ from nca_plugin.errors import NCAPluginError, check_options, unknown_name
 _MAX_VOCAB_SIZE: Final = 1 << 20
 
 
+#: As a person types them; Python also takes 1_000, other scripts' digits, and spaces around.
+_NUMBER: Final = re.compile(r"[+-]?([0-9]{1,30}|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)")
+
 #: Open interval of gzip scores, (lo, hi).
 Band = tuple[float, float]
+
+
+def number[N: (int, float)](kind: type[N], text: str) -> N:
+    """Return the whole number, or the finite one, that `text` is. Raises `ValueError` for anything else."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"'{text}' is no finite number")
+    value = kind(text)
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is larger than any float")
+    # One zero: the other one would give the same samples another name.
+    return value + kind(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +48,7 @@ class Stage:
     def from_text(cls, text: str) -> Self:
         """Return the stage that `text` names. Raises `ValueError` if it names none."""
         start, low, high = text.replace("@", ":", 1).split(":")
-        return cls(int(start), (float(low), float(high)))
+        return cls(number(int, start), (number(float, low), number(float, high)))
 
     def __str__(self) -> str:
         return f"{self.start}@{self.band[0]!r}:{self.band[1]!r}"
@@ -127,8 +142,8 @@ class NCAConfig:
             (2 <= self.num_colors <= 64, "num_colors", "must lie in 2 .. 64"),
             (1 <= self.patch_size <= 4, "patch_size", "must lie in 1 .. 4"),
             (3 <= self.grid_size <= 256, "grid_size", "must lie in 3 .. 256"),
-            (math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be at least 0"),
-            (math.isfinite(self.identity_bias), "identity_bias", "must be finite"),
+            (0 <= self.temperature < math.inf, "temperature", "must be at least 0 and finite"),
+            (-math.inf < self.identity_bias < math.inf, "identity_bias", "must be finite"),
             (0 <= self.burn_in <= 10_000, "burn_in", "must lie in 0 .. 10,000"),
             (1 <= self.steps_per_frame <= 1_000, "steps_per_frame", "must lie in 1 .. 1,000"),
             (self.num_rules is None or self.num_rules >= 1, "num_rules", "must be at least 1"),
@@ -172,7 +187,7 @@ class NCAConfig:
 
     def _check_band(self, band: Band) -> None:
         low, high = band
-        if not (0 <= low < high):
+        if not (0 <= low < high < math.inf):
             raise NCAPluginError(f"NCA option band={low:g}:{high:g}: must be LOW:HIGH with 0 <= LOW < HIGH")
         floor, ceiling = score_bounds(self.num_colors, self.grid_size, self.patch_size)
         if low >= ceiling:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.lineage import Trained, read_trained
 from nca_plugin.checkpoint.report import trained_on_line
 from nca_plugin.errors import NCAPluginError
@@ -30,6 +31,9 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     trained = read_trained(path)
     lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
     if trained.lineage is None:
+        if trained.iteration is None:
+            # A folder that holds none does not say either: this tells it apart.
+            read_checkpoint(path)
         lines.append("It was written without nca-plugin, and does not say what it was trained on.")
         return Diagnosis(tuple(lines), True)
     faults = []

@@ -23,7 +23,7 @@ Sections = Mapping[str, Sequence[Check]]
 
 
 def run() -> int:
-    """Print what works here, and what to do about what does not. Returns the exit code: 1 if something is broken."""
+    """Print what works here, and what to do about what does not. Returns the exit code: 2 if something is broken."""
     python = packages.check_python(platform.python_version())
     if python.verdict is Verdict.OK:
         if sys.stderr.isatty():
@@ -33,7 +33,7 @@ def run() -> int:
     else:
         sections = {"packages": [python]}
     print(screen(sections))
-    return int(any(check.verdict is Verdict.BROKEN for checks in sections.values() for check in checks))
+    return 2 if any(check.verdict is Verdict.BROKEN for checks in sections.values() for check in checks) else 0
 
 
 def examine(facts: Facts) -> Sections:

@@ -261,12 +261,6 @@ def disk_errors(prefix: Path) -> Iterator[None]:
         ) from error
 
 
-def _bytes(number: int) -> str:
-    """Return a number of bytes as people read it: 12 bytes, 9.8 MB, 1,200.0 GB."""
-    unit = next((unit for unit in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)) if number >= unit[1]), None)
-    return f"{number / unit[1]:,.1f} {unit[0]}" if unit else f"{number} bytes"
-
-
 def _identity(part: Part, origin: Origin) -> dict[str, Any]:
     spec = part.spec
     return {

@@ -1,6 +1,7 @@
 """A blend as users write it: paths after their weights, and whether a model can train on each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
@@ -26,11 +27,26 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
     parts = data_path.split() if isinstance(data_path, str) else [str(part) for part in data_path or []]
     if not parts:
         raise NCAPluginError(f"{key} is missing: name a source, such as nca://web")
+    numbers = [part for part in parts if _is_number(part) and not Path(f"{part}.idx").exists()]
+    if len(parts) > 1 and len(parts) % 2 and numbers:
+        # Megatron takes a list of an odd length for paths alone.
+        raise NCAPluginError(
+            f"{key}: '{' '.join(parts)}' is malformed: {numbers[-1]} is no path; write each path after its weight, or "
+            "paths alone"
+        )
     try:
         paths, weights = get_blend_from_list(parts)
     except (AssertionError, ValueError) as error:
         raise NCAPluginError(f"{key}={parts} is no list of weights and paths: {error}") from None
     return list(paths), weights
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_meant_as_ours(path: str) -> bool:

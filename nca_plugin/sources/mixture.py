@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nca_plugin.automata import rng
+from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError, check_index
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.nca import NCASource
@@ -28,8 +29,12 @@ class MixtureSource:
 
     def __post_init__(self) -> None:
         context = f"mixture {self._text()}"
-        if not all(0 < weight <= 1 for weight in self.weights):
-            raise NCAPluginError(f"{context}: every weight must be above 0")
+        for source, weight in zip(self.presets, self.weights, strict=True):
+            if not 0 < weight <= 1:
+                raise NCAPluginError(
+                    f"{context}: {format_value(weight)} is the weight of preset {source.preset}; weights lie above 0 "
+                    "and sum to 1, as in web:0.7,code:0.3"
+                )
         if abs(sum(self.weights) - 1) > _SUM_TOLERANCE:
             raise NCAPluginError(f"{context}: the weights sum to {sum(self.weights):g}, they must sum to 1")
         if len({source.preset for source in self.presets}) < len(self.presets):
@@ -47,7 +52,7 @@ class MixtureSource:
             try:
                 if not name:
                     raise ValueError
-                weights.append(float(weight))
+                weights.append(number(float, weight))
             except ValueError:
                 raise NCAPluginError(
                     f"mixture {parsed.preset}: '{part}' must be PRESET:WEIGHT, such as web:0.7,code:0.3"
@@ -61,6 +66,10 @@ class MixtureSource:
                 of_all[option] = value
             elif name in of_one and field not in COMMON_OPTIONS:
                 of_one[name][field] = value
+            elif name in of_one:
+                raise NCAPluginError(
+                    f"mixture {parsed.preset}: option '{option}': {field} holds for all presets; write {field}={value}"
+                )
             else:
                 raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' is of no preset of it")
         presets = (NCASource.from_uri(ParsedURI(parsed.scheme, name, of_all | of_one[name])) for name in names)

@@ -6,6 +6,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Sample, Source
 from nca_plugin.sources.uri import VOCAB_OFFSET, ParsedURI
@@ -52,7 +53,7 @@ def split_offset(parsed: ParsedURI) -> tuple[ParsedURI, int]:
     """Return the URI without its offset, and the offset, 0 if absent. Raises `NCAPluginError` if it is no number."""
     text = parsed.options.get(VOCAB_OFFSET, "0")
     try:
-        offset = int(text)
+        offset = number(int, text)
     except ValueError:
         raise NCAPluginError(
             f"source {parsed.scheme}://{parsed.preset}: option {VOCAB_OFFSET}='{text}' must be a whole number"

@@ -1,16 +1,21 @@
 """`scheme://preset?option=value&...` to the fields of a configuration dataclass, and back."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
+from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError, unknown_name
 
 #: Options that every source has, beside the fields of its configuration.
 VOCAB_OFFSET: Final = "vocab_offset"
 COMMON_OPTIONS: Final = ("split", VOCAB_OFFSET)
+
+#: Where a question mark is missing, or was escaped.
+_OF_OPTIONS: Final = re.compile(r"[&=;?]|%3[Ff]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,20 +30,33 @@ class ParsedURI:
 def split_uri(uri: str) -> ParsedURI:
     """Take a URI, or a scheme alone, apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
     if not unquote(uri).isprintable():
-        raise NCAPluginError(f"source {uri!r}: holds a control character")
-    scheme, _, rest = uri.partition("://")
+        raise NCAPluginError(f"source {uri!r}: holds a control character, or one that cannot be seen")
+    scheme, separator, rest = uri.partition("://")
     preset, _, query = rest.partition("?")
     preset = preset.removesuffix("/")
+    context = f"source '{uri}'"
+    if not separator and _OF_OPTIONS.search(uri):
+        raise NCAPluginError(f"{context}: options follow {_OF_OPTIONS.split(uri)[0]}://?, as in nca://?seed=1")
+    if "://" in rest:
+        raise NCAPluginError(f"{context}: names a scheme twice; name one source, or several as a blend")
+    if _OF_OPTIONS.search(preset):
+        raise NCAPluginError(
+            f"{context}: options follow a question mark, as in {scheme}://{_OF_OPTIONS.split(preset)[0]}?seed=1"
+        )
     if "/" in preset or "#" in rest:
-        raise NCAPluginError(f"source '{uri}': must look like scheme://preset?option=value&option=value")
+        raise NCAPluginError(f"{context}: must look like scheme://preset?option=value&option=value")
+    if "?" in query or ";" in query:
+        raise NCAPluginError(f"{context}: options are separated by &, as in option=value&option=value")
     try:
         # A plus sign is one, as in 1e+16, not a space.
         pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        raise NCAPluginError(f"source '{uri}': options must look like option=value&option=value") from None
+        raise NCAPluginError(f"{context}: options must look like option=value&option=value") from None
     options = dict(pairs)
     if len(options) < len(pairs):
-        raise NCAPluginError(f"source '{uri}': an option is given twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NCAPluginError(f"{context}: option '{twice}' is given twice")
     return ParsedURI(scheme.lower(), preset, options)
 
 
@@ -94,7 +112,7 @@ def _parse_value(kind: Any, text: str) -> Any:
         if len(parts) != len(arguments):
             raise ValueError
         return tuple(_parse_value(a, p) for a, p in zip(arguments, parts, strict=True))
-    return kind(text)
+    return number(kind, text)
 
 
 def _describe(kind: Any) -> str:
@@ -105,4 +123,4 @@ def _describe(kind: Any) -> str:
         return " or ".join(arguments)
     if origin is tuple:
         return "START@LOW:HIGH,START@LOW:HIGH,..." if arguments[-1] is Ellipsis else "LOW:HIGH"
-    return {int: "a whole number", float: "a number"}[kind]
+    return {int: "a whole number", float: "a finite number"}[kind]
