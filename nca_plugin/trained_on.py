@@ -12,11 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.source import IndexedSource, is_corpus
-from nca_plugin.sources import Source, is_source, parse
+
+if TYPE_CHECKING:
+    from nca_plugin.indexed.source import IndexedSource
+    from nca_plugin.sources import Source
 
 KEY: Final = "nca_plugin_trained_on"
 
@@ -180,6 +182,10 @@ def _options(path: str) -> tuple[str, dict[str, str]]:
 
 def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
     """Return the URI and the fingerprint of a data path."""
+    # Only who trains makes samples: a command that moves weights loads no generator, which would be compiled.
+    from nca_plugin.indexed.source import IndexedSource, is_corpus
+    from nca_plugin.sources import is_source, parse
+
     if is_corpus(path):
         corpus = IndexedSource(path)
         return corpus.uri, fingerprint(corpus, seq_length, range(min(_SAMPLES, corpus.num_documents)))
@@ -193,7 +199,7 @@ def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
     return None, _sizes(path)
 
 
-def fingerprint(source: Source | IndexedSource, seq_length: int, indices: Iterable[int] = range(_SAMPLES)) -> str:
+def fingerprint(source: "Source | IndexedSource", seq_length: int, indices: Iterable[int] = range(_SAMPLES)) -> str:
     """Return what tells samples from others: of their tokens and loss masks, 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for index in indices:

@@ -6,16 +6,16 @@ that distributions need are made here from IEEE additions, multiplications, divi
 order, because libraries differ in the last bit and an automaton amplifies a last bit to a different trajectory.
 """
 
-import functools
-import math
 from typing import Final
 
 import numpy as np
 
+from nca_plugin import arithmetic
+from nca_plugin.arithmetic import SPLITS, stream_key
 from nca_plugin.automata.simd import LANES, broadcast, load, multiply_wide, store
 from nca_plugin.compiled import compiled
 
-SPLITS: Final = ("train", "valid", "test")
+__all__ = ["SPLITS", "stream_key"]
 
 # What a stream is for; part of its name.
 RULE: Final = 0
@@ -26,7 +26,7 @@ SCORED_NOISE: Final = 4
 PERMUTATION: Final = 5
 BRACKETS: Final = 6
 CEILING: Final = 7
-WEIGHTS: Final = 8
+# 8 is that of weights, see nca_plugin.checkpoint.streams.
 MIXTURE: Final = 9
 SHUFFLE_BRACKETS: Final = 10
 COPIES: Final = 11
@@ -40,8 +40,6 @@ _M1: Final = np.uint32(0xCD9E8D57)
 _W0: Final = np.uint32(0x9E3779B9)
 _W1: Final = np.uint32(0xBB67AE85)
 
-_LN2: Final = 0.6931471805599453
-_EXP_SERIES: Final = tuple(1.0 / math.factorial(k) for k in range(8, -1, -1))
 # AS 241, PPND16: numerators and denominators of its three rational functions, highest power first.
 _CENTRAL_NUM: Final = (
     2.5090809287301226727e3,
@@ -127,44 +125,9 @@ _TRUNCATED_DEN: Final = (
 )
 
 
-_HALF: Final = np.float32(0.5)
-_UNIT31: Final = np.float32(2.0**-31)
-_LN2_F32: Final = np.float32(_LN2)
-# The bits of the float32 sqrt(1/2).
-_SQRT_HALF_BITS: Final = np.int32(0x3F3504F3)
-_ARTANH: Final = tuple(np.float32(1.0 / k) for k in (9, 7, 5, 3, 1))
-# Giles 2011, single precision: of w - 2.5 for w = -ln(1 - x^2) < 5, and of sqrt(w) - 3 beyond; highest power first.
-_ERFINV_NEAR: Final = tuple(
-    map(
-        np.float32,
-        (
-            *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
-            *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
-        ),
-    )
-)
-_ERFINV_FAR: Final = tuple(
-    map(
-        np.float32,
-        (
-            *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
-            *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
-        ),
-    )
-)
-
-
-@functools.cache
-def stream_key(seed: int, split: str, purpose: int) -> np.uint64:
-    """Return the 64-bit Philox key of a family of streams, mixed by splitmix64 (Steele et al., OOPSLA 2014)."""
-    mask = (1 << 64) - 1
-    z = seed & mask
-    for word in (SPLITS.index(split), purpose):
-        z = (z + 0x9E3779B97F4A7C15 * (word + 1)) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        z ^= z >> 31
-    return np.uint64(z)
+#: Compiled for kernels.
+log = compiled(arithmetic.log)
+exp = compiled(arithmetic.exp)
 
 
 @compiled
@@ -209,35 +172,6 @@ def uniforms(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray
 
 
 @compiled
-def log(x: float) -> float:
-    """Return ln(x) for x in [2^-40, 2^40], to about 1e-15 relative, the same bits on every machine."""
-    exponent = 0
-    while x < 0.7071067811865476:
-        x *= 2.0
-        exponent -= 1
-    while x >= 1.4142135623730951:
-        x *= 0.5
-        exponent += 1
-    # ln(x) = 2 artanh(s), |s| <= 0.172: eleven odd terms reach double precision.
-    s = (x - 1.0) / (x + 1.0)
-    z = s * s
-    series = 1.0 / 23.0
-    for k in range(10, -1, -1):
-        series = series * z + 1.0 / (2 * k + 1)
-    return exponent * _LN2 + 2.0 * s * series
-
-
-@compiled
-def exp(x: float) -> float:
-    """Return e^x for |x| <= 40, to about 1e-13 relative, the same bits on every machine."""
-    # (e^(x / 1024))^1024, the inner one by its Taylor series to the eighth order.
-    value = _polynomial(x / 1024.0, _EXP_SERIES)
-    for _ in range(10):
-        value *= value
-    return value
-
-
-@compiled
 def normal_quantile(p: float) -> float:
     """Return the standard normal quantile of p in (0, 1): Wichura's AS 241, PPND16 (Appl. Statist. 37, 1988)."""
     q = p - 0.5
@@ -258,64 +192,6 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
     for coefficient in coefficients:
         value = value * x + coefficient
     return value
-
-
-@compiled
-def _polynomial_f32(x: np.float32, coefficients: tuple[np.float32, ...]) -> np.float32:
-    value = coefficients[0]
-    for coefficient in coefficients[1:]:
-        value = value * x + coefficient
-    return value
-
-
-@compiled
-def fill_normals(key: np.uint64, index: int, attempt: int, first: int, std: float, out: np.ndarray) -> None:
-    """Write normal variables of standard deviation `std`, numbers `first` .. of a stream, to `out`, float32 [n].
-
-    They lie within 6.4 standard deviations. A stream has 2^34 numbers. The quantile is Giles' single-precision inverse
-    error function ("Approximating the erfinv function", GPU Computing Gems, 2011), in float32 and without branches, so
-    that LLVM makes vectors of it.
-    """
-    words = np.empty(4 * LANES, np.uint32)
-    exponents = np.empty(words.size, np.int32)
-    mantissas = np.empty(words.size, np.float32)
-    bits = mantissas.view(np.int32)
-    z = np.empty(words.size, np.float32)
-    scale = np.float32(std * math.sqrt(2.0))
-    for at in range(first - first % words.size, first + out.size, words.size):
-        philox(key, index, attempt, at // 4, words)
-        for i in range(z.size):
-            # Of a number, the lowest bit is the sign; the others are how far out it lies. 1 - x^2 is tail (2 - tail).
-            tail = (np.float32(np.int32(words[np.uint64(i)] >> np.uint32(1))) + _HALF) * _UNIT31
-            mantissas[np.uint64(i)] = tail * (np.float32(2.0) - tail)
-        for i in range(z.size):
-            # Into an exponent and a mantissa in [1 / sqrt(2), sqrt(2)).
-            exponents[np.uint64(i)] = (bits[np.uint64(i)] - _SQRT_HALF_BITS) >> np.int32(23)
-            bits[np.uint64(i)] -= exponents[np.uint64(i)] << np.int32(23)
-        for i in range(z.size):
-            mantissa = mantissas[np.uint64(i)]
-            s = (mantissa - np.float32(1.0)) / (mantissa + np.float32(1.0))
-            artanh = s * _polynomial_f32(s * s, _ARTANH)
-            w = -(np.float32(exponents[np.uint64(i)]) * _LN2_F32 + np.float32(2.0) * artanh)
-            near = _polynomial_f32(w - np.float32(2.5), _ERFINV_NEAR)
-            far = _polynomial_f32(np.sqrt(w) - np.float32(3.0), _ERFINV_FAR)
-            erfinv = near if w < np.float32(5.0) else far
-            word = words[np.uint64(i)]
-            x = (np.float32(np.int32(0x7FFFFFFF) - np.int32(word >> np.uint32(1))) + _HALF) * _UNIT31
-            sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(word & np.uint32(1)))
-            z[np.uint64(i)] = sign * scale * x * erfinv
-        for i in range(max(0, first - at), min(z.size, first + out.size - at)):
-            out[at + i - first] = z[LANES * (i & 3) + (i >> 2)]
-
-
-@compiled
-def fill_uniforms(key: np.uint64, index: int, attempt: int, first: int, bound: float, out: np.ndarray) -> None:
-    """Write uniform variables in (-bound, bound), numbers `first` .. of a stream, to `out`, float32 [n]."""
-    words = np.empty(4 * LANES, np.uint32)
-    for at in range(first - first % words.size, first + out.size, words.size):
-        philox(key, index, attempt, at // 4, words)
-        for i in range(max(0, first - at), min(words.size, first + out.size - at)):
-            out[at + i - first] = (2.0 * unit(words[LANES * (i & 3) + (i >> 2)]) - 1.0) * bound
 
 
 @compiled

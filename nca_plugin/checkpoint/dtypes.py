@@ -6,8 +6,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.compiled import compiled
-
 #: An array of values, or of the bits of values that numpy has no type for.
 Values = NDArray[Any]
 
@@ -63,14 +61,7 @@ DTYPES: Final = {
 
 
 def _to_bfloat16(values: NDArray[np.float32]) -> Values:
-    return _upper_halves(np.ascontiguousarray(values).reshape(-1).view(np.uint32)).reshape(values.shape)
-
-
-@compiled
-def _upper_halves(bits: np.ndarray) -> np.ndarray:
-    """Return the upper halves of finite float32 values, rounded to the nearest, ties to even."""
-    out = np.empty(bits.size, np.uint16)
-    for i in range(bits.size):
-        odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
-        out[i] = (bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16)
-    return out
+    """Return the upper halves of finite values, rounded to the nearest, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)

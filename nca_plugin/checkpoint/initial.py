@@ -14,11 +14,12 @@ from typing import Final, Literal
 
 import numpy as np
 
-from nca_plugin.automata import rng
+from nca_plugin.arithmetic import exp, log
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model import ModelConfig, standard_deviation
 from nca_plugin.checkpoint.names import Parameter
+from nca_plugin.checkpoint.streams import STREAM_LENGTH, normals, uniforms
 from nca_plugin.errors import NCAPluginError
 
 #: Projections back into the residual stream, whose scale shrinks with depth.
@@ -28,8 +29,6 @@ _RESIDUAL_OUTPUTS: Final = (
     "fc2_latent_proj.weight",
     "mixer.out_proj.weight",
 )
-#: Numbers that one stream has.
-_STREAM_LENGTH: Final = 1 << 34
 _NORMAL_INITIALISER: Final = "torch.nn.init.normal_"
 #: MambaMixer's defaults, which are no options: the convolution's width, ranges of the time step and of A.
 _MAMBA_CONV: Final = 4
@@ -109,15 +108,13 @@ def draw(
         first += parameter.half * size
         size *= 2
     first += (parameter.expert or 0) * size
-    if first + count > _STREAM_LENGTH:
+    if first + count > STREAM_LENGTH:
         raise NCAPluginError(f"'{parameter.canonical}' has more than 2^34 values in a layer, which cannot be drawn")
-    key = rng.stream_key(seed, "train", rng.WEIGHTS)
-    stream, index = _stream(parameter.canonical), np.uint64(layer)
-    values = np.empty(count, np.float32)
+    stream = _stream(parameter.canonical)
     if drawn.kind == "normal":
-        rng.fill_normals(key, stream, index, np.uint64(first), drawn.scale, values)
+        values = normals(seed, stream, layer, first, count, drawn.scale)
     else:
-        rng.fill_uniforms(key, stream, index, np.uint64(first), drawn.scale or 1.0, values)
+        values = uniforms(seed, stream, layer, first, count, drawn.scale or 1.0)
     if drawn.kind == "mamba_step":
         values = _each(_mamba_step, values)
     elif drawn.kind == "mamba_a":
@@ -183,13 +180,13 @@ def _mamba(part: str) -> Distribution:
 def _mamba_step(u: float) -> float:
     """Inverse softplus of a time step, log-uniform; `u` is uniform in (-1, 1)."""
     low, high, floor = _MAMBA_STEP
-    step = max(floor, rng.exp(rng.log(low) + (rng.log(high) - rng.log(low)) * (u + 1) / 2))
-    return step + float(rng.log(1 - rng.exp(-step)))
+    step = max(floor, exp(log(low) + (log(high) - log(low)) * (u + 1) / 2))
+    return step + float(log(1 - exp(-step)))
 
 
 def _mamba_a(u: float) -> float:
     low, high = _MAMBA_A
-    return float(rng.log(low + (high - low) * (u + 1) / 2))
+    return float(log(low + (high - low) * (u + 1) / 2))
 
 
 def _each(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
@@ -197,5 +194,5 @@ def _each(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _stream(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"))
+def _stream(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
