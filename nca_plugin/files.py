@@ -6,14 +6,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from nca_plugin.errors import NCAPluginError
+
+#: Of a file beside it, which `complete_files` writes, the name is longer by as much as that of a process.
+_LONGEST_NAME: Final = 255 - len(".partial.4194304.")
 
 
 def check_target(target: Path) -> None:
     """Raise `NCAPluginError` if the file `target` cannot be written: before long work."""
     check_folder(target.parent)
-    if target.is_dir():
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise NCAPluginError(f"cannot write {target}: the name is too long; choose another output")
+    if os.path.isdir(target):  # noqa: PTH112
         raise NCAPluginError(f"cannot write {target}: it is a folder; name a file")
 
 

@@ -13,7 +13,8 @@ from nca_plugin.files import flush_path
 
 def check_absent(target: Path) -> None:
     """Raise `NCAPluginError` if there is anything at `target`."""
-    if target.exists() or target.is_symlink():
+    # Unlike Path.exists, this takes a name that is too long for one that is not there.
+    if os.path.lexists(target):
         raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
 
 

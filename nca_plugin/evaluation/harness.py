@@ -3,6 +3,7 @@
 Ours are the files in `tasks`; every other task that lm-eval has can be named too.
 """
 
+import glob
 import json
 import logging
 import re
@@ -13,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nca_plugin.errors import NCAPluginError, one_line, require, unknown_name
+from nca_plugin.errors import NCAPluginError, in_context, one_line, require, unknown_name
 from nca_plugin.evaluation.sandbox import check_sandbox
-from nca_plugin.examples import Example
+from nca_plugin.examples import Example, read_examples, read_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -183,10 +184,14 @@ def _overrides(name: str, settings: Settings) -> dict[str, Any]:
     path = Path(place)
     if path.is_dir():
         return {**overrides, "dataset_path": place}
-    if not path.is_file():
-        raise NCAPluginError(f"data of task {name}: {path} does not exist")
+    with in_context(f"data of task {name}"):
+        # datasets ends the process at some lines that are no objects, and takes whatever else for text.
+        num_rows = len(read_examples(path)) if name == _PROMPT_ANSWER else sum(1 for _ in read_rows(path))
+        if not num_rows:
+            raise NCAPluginError(f"{path} holds no row")
     splits = dict.fromkeys(("test_split", "training_split"), "test")
-    files = {"data_files": {"test": place}}
+    # datasets takes a name for a pattern.
+    files = {"data_files": {"test": glob.escape(str(path.resolve()))}}
     return {**overrides, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
 
 
@@ -203,7 +208,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
         except NCAPluginError:
             raise
         except Exception as error:  # lm-eval and datasets raise many kinds, of which none is ours to handle
-            raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error)}") from error
+            raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error.__cause__ or error)}") from error
     evaluated = built if isinstance(built, list) else [built]
     leaves = [task for item in evaluated for task in (item.get_all_tasks() if hasattr(item, "add") else [item])]
     for leaf in leaves:
@@ -246,7 +251,8 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        # What fails is raised.
+        logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
