@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from rich.console import Console
 from studies import DEMO, LAPTOP, config_of, plan_of, write_letters
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.prepare import prepare
+from nca_plugin.study import estimate
 from nca_plugin.study.changes import check_changes
 from nca_plugin.study.config import CorpusConfig, num_updates, tokens_per_update
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
 from nca_plugin.study.file import load_study
-from nca_plugin.study.plan import LanguageKey, combinations
+from nca_plugin.study.plan import LanguageKey, combinations, megatron_options
 from nca_plugin.study.runs import Result
-from nca_plugin.study.study import Compute, _best, all_runs, check_lengths, run_study
+from nca_plugin.study.study import Compute, _best, all_runs, check_lengths, run_study, unprepared
 
 # The study file.
 
@@ -330,3 +332,37 @@ class Silence:
     def update(self, name: str, done: int) -> None: ...
     def finish(self, name: str, message: str) -> None: ...
     def note(self, message: str) -> None: ...
+
+
+def test_no_two_runs_write_one_index_cache(tmp_path: Path) -> None:
+    """Megatron writes its files in place, and asks only whether they exist."""
+    study = config_of(f"output={tmp_path}", "sweep.arguments={lr: [1e-3, 2e-3]}")
+    plan = unprepared(study)
+    best = dict.fromkeys(study.domains, combinations(study)[0])
+    arms = [name for name, arm in study.arms.items() if not arm.is_scratch]
+    compute = Compute(dict.fromkeys(arms, 1.0), dict.fromkeys(study.domains, 1.0), 1)
+    runs = all_runs(plan, compute, best)
+    caches = {run.folder: megatron_options(run).get("data-cache-path") for run in runs if run.corpus is not None}
+    assert len(caches) > len(study.arms) and len(set(caches.values())) == len(caches) and None not in caches.values()
+    with pytest.raises(
+        NCAPluginError, match="arguments.data-cache-path: leave it out, each run has a cache of its own"
+    ):
+        config_of("++arguments.data-cache-path=cache")
+
+
+def test_times_and_tables_of_an_estimate() -> None:
+    seconds = (8.9e-6 * 3600, 3, 42, 90, 7500, 2e6)
+    assert [estimate.duration(value) for value in seconds] == ["0.032 s", "3 s", "42 s", "1.5 min", "2.1 h", "23 days"]
+    part = estimate.Part("language", 2, 1000, 10**6, 4e13)
+    needs = estimate.Needs([part], None, None, None, {})
+
+    def shown(*rates: float | None) -> str:
+        with (console := Console(width=200)).capture() as said:
+            console.print(estimate.tables(needs, *rates)[0])
+        return said.get()
+
+    with_cpu = shown(None, 1.0)
+    # 100 s of operations at 40 %, two starts and 1,000 updates.
+    assert "this CPU" in with_cpu and "2.7 min" in with_cpu and "0.1 s" in with_cpu
+    assert "this CPU" not in shown(None) and "20 s" in shown(2.0)
+    assert 1e-4 < estimate.cpu_teraflops() < 1e3
