@@ -200,7 +200,8 @@ class _StepsColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         rate = "" if task.speed is None else f"  {short(task.speed)}/s"
-        return Text(f"{short(task.completed)}/{short(task.total or 0)}{self._unit}{rate}")
+        of_all = f"/{short(task.total)}" if task.total else ""
+        return Text(f"{short(task.completed)}{of_all}{self._unit}{rate}")
 
 
 class StudyProgress:

@@ -1,6 +1,7 @@
 """Parts written apart: joined to the one corpus, or refused with what is wrong."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,30 @@ def test_overlapping_parts_are_named(tmp_path: Path, three_parts: list[str]) -> 
         merge([*three_parts, str(tmp_path / "half")], str(tmp_path / "merged"))
 
 
+def test_a_part_that_is_named_twice_is_refused_however_it_is_spelt(
+    tmp_path: Path, three_parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = Path(three_parts[0]).parent, Path(three_parts[0]).name
+    monkeypatch.chdir(folder)
+    (tmp_path / "folder").symlink_to(folder)
+    for suffix in SUFFIXES:
+        (tmp_path / f"link{suffix}").symlink_to(f"{three_parts[0]}{suffix}")
+        shutil.copyfile(f"{three_parts[0]}{suffix}", tmp_path / f"copy{suffix}")
+    for again in (three_parts[0], name, f"./{name}", f"{tmp_path}/folder/{name}", f"{tmp_path}/link"):
+        with pytest.raises(NCAPluginError, match=r"^part .* is named (twice|as .* too): name each part once"):
+            merge([*three_parts, again], str(tmp_path / "merged"))
+        # One corpus as a part of itself, whole, and twice.
+        with pytest.raises(NCAPluginError, match="is one of its own parts"):
+            merge([again], three_parts[0])
+    with pytest.raises(NCAPluginError, match="are in both"):
+        merge([*three_parts, str(tmp_path / "copy")], str(tmp_path / "merged"))
+    assert not list(tmp_path.glob("merged*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"uri": "copy://?seed=2"}, "uri .*seed=2.* and .*seed=1234"),
+        ({"uri": "copy://?seed=2"}, "uri .*seed=2 and copy://"),
         ({"documents": 4 * BLOCK}, "num_documents 4096 and 3072"),
         ({"documents": 6 * BLOCK, "seq_length": 512}, "seq_length 512 and 1024"),
     ],

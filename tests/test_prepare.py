@@ -1,6 +1,10 @@
 """Text to .bin/.idx, read back by Megatron's own reader."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -211,3 +215,17 @@ def test_a_name_of_nothing_is_refused_without_a_hub(
         with pytest.raises(NCAPluginError, match=reason if tokenizer == "bytes" else None) as error:
             prepare(Corpus(inputs=(input_name,), tokenizer=tokenizer), "out")
         assert "\n" not in str(error.value)
+
+
+def test_a_command_that_is_interrupted_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "word word word word"}\n' * 1_000_000)
+    command = [sys.executable, "-m", "nca_plugin", "prepare", "a.jsonl", "--out", "out/text"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("out/.partial*")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate()[1]
+    assert process.returncode == 130 and errors.splitlines()[-1] == "nca-plugin: interrupted"
+    assert "Traceback" not in errors and not list((tmp_path / "out").iterdir())

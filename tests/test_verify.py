@@ -1,6 +1,7 @@
 """Nothing can be altered without `verify` telling where."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.manifest import Manifest, Part
+from nca_plugin.indexed.manifest import MANIFEST_START, Manifest, Part
+from nca_plugin.indexed.merge import merge
+from nca_plugin.indexed.source import IndexedSource
 from nca_plugin.indexed.verify import verify
 
 
@@ -117,3 +120,27 @@ def test_another_source_behind_the_same_files_is_found(tmp_path: Path, files: di
     data = dataclasses.replace(manifest, part=Part(forged, 0, 1))
     faults = faults_in(tmp_path, files | {".json": data.to_bytes()})
     assert len(faults) == 1 and "document 0 is not sample 0 of nca://toy?seed=1" in faults[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"null", MANIFEST_START, MANIFEST_START + b"[" * 10**6, MANIFEST_START + b'"a":' + b"9" * 10**5),
+        *(b"\xff" * 99, b"\0" * 10**6, MANIFEST_START + b'"format_version": {}}', MANIFEST_START + b'"uri": 1}'),
+    ],
+)
+def test_what_is_no_manifest_is_told_in_one_line(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
+    (fault,) = faults_in(tmp_path, files | {".json": content})
+    assert "corpus.json is" in fault and "\n" not in fault and len(fault) < 300
+    for refused in (merge, lambda parts, _: IndexedSource(parts[0])):
+        with pytest.raises(NCAPluginError, match=r"corpus\.json is"):
+            refused([str(tmp_path / "corpus")], str(tmp_path / "out"))
+
+
+def test_a_manifest_larger_than_memory_is_not_read(tmp_path: Path, files: dict[str, bytes]) -> None:
+    for suffix, data in files.items():
+        (tmp_path / f"corpus{suffix}").write_bytes(data)
+    (tmp_path / "corpus.json").write_bytes(b"x")
+    os.truncate(tmp_path / "corpus.json", 1 << 40)
+    with pytest.raises(NCAPluginError, match="is not the manifest"):
+        verify(str(tmp_path / "corpus"), 1)

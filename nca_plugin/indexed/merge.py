@@ -16,6 +16,7 @@ from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
 from nca_plugin.indexed.storage import is_remote, load_manifest, names_after, open_file, read_errors
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.sources import short_uri
 
 # A disk synchronises 64 MiB as quickly as a few.
 _BLOCKS_PER_COMMIT: Final = 32
@@ -100,7 +101,7 @@ def _check_complete(names: Sequence[str], manifests: dict[str, Manifest]) -> Non
 
 
 def _difference(one: CorpusSpec, other: CorpusSpec) -> str:
-    a, b = map(dataclasses.asdict, (one, other))
+    a, b = ({**dataclasses.asdict(spec), "uri": short_uri(spec.uri)} for spec in (one, other))
     return "; ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key])
 
 
