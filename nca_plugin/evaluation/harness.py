@@ -201,7 +201,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
 
     index = manager.task_index
     if name not in index:
-        raise NCAPluginError(unknown_name("task", name, index))
+        raise NCAPluginError(unknown_name("task", name, index, "lm-eval ls tasks lists all"))
     with _quiet():
         try:
             built = TaskFactory().build(index[name], overrides=overrides, registry=index)

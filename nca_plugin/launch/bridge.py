@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require, unknown_name, unknown_names
 from nca_plugin.launch.bridge_config import (
     Settings,
     apply_settings,
@@ -69,9 +69,9 @@ def parse_options(arguments: list[str]) -> Options:
     parser.add_argument("--dataset", help="dataset preset of Megatron-Bridge, or nca")
     parser.add_argument("overrides", nargs="*", help="such as data.source=nca or train.train_iters=1000")
     known, rest = parser.parse_known_intermixed_args(arguments)
-    for argument in rest:
+    if rest:
         options = [option for action in parser._actions for option in action.option_strings]
-        raise NCAPluginError(unknown_name("option", argument.partition("=")[0], options))
+        raise NCAPluginError(unknown_names("option", (argument.partition("=")[0] for argument in rest), options))
     if known.recipe is None and known.config_file is None:
         raise NCAPluginError("name a recipe with --recipe, or a whole configuration with --config-file")
     return Options(**vars(known))

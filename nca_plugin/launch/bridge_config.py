@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nca_plugin.errors import NCAPluginError, one_line, unknown_name
+from nca_plugin.errors import NCAPluginError, in_context, one_line, unknown_name, unknown_names
+from nca_plugin.hydra_files import parse_overrides
 from nca_plugin.launch.bridge_types import check_type, takes_mapping
+from nca_plugin.yaml_files import check_yaml
 
 #: A configuration's own keys, after which Megatron-Bridge calls a class or function.
 _TARGET: Final = "_target_"
@@ -28,6 +28,8 @@ Settings = dict[str, Any]
 
 def read_file(path: Path) -> Settings:
     """Return what a YAML file sets. Raises `NCAPluginError` if it cannot be read."""
+    with in_context(f"configuration file {path}"):
+        check_yaml(path)
     try:
         # As Megatron-Bridge reads it: 1e-4 is a number, and no key stands twice.
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -41,14 +43,14 @@ def read_file(path: Path) -> Settings:
 def read_overrides(overrides: list[str]) -> Settings:
     """Return what overrides such as `train.train_iters=100` set. Raises `NCAPluginError` for one that is none."""
     settings = OmegaConf.create({})
-    for text in overrides:
+    for override in parse_overrides(overrides):
+        text = override.input_line
         try:
-            override = OverridesParser.create().parse_override(text)
             if override.is_delete() or override.is_sweep_override() or override.package is not None:
                 raise NCAPluginError(f"override '{text}' must have the form key=value")
             # `+key` and `++key` mean what `key` means: whether it exists is checked against the configuration.
             OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except OmegaConfBaseException as error:
             raise NCAPluginError(f"override '{text}': {one_line(error)}") from error
     return _container(settings)
 
@@ -75,7 +77,7 @@ def load_recipe(name: str) -> Any:
 
     known = [other for other in dir(recipes) if other.endswith("_config") and not other.startswith("_")]
     if name not in known:
-        raise NCAPluginError(unknown_name("recipe", name, known))
+        raise NCAPluginError(unknown_name("recipe", name, known, "megatron.bridge.recipes has all"))
     try:
         return getattr(recipes, name)()
     except (ValueError, OSError) as error:
@@ -110,7 +112,7 @@ def apply_settings(config: Any, settings: Settings) -> None:
     """Set a user's values in a configuration.
 
     Raises:
-        NCAPluginError: an unknown key, with the nearest known one, or a value that Megatron-Bridge does not take over.
+        NCAPluginError: unknown keys, each with one that is near it, or a value that Megatron-Bridge does not take over.
     """
     from megatron.bridge.training.utils.omegaconf_utils import apply_overrides, create_omegaconf_dict_config
 
@@ -139,8 +141,20 @@ def _chosen(merged: Any, settings: Mapping[Any, Any]) -> Any:
     }
 
 
-def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
-    """Refuse a key that `owner`, the object that Megatron-Bridge would set it in, does not have."""
+def _check_keys(config: Any, settings: Mapping[Any, Any], prefix: str) -> None:
+    """Refuse keys that the objects that Megatron-Bridge would set them in do not have."""
+    unknown = dict(_unknown_keys(config, settings, prefix))
+    if unknown:
+        known = dict.fromkeys(name for names in unknown.values() for name in names)
+        raise NCAPluginError(unknown_names("key", unknown, known, "Megatron-Bridge's ConfigContainer has all"))
+
+
+def _unknown_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every key that `owner` does not have, with those that it has.
+
+    Raises:
+        NCAPluginError: a value that a key cannot hold.
+    """
     if _TARGET in settings:
         owner = _located(settings[_TARGET], prefix)
     if not dataclasses.is_dataclass(owner):
@@ -152,13 +166,14 @@ def _check_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> None:
         if name in _INSTANTIATION_KEYS and _TARGET in settings:
             continue
         if name not in known:
-            raise NCAPluginError(unknown_name("key", key, [f"{prefix}{other}" for other in known]))
+            yield key, [f"{prefix}{other}" for other in known]
+            continue
         if not isinstance(value, Mapping):
             check_type(owner, name, value, key)
             continue
         current = None if isinstance(owner, type) else getattr(owner, name)
         if _TARGET in value or (dataclasses.is_dataclass(current) and not isinstance(current, type)):
-            _check_keys(current, value, f"{key}.")
+            yield from _unknown_keys(current, value, f"{key}.")
         elif not isinstance(current, Mapping) and not takes_mapping(owner, name):
             raise NCAPluginError(
                 f"{key}.{next(iter(value), '')}: {key} is {current} in this run, which has no keys: name a class with "

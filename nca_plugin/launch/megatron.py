@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from nca_plugin.checkpoint.folders import check_embedding_rows
-from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_name
+from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_names
 from nca_plugin.launch.process import (
     become_only_rank_without_torchrun,
     check_training_loop,
@@ -35,6 +35,9 @@ from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, 
 HELP: Final = "--help-megatron"
 #: As in Megatron-LM's pretrain_gpt.py.
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
+
+#: Where a user finds all options.
+_WHERE: Final = "python -m nca_plugin.launch.megatron --help shows all"
 
 
 def main() -> None:
@@ -161,10 +164,10 @@ def complete_parser(
     # A package of NVIDIA's own, for which Megatron would ask the user.
     parser.set_defaults(enable_one_logger=find_spec("one_logger") is not None)
     known = parser._option_string_actions
-    for argument in (*unset, *sys.argv[1:]):
-        option = argument.partition("=")[0]
-        if option.startswith("--") and option not in known:
-            raise NCAPluginError(unknown_name("option", spelling(option), map(spelling, known)))
+    given = (argument.partition("=")[0] for argument in (*unset, *sys.argv[1:]))
+    unknown = [spelling(option) for option in given if option.startswith("--") and option not in known]
+    if unknown:
+        raise NCAPluginError(unknown_names("option", unknown, map(spelling, known), _WHERE))
 
     def error(message: str) -> NoReturn:
         raise NCAPluginError(message)

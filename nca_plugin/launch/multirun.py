@@ -11,11 +11,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep
-from hydra.errors import HydraException
 
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.hydra_files import parse_overrides
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.rounds import Round, rank_environment, reserved_port
 
@@ -63,16 +62,13 @@ def expand(overrides: list[str]) -> list[Job]:
         NCAPluginError: an override that is none, or has no finite list of values.
     """
     choices = []
-    try:
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if not override.is_sweep_override():
-                choices.append([str(override.input_line)])
-            elif isinstance(override.value(), Glob | IntervalSweep):
-                raise NCAPluginError(f"{override.input_line}: list the values, such as a.b=1,2,3")
-            else:
-                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-    except HydraException as error:
-        raise NCAPluginError(one_line(error)) from error
+    for override in parse_overrides(overrides):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif isinstance(override.value(), Glob | IntervalSweep):
+            raise NCAPluginError(f"{override.input_line}: list the values, such as a.b=1,2,3")
+        else:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
     swept = [len(values) > 1 for values in choices]
     return [Job(list(job), " ".join(itertools.compress(job, swept))) for job in itertools.product(*choices)]
 

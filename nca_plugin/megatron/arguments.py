@@ -174,6 +174,9 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
         if value is None or value is False:
             continue
         result.append(f"--{name}")
+        if name == "split" and isinstance(value, list):
+            # Shares are one argument, also where YAML and Hydra read [99,1,0] as a list.
+            value = ",".join(map(str, value))
         if value is not True:
             result += [str(v) for v in value] if isinstance(value, list) else [str(value)]
     return result

@@ -5,10 +5,11 @@ function from `ParsedURI` to `Source`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.automata import PRESETS
+from nca_plugin.errors import NCAPluginError, unknown_names
 from nca_plugin.sources.base import Source
 from nca_plugin.sources.copy import CopySource
 from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
@@ -51,6 +52,14 @@ def is_source(path: str) -> bool:
     return bool(separator) and scheme.lower() in _known()
 
 
+def check_schemes(names: Iterable[str]) -> None:
+    """Raise `NCAPluginError` if some of the names are no sources; a name may have been meant as a preset of `nca`."""
+    known = _known()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise NCAPluginError(unknown_names("source", unknown, [*known, *(f"nca://{preset}" for preset in PRESETS)]))
+
+
 def parse(uri: str) -> Source:
     """Return the source that `uri` names: `nca`, `nca://web`, `nca://code?seed=7&band=0.3:0.4`, `dyck://?k=64`.
 
@@ -60,11 +69,9 @@ def parse(uri: str) -> Source:
         NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
     """
     parsed = split_uri(uri)
-    known = _known()
-    if parsed.scheme not in known:
-        raise NCAPluginError(unknown_name("source", parsed.scheme or uri, known))
+    check_schemes([parsed.scheme or uri])
     parsed, offset = split_offset(parsed)
-    source = known[parsed.scheme](parsed)
+    source = _known()[parsed.scheme](parsed)
     return OffsetSource(source, offset) if offset else source
 
 

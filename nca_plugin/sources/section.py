@@ -2,11 +2,10 @@
 `data.path` is a blend, such as `[0.1, nca://web, 0.9, my_text_document]`."""
 
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from nca_plugin.errors import NCAPluginError, unknown_name
-from nca_plugin.sources.registry import parse, schemes
+from nca_plugin.errors import NCAPluginError, in_context, near_name, unknown_names
+from nca_plugin.sources.registry import check_schemes, parse, schemes
 from nca_plugin.sources.uri import format_value, split_uri
 
 
@@ -17,19 +16,22 @@ def data_path(data: Mapping[str, Any]) -> list[str] | None:
     `nca://code?band=0.3:0.4`.
 
     Raises:
-        NCAPluginError: an unknown key, with the nearest known one; options of another source than the one named, or
+        NCAPluginError: unknown keys, or a source that does not exist; options of another source than the one named, or
             what the source refuses. The message names the key as a user writes it, `data.nca.band`.
     """
     known = ("source", "path", *schemes())
-    for key in data:
-        if key not in known:
-            raise NCAPluginError(unknown_name("key", f"data.{key}", [f"data.{name}" for name in known]))
+    unknown = [f"data.{key}" for key in data if key not in known]
+    if unknown:
+        raise NCAPluginError(unknown_names("key", unknown, [f"data.{name}" for name in known]))
     source, path = data.get("source"), data.get("path")
     if source is not None and path is not None:
         raise NCAPluginError("data.source and data.path contradict each other: give one of them")
     if source is not None and not isinstance(source, str):
         raise NCAPluginError(f"data.source={source} must be a name or a URI, such as nca")
     scheme = None if source is None else split_uri(source).scheme
+    if scheme is not None:
+        with in_context("data.source"):
+            check_schemes([scheme])
     for other, options in data.items():
         if other not in ("source", "path", scheme) and options is not None:
             raise NCAPluginError(
@@ -65,10 +67,17 @@ def source_uri(
     except NCAPluginError as error:
         # A source knows its options; what stands beside them is a matter of the section.
         beside = ("preset", *others)
-        for name in texts:
-            if name not in beside and f"option '{name}'" in str(error) and get_close_matches(name, beside):
-                raise NCAPluginError(unknown_name("key", spelling(name), map(spelling, beside))) from None
-        raise
+        refused = [name for name in texts if "unknown option" in str(error) and f"'{name}'" in str(error)]
+        misspelt = [name for name in refused if name not in beside and near_name(name, beside) is not None]
+        if not misspelt:
+            raise
+        messages = [unknown_names("key", map(spelling, misspelt), map(spelling, beside))]
+        with_others = {name: text for name, text in texts.items() if name not in misspelt}
+        try:
+            parse(with_options(source, with_others, spelling))
+        except NCAPluginError as other:
+            messages.append(str(other))
+        raise NCAPluginError("; ".join(messages)) from None
 
 
 def with_options(source: str, options: Mapping[str, str], spelling: Callable[[str], str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
 from nca_plugin.automata.config import number
-from nca_plugin.errors import NCAPluginError, unknown_name
+from nca_plugin.errors import NCAPluginError, unknown_names
 
 #: Options that every source has, beside the fields of its configuration.
 VOCAB_OFFSET: Final = "vocab_offset"
@@ -70,14 +70,16 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
     """Return `options` converted to the types of the fields of dataclass `config`.
 
     Raises:
-        NCAPluginError: an unknown option (with the nearest known one), or a value of the wrong type.
+        NCAPluginError: unknown options, or a value of the wrong type.
     """
     hints = typing.get_type_hints(config)
     field_types = {field.name: hints[field.name] for field in dataclasses.fields(config)}
+    unknown = [name for name in options if name not in field_types]
+    if unknown:
+        where = f"{config.__module__}.{config.__name__} describes all"
+        raise NCAPluginError(f"{context}: {unknown_names('option', unknown, (*field_types, *COMMON_OPTIONS), where)}")
     values = {}
     for name, text in options.items():
-        if name not in field_types:
-            raise NCAPluginError(f"{context}: {unknown_name('option', name, (*field_types, *COMMON_OPTIONS))}")
         try:
             values[name] = _parse_value(field_types[name], text)
         except ValueError:

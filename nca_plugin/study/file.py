@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.plan import PRESETS
 from nca_plugin.checkpoint.selectors import check_selectors
-from nca_plugin.errors import NCAPluginError, in_context, unknown_name
+from nca_plugin.errors import NCAPluginError, in_context, unknown_name, unknown_names
 from nca_plugin.examples import read_examples
 from nca_plugin.hydra_files import checked_by, compose_file, find_file
 from nca_plugin.study.config import (
@@ -153,9 +153,9 @@ def _check(study: StudyConfig) -> None:
 
 
 def _check_task(study: StudyConfig, task: TaskConfig) -> None:
-    for domain in task.domains:
-        if domain not in study.domains:
-            raise NCAPluginError(unknown_name("domain", domain, study.domains))
+    unknown = [domain for domain in task.domains if domain not in study.domains]
+    if unknown:
+        raise NCAPluginError(unknown_names("domain", unknown, study.domains))
     if task.train is None:
         if task.arguments or task.epochs != 1:
             raise NCAPluginError("arguments and epochs are of the tuning: name its examples with train")
