@@ -345,7 +345,7 @@ def test_no_two_runs_write_one_index_cache(tmp_path: Path) -> None:
     caches = {run.folder: megatron_options(run).get("data-cache-path") for run in runs if run.corpus is not None}
     assert len(caches) > len(study.arms) and len(set(caches.values())) == len(caches) and None not in caches.values()
     with pytest.raises(
-        NCAPluginError, match="arguments.data-cache-path: leave it out, each run has a cache of its own"
+        NCAPluginError, match=r"arguments\.data-cache-path: leave it out, each run has a cache of its own"
     ):
         config_of("++arguments.data-cache-path=cache")
 
