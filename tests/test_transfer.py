@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shlex
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,6 +29,7 @@ from nca_plugin.checkpoint.initial import Distribution, draw
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.stored import Record
 from nca_plugin.checkpoint.transfer import transfer
+from nca_plugin.cli import app
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.freeze import freeze
 
@@ -50,15 +53,19 @@ def started(origin: Path, target: Path, **options: Any) -> Checkpoint:
 
 # It freezes layers.
 @needs_0_19
-def test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it(zoo: Path, tmp_path: Path) -> None:
+def test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = tmp_path / "start"
-    transition = Transition(vocab_size=300, tensor_model_parallel_size=1, freeze=["attention", "mlp"])
-    transfer(zoo / "llama", start, transition)
+    asked = ["--vocab-size", "300", "--tensor-model-parallel-size", "1", "--freeze", "attention", "--freeze", "mlp"]
+    app(["transfer", "--from", str(zoo / "llama"), "--to", str(start), *asked], standalone_mode=False)
+    says = "Start the next stage with "
+    (command,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(says))
     arguments = (
         *(*BASE, *ARCHITECTURES["llama"], "--seq-length", "128", "--max-position-embeddings", "128"),
         *("--data-source", "copy://?vocab_size=300", "--vocab-size", "300", "--tokenizer-type", "NullTokenizer"),
-        *("--pretrained-checkpoint", start, "--save", tmp_path / "language", "--load", tmp_path / "language"),
-        *("--freeze-list", start / "freeze.txt", "--save-interval", "2"),
+        *(*shlex.split(command.removeprefix(says)), "--save-interval", "2"),
+        *("--save", tmp_path / "language", "--load", tmp_path / "language"),
     )
     first = run(tmp_path / "first", *arguments, "--train-iters", "4", "--exit-interval", "2")
     again = run(tmp_path / "again", *arguments, "--train-iters", "4")
@@ -69,6 +76,33 @@ def test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it(zoo
     for name, tensor in after.items():
         is_frozen = parameter(name).role.startswith(("attention", "mlp"))
         assert np.array_equal(tensor, before[name]) == is_frozen, name
+
+
+# It names the option of 0.19.
+@needs_0_19
+def test_a_resume_where_only_the_padding_of_the_vocabulary_differs_loses_nothing(tmp_path: Path) -> None:
+    arguments = (
+        *(*BASE, *ARCHITECTURES["llama"], "--seq-length", "128", "--max-position-embeddings", "128"),
+        *("--data-source", "copy://?vocab_size=100", "--save-interval", "2", "--override-opt_param-scheduler"),
+        *("--global-batch-size", "4"),
+    )
+    run(tmp_path / "first", *arguments, "--train-iters", "2", "--save", tmp_path / "saved")
+    for name in ("same", "other"):
+        shutil.copytree(tmp_path / "saved", tmp_path / name)
+    same = run(
+        tmp_path / "a", *arguments, "--train-iters", "4", "--load", tmp_path / "same", "--save", tmp_path / "same"
+    )
+    other = run(
+        *(tmp_path / "b", *arguments, "--train-iters", "4", "--load", tmp_path / "other", "--save", tmp_path / "other"),
+        *("--tensor-model-parallel-size", "2", "--padded-vocab-size", "104"),
+        ranks=2,
+    )
+    assert list(same.losses) == list(other.losses) == [3, 4]
+    assert list(other.losses.values()) == pytest.approx(list(same.losses.values()), abs=1e-5)
+    one, two = read_checkpoint(tmp_path / "same"), read_checkpoint(tmp_path / "other")
+    assert one.tensors.keys() == two.tensors.keys()
+    for name in one.tensors:
+        assert np.allclose(one.tensor(name), two.tensor(name), atol=2e-4), name
 
 
 def test_what_is_kept_is_linked_and_the_report_tells_all(zoo: Path, tmp_path: Path) -> None:

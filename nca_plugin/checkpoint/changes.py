@@ -164,9 +164,16 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
     embedding = next((change for change in changes if change.step.parameter.role == "embedding"), None)
     if embedding is not None and embedding.shape is None:
         raise NCAPluginError(f"{embedding.step.reason} leaves out the word embedding, which every language model has")
+    of_layers = [change for change in changes if change.step.name in checkpoint.tensors and _is_of_layer(change.step)]
+    if of_layers and all(change.shape is None for change in of_layers):
+        raise NCAPluginError(f"{of_layers[0].step.reason} leaves out every layer: nothing would be left of the model")
     if kept_rows is not None and all(change.rows is None for change in changes):
         raise NCAPluginError(f"{reason}: no rows are kept, since embedding and output are selected to be drawn anew")
     return changes, vocabulary
+
+
+def _is_of_layer(step: Step) -> bool:
+    return step.parameter.role not in ("run", "module", "unknown") and ".layers." in step.parameter.canonical
 
 
 def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:

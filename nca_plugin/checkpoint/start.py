@@ -90,7 +90,10 @@ def context_files(checkpoint: Checkpoint) -> dict[Path, Path]:
     if checkpoint.stack != "nemo":
         return {}
     context = checkpoint.root / NEMO_CONTEXT
-    files = dict(_files_below(context, Path(), frozenset()))
+    try:
+        files = dict(_files_below(context, Path(), frozenset()))
+    except OSError as error:
+        raise NCAPluginError(f"{context} cannot be read: {error.strerror or error}") from error
     return {name: path for name, path in files.items() if str(name) not in (NEMO_MODEL, _NEMO_GRAPH)}
 
 

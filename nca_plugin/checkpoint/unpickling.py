@@ -13,8 +13,10 @@ from typing import Any, Final
 _LOOKS_PER_BYTE: Final = 16
 _FREE_LOOKS: Final = 10_000
 _MOST_ARGUMENTS: Final = 64
-#: Keys that are no texts, whose hashes a pickle can choose: more than any optimizer numbers its parameters with.
-_MOST_CHOSEN_KEYS: Final = 20_000
+#: Keys whose hashes a pickle can choose, so that each is compared with all: there are a few for an optimizer's groups.
+_MOST_CHOSEN_KEYS: Final = 1000
+#: An integer below it is its own hash.
+_LEAST_CHOSEN_HASH: Final = 1 << 60
 _SIZED: Final = (str, bytes, list, tuple, dict, set, frozenset)
 _CONSTANTS: Final[dict[int, Any]] = {0x4E: None, 0x88: True, 0x89: False}
 #: Bytes of the length before a text, or before bytes.
@@ -128,14 +130,15 @@ class Unpickler:
     def _checked_key(self, key: Any) -> Any:
         """Return a key after its hash is known to take no longer than its values are long."""
         hashed_by: Any = type(key).__hash__
-        if type(key) is not str and hashed_by is not object.__hash__:
+        is_small = type(key) is int and abs(key) < _LEAST_CHOSEN_HASH
+        if type(key) not in (str, bytes) and not is_small and hashed_by is not object.__hash__:
             self._chosen_keys += 1
             if self._chosen_keys > _MOST_CHOSEN_KEYS:
                 raise ValueError("more keys than a checkpoint has")
             left = [key]
             while left:
                 value = left.pop()
-                self._look(1 + (value.bit_length() >> 6 if isinstance(value, int) else 0))
+                self._look(1 + (value.bit_length() >> 3 if isinstance(value, int) else 0))
                 if isinstance(value, tuple):
                     left += value
         return key
