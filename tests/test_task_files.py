@@ -61,6 +61,9 @@ def test_data_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(NCAPluginError, match=r"pipe.jsonl is no file"):
         write_examples("nca_prompt_answer", tmp_path / "out.jsonl", str(tmp_path / "pipe.jsonl"))
+    (tmp_path / "a::b.jsonl").write_text(ROW)
+    with pytest.raises(NCAPluginError, match=r"takes the '::' in .*a::b.jsonl for an archive: rename it"):
+        write_examples("nca_prompt_answer", tmp_path / "out.jsonl", str(tmp_path / "a::b.jsonl"))
     with pytest.raises(NCAPluginError, match="has no data set of its own: name your JSONL file with --data"):
         write_examples("nca_prompt_answer", tmp_path / "out.jsonl")
     for name in (tmp_path, tmp_path / "x" / ("y" * 250), tmp_path / "pipe.jsonl" / "x"):
@@ -81,7 +84,7 @@ NAMES = (
     "[1]*",
     "a?",
     "x|y",
-    "[/red]",
+    "[red]",
     "a::b",
     "{a}",
     "%s",

@@ -329,7 +329,7 @@ def test_tasks_that_cannot_be(tasks: list[str], data: dict[str, str], message: s
 def test_data_without_the_fields_of_a_task(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(row("ab"))
     settings = Settings(data={"nca_humaneval": str(tmp_path / "rows.jsonl")}, allow_model_code=True)
-    with pytest.raises(NCAPluginError, match=r"rows have no field 'canonical_solution' .*prompt, answer"):
+    with pytest.raises(NCAPluginError, match=r"rows have no field 'canonical_solution' .*'prompt', 'answer'"):
         Harness(["nca_humaneval"], settings)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nca_plugin.errors import NCAPluginError, in_context, one_line, require, unknown_name
 from nca_plugin.evaluation.sandbox import check_sandbox
 from nca_plugin.examples import Example, read_examples, read_rows
+from nca_plugin.json_files import shown_names
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -190,7 +191,9 @@ def _overrides(name: str, settings: Settings) -> dict[str, Any]:
         if not num_rows:
             raise NCAPluginError(f"{path} holds no row")
     splits = dict.fromkeys(("test_split", "training_split"), "test")
-    # datasets takes a name for a pattern.
+    if "::" in str(path.resolve()):
+        raise NCAPluginError(f"data of task {name}: datasets takes the '::' in {path} for an archive: rename it")
+    # It takes a name for a pattern, too.
     files = {"data_files": {"test": glob.escape(str(path.resolve()))}}
     return {**overrides, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
 
@@ -218,10 +221,23 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
 
 def _check_fields(task: "Task") -> None:
     """Raise `NCAPluginError` if rows lack a field that a task names: lm-eval would take the name for the text."""
-    for name in (task.config.doc_to_text, task.config.doc_to_target):
-        if isinstance(name, str) and name.isidentifier() and name not in task.features:
-            fields = ", ".join(task.features)
-            raise NCAPluginError(f"data of task {task.config.task}: rows have no field '{name}' (fields: {fields})")
+    is_ours = task.config.task.startswith(_OURS)
+    for template in (task.config.doc_to_text, task.config.doc_to_target):
+        for name in _fields(template, is_ours):
+            if name not in task.features:
+                fields = shown_names(list(task.features))
+                raise NCAPluginError(f"data of task {task.config.task}: rows have no field '{name}' (fields: {fields})")
+
+
+def _fields(template: Any, is_ours: bool) -> list[str]:
+    """Return the fields that a template of a task names; of others' only those that are one field."""
+    if not isinstance(template, str):
+        return []
+    if template.isidentifier():
+        return [template]
+    from jinja2 import Environment, meta
+
+    return sorted(meta.find_undeclared_variables(Environment(autoescape=False).parse(template))) if is_ours else []
 
 
 def _model(folder: Path, settings: Settings) -> Any:
@@ -236,7 +252,8 @@ def _model(folder: Path, settings: Settings) -> Any:
         raise NCAPluginError(f"--device {device} cannot be used: {one_line(error).partition('. ')[0]}") from error
     try:
         # In float32 where the checkpoint is: what is measured is the model, not its rounding.
-        return HFLM(pretrained=str(folder), device=device, batch_size=settings.batch_size, dtype="auto")
+        # A whole path: lm-eval asks the hub for a model of the name `a/b`, which the folder is not.
+        return HFLM(pretrained=str(folder.resolve()), device=device, batch_size=settings.batch_size, dtype="auto")
     # transformers raises whatever it meets.
     except Exception as error:
         raise NCAPluginError(f"model {folder} cannot be loaded: {one_line(error)}") from error
