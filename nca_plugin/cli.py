@@ -427,7 +427,7 @@ def study(
         console.print(table)
     console.print(verdict(values), markup=False, highlight=False)
     paths = write_report(values, loaded.output)
-    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False)
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @app.command()

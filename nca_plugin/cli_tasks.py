@@ -73,7 +73,7 @@ def evaluate(
         source=source,
         megatron_arguments=_words(megatron_arguments),
     )
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     with stages("B") as start_stage:
 
         def begin(what: str) -> None:
@@ -87,7 +87,7 @@ def evaluate(
     for figure in figures:
         table.add_row(escape(figure.name), *cells(figure))
     # A name that is folded is of no use: a line may be longer than the terminal.
-    Console(width=max(Console(width=1000).measure(table).maximum, 80)).print(table)
+    Console(width=max(Console(width=1000).measure(table).maximum, 80), emoji=False).print(table)
     console.print(f"Written: {out}/table.md, and every result in a file below {out}", soft_wrap=True)
 
 

@@ -221,23 +221,10 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
 
 def _check_fields(task: "Task") -> None:
     """Raise `NCAPluginError` if rows lack a field that a task names: lm-eval would take the name for the text."""
-    is_ours = task.config.task.startswith(_OURS)
-    for template in (task.config.doc_to_text, task.config.doc_to_target):
-        for name in _fields(template, is_ours):
-            if name not in task.features:
-                fields = shown_names(list(task.features))
-                raise NCAPluginError(f"data of task {task.config.task}: rows have no field '{name}' (fields: {fields})")
-
-
-def _fields(template: Any, is_ours: bool) -> list[str]:
-    """Return the fields that a template of a task names; of others' only those that are one field."""
-    if not isinstance(template, str):
-        return []
-    if template.isidentifier():
-        return [template]
-    from jinja2 import Environment, meta
-
-    return sorted(meta.find_undeclared_variables(Environment(autoescape=False).parse(template))) if is_ours else []
+    for name in (task.config.doc_to_text, task.config.doc_to_target):
+        if isinstance(name, str) and name.isidentifier() and name not in task.features:
+            fields = shown_names(list(task.features))
+            raise NCAPluginError(f"data of task {task.config.task}: rows have no field '{name}' (fields: {fields})")
 
 
 def _model(folder: Path, settings: Settings) -> Any:
