@@ -5,6 +5,7 @@ Each is refused before any model is built. The facts are those of megatron-core 
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -42,8 +43,25 @@ def check_loading(args: Any, has_source: bool) -> None:
         check_order(args)
     if args.sft:
         _check_sft(args, has_source)
+    _check_layers(args)
     _check_batch_sizes(args)
     _check_validation(args)
+
+
+def _check_layers(args: Any) -> None:
+    """Refuse layers that Megatron finds no code for, after it has begun to build them."""
+    is_of_megatron = args.spec is None or args.spec[0].startswith("megatron.")
+    if "M" in (args.hybrid_layer_pattern or "") and is_of_megatron and find_spec("mamba_ssm") is None:
+        raise NCAPluginError(
+            f"--hybrid-layer-pattern {args.hybrid_layer_pattern}: M layers need mamba-ssm, which is not installed: pip "
+            "install mamba-ssm, on a machine with CUDA"
+        )
+    has_torch_norms = args.transformer_impl == "local" and (args.normalization == "RMSNorm" or not find_spec("apex"))
+    if getattr(args, "layernorm_zero_centered_gamma", False) and has_torch_norms:
+        raise NCAPluginError(
+            "--apply-layernorm-1p needs a norm of Transformer Engine or of NVIDIA's Apex, and this run has PyTorch's "
+            f"{args.normalization}: leave it out, or run where they are"
+        )
 
 
 def check_order(args: Any) -> None:
