@@ -67,6 +67,9 @@ def unknown_names(kind: str, names: Iterable[str], known: Iterable[str], where: 
 _FEW: Final = 15
 _MANY: Final = 20
 
+#: No known name is longer.
+_LONGEST: Final = 200
+
 
 def _quoted(name: str) -> str:
     shown = name if len(name) <= 100 else f"{name[:100]}..."
@@ -79,6 +82,8 @@ def near_name(name: str, known: Iterable[str]) -> str | None:
     Near is a typo of one or two letters, the same words in another order, a word too many or too few, another ending,
     or a missing or wrong section: `nun_layers`, `size-hidden`, `layers`, `rotary-percentage`, `model.max_steps`.
     """
+    if len(name) > _LONGEST:
+        return None
     ranked = [(rank, other) for other in known if (rank := _remoteness(name, other)) is not None]
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 

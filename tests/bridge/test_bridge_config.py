@@ -37,7 +37,7 @@ NCA = (*VANILLA, "data.source=nca")
         ((*VANILLA, "model.transformer_layer_spec=local"), "is a function of the recipe"),
         ((*VANILLA, "~train.train_iters"), "must have the form key=value"),
         ((*VANILLA, "train.train_iters=1,2"), "must have the form key=value"),
-        ((*VANILLA, "train.train_iters"), "override 'train.train_iters'"),
+        ((*VANILLA, "train.train_iters"), "override train.train_iters has no value"),
         ((*VANILLA, "model.params_dtype=torch.float33"), "model.params_dtype=torch.float33 is no type"),
         # The data section.
         ((*VANILLA, "data.sorce=nca"), "key 'data.sorce': did you mean 'data.source'"),
@@ -86,7 +86,7 @@ def test_a_mistake_is_one_line_with_a_way_out(configure: Configure, arguments: t
             "dataset: {_target_: nca_plugin.nemo.SourceDatasetConfig, data_pth: nca://web}",
             "did you mean 'dataset.data_path'",
         ),
-        ("train: [1, 2", "cannot be read"),
+        ("train: [1, 2", "is no YAML"),
         ("- train", "must be a mapping"),
     ],
 )
