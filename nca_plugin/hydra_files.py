@@ -86,15 +86,20 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     parsed, problems = [], []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
-        except (HydraException, RecursionError) as error:
-            problems.append(_malformed(text, error))
+            override = OverridesParser.create().parse_override(text)
+        except (HydraException, RecursionError):
+            problems.append(_malformed(text))
+        else:
+            if override.key_or_group:
+                parsed.append(override)
+            else:
+                problems.append(_malformed(text))
     if problems:
         raise NCAPluginError("; ".join(problems[:_MAX_REPORTED]))
     return parsed
 
 
-def _malformed(text: str, error: Exception) -> str:
+def _malformed(text: str) -> str:
     # A plus sign may be ours.
     text = text.lstrip("+")
     shown = _short(text)
