@@ -68,6 +68,10 @@ def run_to_its_end(command: Callable[[], None]) -> int:
 def without_interrupts() -> Iterator[None]:
     """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
     processes, of which the first ends the others."""
+    from multiprocessing.resource_tracker import ensure_running
+
+    # Started by the first process otherwise, it would let interrupts through again.
+    ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

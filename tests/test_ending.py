@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import sys
 from nca_plugin import ending
 from nca_plugin.automata import NCAConfig
 from nca_plugin.automata.generator import Rollout
-config = NCAConfig(grid_size=256, num_colors=64, steps_per_frame=1000, band=None, temperature=1.0)
+config = NCAConfig(grid_size=256, num_colors=64, patch_size=1, steps_per_frame=1000, band=None, temperature=1.0)
 Rollout(NCAConfig(), "train", 0, 0, 0, 0).frames(1)
 def roll():
     print("begun", flush=True)
@@ -26,6 +27,25 @@ def roll():
 ending._SECONDS_TO_END = 1.0
 sys.exit(ending.run_to_its_end(roll))
 """
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """Commands leave signals ignored that they are started with so, as in the background of a shell."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    code = "import signal; from nca_plugin.ending import run_to_its_end; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code += "run_to_its_end(lambda: signal.raise_signal(signal.SIGHUP)); print('done')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -93,7 +113,7 @@ def test_the_code_is_that_of_the_work_unless_its_answer_is_lost(
 
 
 def test_files_do_not_take_the_place_of_streams_that_are_closed(tmp_path: Path) -> None:
-    script = f"{sys.executable} -m nca_plugin generate toy --tokens 2K --out corpus --workers 1 >&- 2>&- <&-"
+    script = f"{sys.executable} -m nca_plugin generate nca://toy --tokens 2K --out corpus --workers 1 >&- 2>&- <&-"
     assert subprocess.run(["bash", "-c", script], cwd=tmp_path).returncode == 0
     done = subprocess.run([*COMMAND, "verify", "corpus"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from corpora import write
+from corpora import BLOCK, write
 
 from nca_plugin.cli import app
 
@@ -179,7 +179,7 @@ def make_files(folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "folder" / "part.txt").write_text(text)
     write(folder / "corpus", documents=3)
-    write(folder / "corpus-1-of-2", documents=2048, seq_length=8, shard=(1, 2))
+    write(folder / "corpus-1-of-2", documents=2 * BLOCK, shard=(1, 2))
     for name, origin in (("checkpoint", "bridge/iter_0000001"), ("nemo2", "nemo2"), ("core016", "core016")):
         shutil.copytree(DATA / origin, folder / name)
     stage = {"train_iters": 1, "arguments": {"data-source": "nca://toy", "save-interval": 1}}

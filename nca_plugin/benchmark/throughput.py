@@ -1,7 +1,6 @@
 """Tokens per second of a source in one process and in several, and what starting costs."""
 
 import multiprocessing
-import multiprocessing.resource_tracker
 import os
 import subprocess
 import sys
@@ -83,7 +82,6 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
     ]
     for worker, (_, sender) in zip(workers, pipes, strict=True):
         with without_interrupts():
-            multiprocessing.resource_tracker.ensure_running()
             worker.start()
         # The worker has its own: once that is closed, nothing is left to wait for.
         sender.close()

@@ -1,7 +1,6 @@
 """Blocks made by several processes, which write them to their places themselves."""
 
 import multiprocessing
-import multiprocessing.resource_tracker
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -40,8 +39,6 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
             ours, theirs = context.Pipe()
             worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.part), daemon=True)
             with without_interrupts():
-                # Started by the first process otherwise, it would let interrupts through again.
-                multiprocessing.resource_tracker.ensure_running()
                 worker.start()
             workers[ours] = worker
             # The worker has its own; once that is closed, nothing is left to wait for.
