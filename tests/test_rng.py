@@ -1,5 +1,6 @@
 """Random numbers and the functions on them, against published vectors and the standard library."""
 
+import hashlib
 import math
 from statistics import NormalDist
 
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nca_plugin import arithmetic
 from nca_plugin.automata import rng
+from nca_plugin.checkpoint import streams
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -75,3 +78,52 @@ def test_streams_differ() -> None:
         int(rng.stream_key(seed, split, purpose)) for seed in range(50) for split in rng.SPLITS for purpose in range(9)
     }
     assert len(keys) == 50 * 3 * 9
+
+
+@given(key=U64, index=U64, layer=st.integers(0, 2**32 - 1), first=st.integers(0, 2**34 - 200), count=st.integers(1, 99))
+def test_numbers_of_weights_are_those_of_the_same_generator(
+    key: int, index: int, layer: int, first: int, count: int
+) -> None:
+    """numpy makes them there, compiled code those of automata: word n mod 4 of block n // 4."""
+    words = np.empty(64, np.uint32)
+    made = streams._philox(key, index, layer, first // 4, count // 4 + 1)
+    for block in range(count // 4 + 1):
+        rng.philox(np.uint64(key), np.uint64(index), np.uint64(layer), first // 4 + block, words)
+        assert np.array_equal(made[4 * block : 4 * block + 4], words[::16])
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "normal", "uniform"),
+    [
+        (0, 1, "f6c9894eac09345b", "a9d89b9f60375e19"),
+        (63, 5, "b93a6a99bf669eb7", "c53b4e7013486543"),
+        (12345, 70001, "6be9bbc23d7a08f2", "2c832e9d87d1795b"),
+        ((1 << 34) - 1000, 1000, "5a8f98604edd5de0", "be13efb0911ddf6d"),
+    ],
+)
+def test_new_weights_are_those_of_every_release(first: int, count: int, normal: str, uniform: str) -> None:
+    stream = (7, 12345678901234567, 31, first, count, 1.0)
+    found = [hashlib.sha256(make(*stream).tobytes()).hexdigest()[:16] for make in (streams.normals, streams.uniforms)]
+    assert found == [normal, uniform]
+
+
+@given(first=st.integers(0, 20_000), count=st.integers(1, 20_000), part=st.integers(1, 5_000))
+def test_numbers_of_weights_do_not_depend_on_the_pieces(first: int, count: int, part: int) -> None:
+    whole = streams.normals(1, 2, 3, first, count, 0.02)
+    starts = range(first, first + count, part)
+    pieces = [streams.normals(1, 2, 3, at, min(part, first + count - at), 0.02) for at in starts]
+    assert np.array_equal(np.concatenate(pieces), whole)
+    assert np.abs(whole).max() < 0.02 * 6.5
+
+
+def test_normals_are_normal() -> None:
+    values = streams.normals(5, 6, 7, 0, 200_000, 1.0)
+    assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01
+    shares = [(values < limit).mean() for limit in (-3, -1, 0, 0.5, 2)]
+    assert shares == pytest.approx([NormalDist().cdf(limit) for limit in (-3, -1, 0, 0.5, 2)], abs=0.005)
+
+
+@given(st.floats(2**-40, 64))
+def test_compiled_and_plain_functions_agree(x: float) -> None:
+    assert rng.log(x) == arithmetic.log(x)
+    assert rng.exp(x - 32) == arithmetic.exp(x - 32)
