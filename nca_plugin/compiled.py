@@ -33,6 +33,11 @@ def compiled(function: Any) -> Any:
     return dispatcher
 
 
+def is_kept() -> bool:
+    """Whether later processes find what this one has compiled so far."""
+    return not _use_private_folder.cache_info().currsize
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]
     """A cache whose failures cost time and nothing else."""
 

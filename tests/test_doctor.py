@@ -473,8 +473,13 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
         ),
         (
             packages.check_numba,
-            with_outcome(HEALTHY, "generator", Outcome("RuntimeError: cannot cache function 'x'")),
-            *("BROKEN", "no folder", "export NUMBA_CACHE_DIR="),
+            with_outcome(HEALTHY, "generator", Outcome(found={"is_kept": False})),
+            *("warn", "cannot keep what it compiles", "export NUMBA_CACHE_DIR="),
+        ),
+        (
+            packages.check_numba,
+            with_outcome(HEALTHY, "generator", Outcome("NCAPluginError: NUMBA_DISABLE_JIT is set")),
+            *("BROKEN", "is told not to compile", "unset NUMBA_DISABLE_JIT"),
         ),
         (
             packages.check_plugin,

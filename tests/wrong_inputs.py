@@ -119,7 +119,6 @@ SURROUNDINGS: Final = (
     "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
     "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))",
     "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))",
-    "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
     "import os; os.umask(0o777)",
 )
 
@@ -256,6 +255,9 @@ def damage(draw: random.Random, path: Path, copy: Path) -> Path:
 def draw_call(draw: random.Random, given: Path, folder: Path) -> Call:
     """Return a call with one fault or more, or none; copies of files that are damaged lie in `folder`."""
     name, parameters = draw.choice(sorted(commands().items()))
+    if name == "examples" and draw.random() < 0.8:
+        # lm-eval reads the files of all its tasks first, which takes ten seconds.
+        name, parameters = "tokenizer", commands()["tokenizer"]
     faults = draw.choice((0, 1, 1, 1, 2, 3))
     wrong = set(draw.sample(range(len(parameters)), min(faults, len(parameters))))
     options, values = list(SHORT.get(name, ())), []

@@ -129,7 +129,9 @@ def _bridge_launcher() -> dict[str, Any]:
 
 def _generator() -> dict[str, Any]:
     import_module("nca_plugin.sources")
-    return {}
+    from nca_plugin.compiled import is_kept
+
+    return {"is_kept": is_kept()}
 
 
 def _transformer_engine() -> dict[str, Any]:

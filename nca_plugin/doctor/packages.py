@@ -24,6 +24,8 @@ from nca_plugin.doctor.versions import (
 from nca_plugin.megatron.kernels import HYDRA_OVERRIDE, OPTION, Kernels, described_needs
 
 _NO_TRANSFORMER_ENGINE: Final = Kernels(has_transformer_engine=False)
+#: The variable that keeps numba from compiling.
+_DISABLED: Final = "NUMBA_DISABLE_JIT"
 # Packages with a line of their own.
 _SHOWN: Final = ("torch", "megatron-core", "numpy", "numba")
 #: How to get what is to be trained with, where nothing is.
@@ -178,12 +180,14 @@ def check_numpy(facts: Facts) -> Check:
 
 
 def check_numba(facts: Facts) -> Check:
-    """Whether numba is there, and has a folder for what it compiles: without one it compiles nothing."""
+    """Whether numba is there, may compile, and has a folder for what it compiles."""
     check, error = _required(facts, "numba"), facts.error("generator")
-    if error is None or "cannot cache function" not in error:
+    if error is not None and _DISABLED in error:
+        return Check("numba", check.found, Verdict.BROKEN, "is told not to compile", f"unset {_DISABLED}")
+    if facts.told("generator", "is_kept") is not False:
         return check
-    fix = "export NUMBA_CACHE_DIR=/tmp/numba-$USER"
-    return Check("numba", check.found, Verdict.BROKEN, "finds no folder to write what it compiles to", fix)
+    fix = "export NUMBA_CACHE_DIR=... (a folder with space that can be written to)"
+    return Check("numba", check.found, Verdict.WARN, "cannot keep what it compiles: ten seconds more a process", fix)
 
 
 def check_others(facts: Facts) -> Check:
