@@ -242,9 +242,9 @@ def test_megatron_trains_on_a_blend(tmp_path: Path) -> None:
     )
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    source, written = parse("nca://toy"), parse("nca://toy?seed=2")
+    source = parse("nca://toy")
     share = "(vocabulary 18, 71.1% of targets supervised, fingerprint"
-    blend = f"0.5 {source.uri} {share} {fingerprint(source, 128)}) 0.5 {tmp_path}/corpus, written from {written.uri}"
+    blend = f"0.5 nca://toy {share} {fingerprint(source, 128)}) 0.5 {tmp_path}/corpus, written from nca://toy?seed=2 ("
     assert f"training on 2,048 tokens of {blend}" in done.stdout
     assert "iteration        2/       2" in done.stdout
 

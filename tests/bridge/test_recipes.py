@@ -7,7 +7,6 @@ import pytest
 from stacks import BRIDGE_LAUNCHER, BRIDGE_SETTINGS, start
 
 from nca_plugin.prepare import Corpus, prepare
-from nca_plugin.sources import parse
 
 SMALL = (
     *("model.num_layers=2", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_attention_heads=4"),
@@ -38,7 +37,7 @@ def test_a_recipe_trains_on_nca(tmp_path: Path, recipe: str, settings: tuple[str
     losses = run.losses
     assert list(losses) == list(range(1, 11))
     assert losses[10] < losses[1] - 0.2
-    line = f"training on {10 * 8 * 128:,} tokens of {parse('nca://toy').uri} (vocabulary 18, "
+    line = f"training on {10 * 8 * 128:,} tokens of nca://toy (vocabulary 18, "
     assert run.log.count(line) == 1
     assert "nca-plugin: CPU mode sets model.transformer_layer_spec=local" in run.log
     assert max(run.largest_ids) < 18

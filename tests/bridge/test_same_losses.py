@@ -14,7 +14,7 @@ from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
 from nca_plugin.checkpoint.lineage import read_trained
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import parse
+from nca_plugin.sources import parse, short_uri
 from nca_plugin.trained_on import TrainingData, fingerprint
 
 
@@ -79,7 +79,7 @@ def test_the_log_says_what_the_run_trains_on(bridge: FinishedRun) -> None:
     tokens = ITERATIONS * 8 * 128
     source = parse(SOURCE)
     line = (
-        f"nca-plugin {version('nca-plugin')}: training on {tokens:,} tokens of {source.uri} (vocabulary 18, "
+        f"nca-plugin {version('nca-plugin')}: training on {tokens:,} tokens of {short_uri(source)} (vocabulary 18, "
         f"71.1% of targets supervised, fingerprint {fingerprint(source, 128)})"
     )
     assert bridge.log.count(line) == 1
