@@ -26,7 +26,6 @@ from nca_plugin.launch.bridge_config import (
 )
 from nca_plugin.launch.process import (
     Parser,
-    become_only_rank_without_torchrun,
     check_training_loop,
     die_with_spawning_process,
     die_with_torchrun,
@@ -35,6 +34,7 @@ from nca_plugin.launch.process import (
     use_shipped_dataset_helper,
 )
 from nca_plugin.launch.quiet import quiet
+from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.sources.section import data_path
 
@@ -54,6 +54,7 @@ def main() -> None:
     die_with_torchrun()
     quiet()
     with one_line_errors(of_every_rank=False):
+        take_rank()
         launch(parse_options(sys.argv[1:]))
 
 
@@ -88,7 +89,6 @@ def launch(options: Options) -> None:
     check_training_loop()
     if find_spec("megatron.bridge") is None:
         raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how it is")
-    become_only_rank_without_torchrun()
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:

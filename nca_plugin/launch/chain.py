@@ -9,15 +9,17 @@ from pathlib import Path
 
 from nca_plugin.chain.supervisor import run_chain
 from nca_plugin.errors import one_line_errors
-from nca_plugin.launch.process import Parser, become_only_rank_without_torchrun, die_with_torchrun
+from nca_plugin.launch.process import Parser, die_with_torchrun
+from nca_plugin.launch.ranks import take_rank
 
 
 def main() -> None:
     """Train the chain that this process's arguments name."""
     die_with_torchrun()
+    with one_line_errors(of_every_rank=False):
+        take_rank()
     with one_line_errors(of_every_rank=True):
         options = _parser().parse_intermixed_args()
-        become_only_rank_without_torchrun()
         run_chain(options.chain, options.overrides)
 
 

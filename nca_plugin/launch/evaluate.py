@@ -41,6 +41,7 @@ from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
+from nca_plugin.launch.ranks import take_rank
 from nca_plugin.progress import silent_stage
 from nca_plugin.sources import Source, parse
 from nca_plugin.terminal import stages
@@ -87,6 +88,7 @@ def main() -> None:
     """Evaluate the checkpoint that the arguments of this process name."""
     die_with_torchrun()
     with one_line_errors(of_every_rank=False):
+        take_rank()
         evaluate(sys.argv[1:])
 
 

@@ -22,6 +22,7 @@ from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
 from nca_plugin.launch.process import Parser, die_with_spawning_process, die_with_torchrun
 from nca_plugin.launch.quiet import quiet
+from nca_plugin.launch.ranks import take_rank
 from nca_plugin.nemo.nemo1.translation import report
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     die_with_torchrun()
     quiet()
     with one_line_errors(of_every_rank=False):
+        take_rank()
         options = _parser().parse_intermixed_args()
         file = ConfigFile(options.config_dir, options.config_name, options.overrides)
         if options.multirun and options.cfg is not None:

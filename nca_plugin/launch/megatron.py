@@ -18,7 +18,6 @@ from typing import Final, NoReturn
 from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_names
 from nca_plugin.launch.process import (
-    become_only_rank_without_torchrun,
     check_training_loop,
     die_with_spawning_process,
     die_with_torchrun,
@@ -27,6 +26,7 @@ from nca_plugin.launch.process import (
     use_shipped_dataset_helper,
 )
 from nca_plugin.launch.quiet import quiet
+from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
@@ -49,6 +49,7 @@ def main() -> None:
             if os.environ.get("RANK", "0") == "0":
                 _help().print_help()
             return
+        take_rank()
         launch(["--help" if argument == HELP else argument for argument in sys.argv[1:]], str)
 
 
@@ -138,7 +139,6 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
     """
     arguments = resolve_epochs(resolve_data_source(arguments))
     check_training_loop()
-    become_only_rank_without_torchrun()
     # After the arguments are known to be right: it takes seconds.
     if device.prepare():
         from nca_plugin.megatron.cpu import CPU_ARGUMENTS

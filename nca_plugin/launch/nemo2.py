@@ -18,6 +18,7 @@ from nca_plugin.launch.process import (
     print_rank_0,
 )
 from nca_plugin.launch.quiet import quiet
+from nca_plugin.launch.ranks import take_rank_beside_lightning
 from nca_plugin.megatron import device
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     with one_line_errors(of_every_rank=False):
         if find_spec("nemo") is None or find_spec("nemo_run") is None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
+        take_rank_beside_lightning()
     from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
 
     with without_cuda_compiler():

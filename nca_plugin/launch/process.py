@@ -93,14 +93,6 @@ def _die_with_forking_process() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def become_only_rank_without_torchrun() -> None:
-    """Give a process that torchrun did not start the environment of the only rank."""
-    if "WORLD_SIZE" not in os.environ:
-        # Port 0: any free one, since no other rank has to find it.
-        single = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-        os.environ.update({name: str(value) for name, value in single.items()})
-
-
 def check_training_loop() -> None:
     """Check, without importing Megatron, that it has a training loop which the launchers start.
 

@@ -171,7 +171,9 @@ def _replace_cuda_functions() -> None:
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": _nothing,
         # Any local rank may ask for the device of its number.
-        "device_count": lambda: max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        "device_count": lambda: max(
+            int(os.environ.get("LOCAL_RANK", "0")) + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        ),
         "current_device": _zero,
         "set_device": _nothing,
         "synchronize": _nothing,

@@ -1,0 +1,202 @@
+"""The ranks of a run that torchrun has not started: those that a scheduler or MPI gives its processes.
+
+torchrun's variables come first: where they are set, as in a torchrun that a scheduler has started, nothing is changed.
+"""
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nca_plugin.errors import NCAPluginError
+
+#: Ports from which one is taken by the job's identity; below those that the system gives to connections.
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+
+
+@dataclass(frozen=True)
+class _Starter:
+    """How a program that starts processes tells each its rank: names of variables, the first that is set counts.
+
+    Attributes:
+        local_sizes: the number of processes on this machine.
+        jobs: what only processes of this start have in common.
+    """
+
+    name: str
+    rank: str
+    sizes: tuple[str, ...]
+    local_ranks: tuple[str, ...]
+    local_sizes: tuple[str, ...]
+    jobs: tuple[str, ...]
+
+
+_SLURM: Final = _Starter(
+    *("srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ("SLURM_LOCALID",), ()),
+    ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID"),
+)
+#: mpirun, started in a job of Slurm, starts its processes through Slurm, whose variables then count machines.
+_STARTERS: Final = (
+    _Starter(
+        *("mpirun of Open MPI", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",)),
+        *(("OMPI_COMM_WORLD_LOCAL_SIZE",), ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid")),
+    ),
+    _Starter(
+        *("mpirun of MVAPICH", "MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",), ("MV2_COMM_WORLD_LOCAL_RANK",)),
+        *(("MV2_COMM_WORLD_LOCAL_SIZE",), ("PMI_ID", "HYDI_CONTROL_FD")),
+    ),
+    _Starter("jsrun", "JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",), ("JSM_NAMESPACE_LOCAL_RANK",), (), ("LSB_JOBID",)),
+    _Starter(
+        *("flux run", "FLUX_TASK_RANK", ("FLUX_JOB_SIZE",), ("FLUX_TASK_LOCAL_ID",), (), ("FLUX_JOB_ID",)),
+    ),
+    _Starter(
+        *("mpiexec (PMI)", "PMI_RANK", ("PMI_SIZE",)),
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+        *(
+            ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+            ("PMI_JOBID", "PMI_KVSNAME", "PALS_APID", "SLURM_JOB_ID", "PBS_JOBID"),
+        ),
+    ),
+    _SLURM,
+    _Starter("PMIx", "PMIX_RANK", ("PMIX_SIZE",), ("PMIX_LOCAL_RANK",), ("PMIX_LOCAL_SIZE",), ("PMIX_NAMESPACE",)),
+)
+
+
+def take_rank() -> None:
+    """Give this process the environment of a rank, unless torchrun has: that of a scheduler's process, or the only one.
+
+    Raises:
+        NCAPluginError: a scheduler has started several processes, and does not say enough for them to be ranks.
+    """
+    try:
+        os.environ.update(rank_variables(os.environ))
+    except NCAPluginError:
+        # The line that says why is printed once.
+        announced = next((os.environ[starter.rank] for starter in _STARTERS if starter.rank in os.environ), "0")
+        os.environ.setdefault("RANK", announced)
+        raise
+
+
+def take_rank_beside_lightning() -> None:
+    """The same where PyTorch Lightning looks for ranks itself, which starts some processes, and knows Slurm's.
+
+    Raises:
+        NCAPluginError: another scheduler, or MPI, has started several processes.
+    """
+    variables = rank_variables(os.environ)
+    if variables.get("WORLD_SIZE", "1") == "1":
+        return
+    if _SLURM.rank not in os.environ:
+        raise NCAPluginError("NeMo 2 takes ranks from torchrun and from srun only: start the run with one of them")
+    os.environ.update(variables)
+
+
+def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of torchrun that a process of this environment lacks.
+
+    Raises:
+        NCAPluginError: see `take_rank`.
+    """
+    world = environment.get("WORLD_SIZE")
+    if world is not None and "RANK" in environment:
+        _number(environment, "WORLD_SIZE")
+        _number(environment, "RANK")
+        return {}
+    for starter in _STARTERS:
+        if starter.rank in environment and not (starter is _SLURM and _is_batch_shell(environment)):
+            size = next((_number(environment, name) for name in starter.sizes if name in environment), None)
+            if size is None:
+                raise NCAPluginError(
+                    f"{starter.name} has started this process ({starter.rank}={environment[starter.rank]}) and does "
+                    "not say of how many: start the run with torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+                    "MASTER_ADDR and MASTER_PORT"
+                )
+            if world is not None and _number(environment, "WORLD_SIZE") != size:
+                raise NCAPluginError(
+                    f"WORLD_SIZE={world}, but {starter.name} has started {size} processes: unset WORLD_SIZE, or set "
+                    "RANK too"
+                )
+            if size > 1:
+                return _rank_of(starter, size, environment)
+            break
+    if world is not None and _number(environment, "WORLD_SIZE") > 1:
+        raise NCAPluginError(f"WORLD_SIZE={world} without RANK: start the run with torchrun, or set both")
+    # Port 0: any free one, since no other rank has to find it.
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def _is_batch_shell(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm's variables are those of a job's shell, which has the job's number of tasks and is the only one."""
+    is_in_step = any(name in environment for name in ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"))
+    return not is_in_step and "SLURM_JOB_ID" in environment and environment.get("SLURM_PROCID") == "0"
+
+
+def _rank_of(starter: _Starter, size: int, environment: Mapping[str, str]) -> dict[str, str]:
+    rank = _number(environment, starter.rank)
+    if rank >= size:
+        raise NCAPluginError(f"{starter.rank}={rank} is no rank of {size} processes: start the run with torchrun")
+    local_rank = next((_number(environment, name) for name in starter.local_ranks if name in environment), None)
+    local_size = next((_number(environment, name) for name in starter.local_sizes if name in environment), None)
+    if starter is _SLURM:
+        local_size = _slurm_local_size(environment)
+    if local_rank is None:
+        raise NCAPluginError(
+            f"{starter.name} has started {size} processes and does not say which of them are on one machine: set "
+            f"LOCAL_RANK beside {starter.rank}, or start the run with torchrun"
+        )
+    variables = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
+    if local_size is not None:
+        variables["LOCAL_WORLD_SIZE"] = str(local_size)
+    if "MASTER_ADDR" not in environment:
+        variables["MASTER_ADDR"] = _address(starter, is_one_machine=local_size == size, environment=environment)
+    if "MASTER_PORT" not in environment:
+        job = "/".join(environment[name] for name in starter.jobs if name in environment)
+        if not job:
+            raise NCAPluginError(
+                f"{starter.name} has started {size} processes: set MASTER_PORT to a free port of the machine of rank 0"
+            )
+        variables["MASTER_PORT"] = str(_FIRST_PORT + zlib.crc32(job.encode()) % _NUM_PORTS)
+    return variables
+
+
+def _address(starter: _Starter, *, is_one_machine: bool, environment: Mapping[str, str]) -> str:
+    """Return where rank 0 is: with Slurm the first machine of the step."""
+    if is_one_machine:
+        return "127.0.0.1"
+    nodes = next((environment[name] for name in ("SLURM_STEP_NODELIST", "SLURM_NODELIST") if name in environment), "")
+    if starter is _SLURM and nodes:
+        return _first_host(nodes)
+    raise NCAPluginError(
+        f"{starter.name} has started processes on several machines: set MASTER_ADDR to the machine of rank 0, and "
+        "MASTER_PORT to a free port there"
+    )
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first of Slurm's list of machines.
+
+    >>> _first_host("node[07-09,12],login1")
+    'node07'
+    """
+    found = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
+    assert found is not None
+    return "".join(part or "" for part in found.groups())
+
+
+def _slurm_local_size(environment: Mapping[str, str]) -> int | None:
+    """Return the tasks on this machine, whose numbers Slurm lists."""
+    tasks = environment.get("SLURM_GTIDS")
+    if tasks:
+        return len(tasks.split(","))
+    if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
+        return _number(environment, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS")
+    return None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment[name]
+    if not (text.isascii() and text.isdigit()):
+        raise NCAPluginError(f"{name}={text} in the environment is no number")
+    return int(text)
