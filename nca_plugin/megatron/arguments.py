@@ -4,7 +4,9 @@ Everything after this file sees a data path that is a source URI: in the log, in
 """
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import math
 import re
 from fractions import Fraction
@@ -14,6 +16,7 @@ from typing import Any, Final
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.examples import read_examples
+from nca_plugin.indexed.source import IndexedSource, is_corpus
 from nca_plugin.megatron import kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
@@ -23,6 +26,9 @@ _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
 #: Sources whose options are the fields of `NCAConfig`.
 _NCA_SCHEMES: Final = ("nca", "shuffled")
+#: Options of Megatron-LM that hold data paths, and those that name a file of them.
+_PATHS: Final = ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path")
+_PATH_FILES: Final = ("--data-args-path", "--per-split-data-args-path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -80,7 +86,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
 
     Other data arguments give way to the source, as in `with_data_path`. Without `--data-source`, `argv` comes back as
-    it is, but for the tokenizer of a source that stands alone in `--data-path`.
+    it is, but for the tokenizer of sources, where all data paths are some.
 
     Raises:
         NCAPluginError: an unknown source, preset or option, or an `--nca-...` option without a source that has it.
@@ -98,8 +104,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     if ours.data_source is None:
         if options:
             raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
-        paths = _data_path(argv)
-        return [*argv, *_vocabulary(argv, paths)]
+        return [*argv, *_vocabulary(argv, _data_paths(argv))]
     scheme = split_uri(ours.data_source).scheme
     if options and scheme not in _NCA_SCHEMES:
         raise NCAPluginError(
@@ -182,31 +187,55 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
     return result
 
 
-def _data_path(argv: list[str]) -> list[str]:
+def _data_paths(argv: list[str]) -> list[str]:
+    """Return the data paths of Megatron's arguments, those of all splits, without their weights.
+
+    Nothing is said of files that cannot be read: that is the error of a later check.
+    """
     parser = _parser()
-    parser.add_argument("--data-path", nargs="*", default=[])
-    paths: list[str] = parser.parse_known_args(argv)[0].data_path
-    return paths
+    for option in _PATHS:
+        parser.add_argument(option, nargs="*", default=[])
+    for option in _PATH_FILES:
+        parser.add_argument(option)
+    given = parser.parse_known_args(argv)[0]
+    items = [*given.data_path, *given.train_data_path, *given.valid_data_path, *given.test_data_path]
+    with contextlib.suppress(OSError, ValueError):
+        if given.data_args_path is not None:
+            items += Path(given.data_args_path).read_text().split()
+        if given.per_split_data_args_path is not None:
+            of_splits = json.loads(Path(given.per_split_data_args_path).read_text())
+            for blend in of_splits.values() if isinstance(of_splits, dict) else ():
+                items += blend.split() if isinstance(blend, str) else map(str, blend or [])
+    return [item for item in items if not is_number(item)]
+
+
+def is_number(text: str) -> bool:
+    """Whether an item of a blend is a weight."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
     """Return `argv` with `--data-path` and `paths` in place of its data arguments.
 
-    For a single source and without `--tokenizer-type`, the run gets a NullTokenizer with the source's vocabulary.
+    For sources alone and without `--tokenizer-type`, the run gets a NullTokenizer with the largest vocabulary of them.
     """
     data = _parser()
-    for option in ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path"):
+    for option in _PATHS:
         data.add_argument(option, nargs="*")
-    data.add_argument("--data-args-path")
-    data.add_argument("--per-split-data-args-path")
+    for option in _PATH_FILES:
+        data.add_argument(option)
     data.add_argument("--mock-data", action="store_true")
     _, rest = data.parse_known_args(argv)
-    return [*rest, "--data-path", *paths, *_vocabulary(argv, paths)]
+    return [*rest, "--data-path", *paths, *_vocabulary(argv, [path for path in paths if not is_number(path)])]
 
 
 def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
-    """Return the arguments of a NullTokenizer for a single source, unless `argv` has a tokenizer."""
-    if len(paths) != 1 or not is_source(paths[0]):
+    """Return the arguments of a NullTokenizer for sources, or corpora of them, unless `argv` has a tokenizer."""
+    if not paths or not all(is_source(path) or is_corpus(path) for path in paths):
         return []
     parser = _parser()
     parser.add_argument("--tokenizer-type")
@@ -214,5 +243,6 @@ def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
     given = parser.parse_known_args(argv)[0]
     if given.tokenizer_type is not None:
         return []
-    size = [] if given.vocab_size is not None else ["--vocab-size", str(parse(paths[0]).vocab_size)]
+    sizes = [(IndexedSource(path) if is_corpus(path) else parse(path)).vocab_size for path in paths]
+    size = [] if given.vocab_size is not None else ["--vocab-size", str(max(sizes))]
     return ["--tokenizer-type", "NullTokenizer", *size]
