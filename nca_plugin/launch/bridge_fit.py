@@ -16,6 +16,7 @@ from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
+from nca_plugin.megatron.text import check_text, parts
 from nca_plugin.nemo.bridge import SourceDatasetConfig
 from nca_plugin.sources import is_source
 
@@ -74,6 +75,7 @@ def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) 
         way_out="set model.vocab_size={} or more, or tokenizer.vocab_size with a NullTokenizer",
     )
     dataset.vocab_size = vocab_size
+    check_text(parts(dataset.blend, None, dataset.split, "dataset.split"), (1, 1, 1), "dataset.split")
 
 
 def _fit_seq_length(config: Any, *, is_set: bool) -> None:

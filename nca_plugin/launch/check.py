@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, one_line, require
@@ -127,8 +126,6 @@ def _sizes(run: dict[str, Any]) -> dict[str, Any]:
     if args.ckpt_format not in ("torch_dist", "torch"):
         raise NCAPluginError(f"--ckpt-format {args.ckpt_format}: a transition reads torch_dist and torch only")
     check_frozen_layers(args, run["freeze"])
-    for path in _missing_datasets(args):
-        raise NCAPluginError(f"data path {path}: {path}.idx does not exist")
     # Of a tokenizer of its own, Megatron keeps the padded number of ids alone.
     vocab_size = args.vocab_size or build_tokenizer(args).vocab_size
     sizes = {name: getattr(args, name) for name in SIZES}
@@ -153,19 +150,6 @@ def _num_parameters(args: Any) -> int | None:
         setattr(alone, f"{name}_model_parallel_size", 1)
     alone.expert_tensor_parallel_size, alone.use_distributed_optimizer = 1, False
     return round(compute_weight_and_optimizer_memory(alone) / _BYTES_PER_PARAMETER)
-
-
-def _missing_datasets(args: Any) -> list[str]:
-    from megatron.core.datasets.object_storage_utils import is_object_storage_path
-
-    from nca_plugin.megatron.dataset_provider import data_paths
-    from nca_plugin.sources import is_source
-
-    if args.sft:
-        # Files of examples, which were read.
-        return []
-    paths = [path for path in data_paths(args) if not is_source(path) and not is_object_storage_path(path)]
-    return [path for path in paths if not Path(f"{path}.idx").is_file()]
 
 
 if __name__ == "__main__":

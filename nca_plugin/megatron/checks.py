@@ -13,6 +13,8 @@ from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatch
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.arguments import is_number
+from nca_plugin.megatron.text import split_shares
 from nca_plugin.sources import is_source
 
 #: What needs a dataset or a forward step of its own.
@@ -115,18 +117,10 @@ def check_paths(paths: Sequence[str]) -> None:
     for path in paths:
         if not path:
             raise NCAPluginError("a data path is empty: name a source, such as nca://web, or an indexed dataset")
-        if _is_number(path):
+        if is_number(path):
             raise NCAPluginError(f"{path} stands where a data path is expected: a blend is weight path weight path ...")
         if re.match(r"\w+:/(?!/)", path):
             raise NCAPluginError(f"data path {path}: a source has two slashes, such as nca://web")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_batch_sizes(args: Any) -> None:
@@ -234,8 +228,4 @@ def _paths(blend: tuple[Sequence[str], Any] | None) -> Sequence[str]:
 
 def _shares(args: Any) -> list[float]:
     """Return the shares of training, validation and test in `--split`."""
-    try:
-        shares = [float(share) for share in args.split.replace("/", ",").split(",")] if args.split else []
-    except ValueError:
-        raise NCAPluginError(f"--split {args.split}: must be three numbers, such as 98,1,1") from None
-    return [*shares, 0.0, 0.0, 0.0][:3]
+    return split_shares(args.split, "--split") if args.split else [0.0, 0.0, 0.0]

@@ -27,6 +27,7 @@ from nca_plugin.megatron.lineage import described_data
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
+from nca_plugin.megatron.text import check_text, parts
 
 
 def provider(
@@ -102,6 +103,9 @@ def check_arguments(args: Any) -> None:
     if args.sft:
         _check_examples(args)
         return
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    validation = None if args.full_validation else args.eval_iters
+    check_text(parts(blend, blend_per_split, args.split, "--split"), (1, validation, args.eval_iters), "--split")
     paths = list(filter(is_meant_as_ours, data_paths(args)))
     if paths:
         vocab_size = _vocab_size(args, build_tokenizer(args))

@@ -1,0 +1,153 @@
+"""Indexed datasets of text: whether their files are whole, and whether each split that a run reads holds tokens.
+
+Megatron maps the files into memory without looking at their sizes, and looks for ever for the first sample of a split
+without tokens.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from megatron.core.datasets.blended_megatron_dataset_config import (
+    convert_split_vector_to_split_matrix,
+    parse_and_normalize_split,
+)
+from megatron.core.datasets.indexed_dataset import DType
+from megatron.core.datasets.object_storage_utils import is_object_storage_path
+from megatron.core.datasets.utils import Split
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.layout import MAGIC
+from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.sources import is_source
+
+_HEADER: Final = struct.Struct("<9sQBQQ")
+#: Lengths of sequences that are looked at together, until one is above 0.
+_AT_ONCE: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a split of a run reads of a data path: documents from a share of them to another one."""
+
+    split: str
+    path: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> list[Part]:
+    """Return what the splits of a run read, by the blends of Megatron's dataset configurations.
+
+    Args:
+        split: shares of training, validation and test in the paths of `blend`.
+        option: how the user names them.
+
+    Raises:
+        NCAPluginError: `split` is none.
+    """
+    if blend_per_split:
+        blends = [(name, of_split[0]) for name, of_split in zip(_names(), blend_per_split, strict=True) if of_split]
+        return [Part(name, path) for name, paths in blends for path in paths]
+    if blend is None:
+        return []
+    matrix = convert_split_vector_to_split_matrix(split_shares(split or "", option))
+    ranges = [(name, share) for name, share in zip(_names(), matrix, strict=True) if share is not None]
+    return [Part(name, path, *share) for path in blend[0] for name, share in ranges]
+
+
+def split_shares(split: str, option: str) -> list[float]:
+    """Return the shares of training, validation and test as Megatron reads them; their sum is 1.
+
+    Raises:
+        NCAPluginError: there are none.
+    """
+    with np.errstate(invalid="ignore"):
+        try:
+            shares = list(parse_and_normalize_split(split))
+        except (AssertionError, ValueError):
+            shares = []
+    if not shares or not np.isfinite(shares).all():
+        raise NCAPluginError(f"{option} {split}: must be up to three numbers with a sum above 0, such as 98,1,1")
+    return shares
+
+
+def check_text(read: Iterable[Part], num_samples: Sequence[int | None], option: str) -> None:
+    """Raise `NCAPluginError` for an indexed dataset that is damaged, or a split of it without tokens.
+
+    Args:
+        read: what the splits of the run read. Sources, which have no end, and object storage are passed over.
+        num_samples: of training, validation and test; None for all.
+        option: how the user names the shares of the splits.
+    """
+    lengths: dict[str, Any] = {}
+    for part in read:
+        if is_source(part.path) or is_object_storage_path(part.path):
+            continue
+        is_ours = is_corpus(part.path)
+        # A corpus without samples to read is left alone, unlike text.
+        if is_ours and num_samples[Split[part.split].value] == 0:
+            continue
+        if part.path not in lengths:
+            num = IndexedSource(part.path).num_documents if is_ours else None
+            lengths[part.path] = read_lengths(part.path) if num is None else np.ones(num, np.int8)
+        of_path = lengths[part.path]
+        first, last = (round(share * float(len(of_path))) for share in (part.low, part.high))
+        if first == last:
+            name = f"corpus {part.path}" if is_ours else f"data path {part.path}"
+            raise NCAPluginError(
+                f"the {part.split} split of {name} holds none of its {len(of_path)} documents: give it more in "
+                f"{option}, or data of its own"
+                + (f", or end {option} with 0, as in 99,1,0, for no test" if part.split == "test" else "")
+            )
+        if not any(of_path[at : min(at + _AT_ONCE, last)].any() for at in range(first, last, _AT_ONCE)):
+            raise NCAPluginError(f"the {part.split} split of data path {part.path} holds no token in its documents")
+
+
+def read_lengths(prefix: str) -> Any:
+    """Return the lengths of the sequences of an indexed dataset, int32, mapped into memory.
+
+    Raises:
+        NCAPluginError: a file is missing, damaged, or shorter than it says.
+    """
+    index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    for file in (index, data):
+        if not file.is_file():
+            hint = ": name its files without .bin and .idx" if prefix.endswith((".bin", ".idx")) else ""
+            raise NCAPluginError(f"data path {prefix}: {file} does not exist{hint}")
+    try:
+        with index.open("rb") as stream:
+            header = stream.read(_HEADER.size)
+        size, data_size = index.stat().st_size, data.stat().st_size
+        with data.open("rb"):
+            pass
+    except OSError as error:
+        raise NCAPluginError(f"data path {prefix} cannot be read: {error}") from error
+    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+        raise NCAPluginError(f"data path {prefix}: {index} is no index of Megatron's, or is cut off")
+    _, version, code, num_sequences, num_documents = _HEADER.unpack(header)
+    try:
+        token_bytes = DType.size(DType.dtype_from_code(code))
+    except ValueError:
+        token_bytes = 0
+    if version != 1 or not token_bytes:
+        raise NCAPluginError(f"data path {prefix}: {index} has version {version} and type {code}, unknown to Megatron")
+    expected = _HEADER.size + 12 * num_sequences + 8 * num_documents
+    if size < expected or num_documents < 1:
+        raise NCAPluginError(
+            f"data path {prefix}: {index} has {size} bytes, and {expected} by its counts: make it anew"
+        )
+    if not num_sequences:
+        raise NCAPluginError(f"data path {prefix} holds no documents")
+    lengths = np.memmap(index, "<i4", "r", _HEADER.size, (num_sequences,))
+    last = int(np.memmap(index, "<i8", "r", _HEADER.size + 4 * num_sequences, (num_sequences,))[-1])
+    if not 0 <= last + int(lengths[-1]) * token_bytes <= data_size:
+        raise NCAPluginError(f"data path {prefix}: {data} is shorter than {index} says: make or copy both anew")
+    return lengths
+
+
+def _names() -> list[str]:
+    return [split.name for split in Split]
