@@ -6,13 +6,14 @@ layers and the settings that need one are replaced, by name, and said so in the 
 """
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Final
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 _STAND_INS: Final = {
     "transformer_engine": ("transformer_engine", "transformer_engine.pytorch"),
@@ -49,6 +50,31 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "dataset": {"pin_memory": False},
     "checkpoint": {"async_save": False},
 }
+
+
+#: Fields that ask for what no run without a GPU can do, and that change its numbers: they are refused.
+_NEEDS_GPU: Final = (
+    *("fp8", "fp4", "fp8_param", "fp4_param", "qk_clip", "cpu_offloading", "use_kitchen", "optimizer_cpu_offload"),
+    *("use_megatron_fsdp", "use_torch_fsdp2", "use_nsys_profiler", "record_memory_history"),
+)
+
+
+def check_sections(sections: Mapping[str, Any]) -> None:
+    """Raise `NCAPluginError`, with all of them, for settings that need a GPU.
+
+    Args:
+        sections: of a configuration, by the user's names for them; those that are None are passed over.
+    """
+    given = [
+        f"{section}.{field}={value}"
+        for section, owner in sections.items()
+        for field in _NEEDS_GPU
+        if (value := getattr(owner, field, None)) not in (None, False)
+    ]
+    if given:
+        raise NCAPluginError(
+            f"CPU mode cannot do {', '.join(given)}: set them to null or false, use a recipe in bf16, or run on a GPU"
+        )
 
 
 def add_stand_ins() -> list[str]:
@@ -111,8 +137,16 @@ def adapt(config: Any) -> list[str]:
     """Set what a run without a GPU needs in a configuration. Returns what changed, as `key=value`.
 
     Raises:
-        NCAPluginError: a model whose layers exist for GPUs only.
+        NCAPluginError: a model whose layers exist for GPUs only, or settings that need one.
     """
+    from megatron.bridge.training.mixed_precision import get_mixed_precision_config
+
+    try:
+        precision = get_mixed_precision_config(config.mixed_precision) if config.mixed_precision is not None else None
+    except ValueError as error:
+        raise NCAPluginError(f"mixed_precision={config.mixed_precision}: {one_line(error)}") from error
+    names = ("model", "optimizer", "ddp", "dist", "profiling")
+    check_sections({name: getattr(config, name, None) for name in names} | {"mixed_precision": precision})
     changes = [_use_local_layers(config.model)]
     for section in SETTINGS:
         changes += apply_settings(getattr(config, section), section)

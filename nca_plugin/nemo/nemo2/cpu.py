@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch.utils.cpp_extension
 
-from nca_plugin.nemo.cpu import apply_settings
+from nca_plugin.nemo.cpu import apply_settings, check_sections
 
 
 @contextlib.contextmanager
@@ -47,9 +47,17 @@ def adapt(task: Any) -> list[str]:
 
     Returns:
         What changed, as `key=value`.
+
+    Raises:
+        NCAPluginError: settings that need a GPU.
     """
     trainer = task.trainer
     strategy = trainer.strategy
+    plugins = trainer.plugins if isinstance(trainer.plugins, list | tuple) else [trainer.plugins]
+    optimizer = None if task.optim is None else task.optim.config
+    check_sections({"model.config": task.model.config, "optim.config": optimizer, "trainer.strategy.ddp": strategy.ddp})
+    for plugin in plugins:
+        check_sections({"trainer.plugins": plugin})
     changes = apply_settings(task.model.config, "model", "model.config")
     changes += apply_settings(strategy.ddp, "ddp", "trainer.strategy.ddp")
     if task.optim is not None:
