@@ -5,8 +5,13 @@ from nca_plugin.megatron import device
 
 device.prepare()
 
+from megatron.core.tokenizers import text  # noqa: E402
 from megatron.training import arguments, global_vars  # noqa: E402
 
 from nca_plugin.megatron import dataset_provider, lineage, pretraining  # noqa: E402
+from nca_plugin.sources import parse  # noqa: E402
 
-__all__ = ["arguments", "dataset_provider", "global_vars", "lineage", "main", "pretraining"]
+# Compile, or load, what makes samples.
+parse("nca://toy").sample(0, 96)
+
+__all__ = ["arguments", "dataset_provider", "global_vars", "lineage", "main", "pretraining", "text"]

@@ -177,10 +177,11 @@ def configure(options: Options, settings: UserSettings) -> Any:
 def _pretrain(config: Any) -> None:
     from megatron.bridge.training.pretrain import pretrain
 
+    from nca_plugin.megatron.assertions import OptionNames, set_up_errors
     from nca_plugin.nemo.bridge_report import DataReport, forward_step
 
     # From here on a rank may be the only one with an error, such as of its own samples.
-    with one_line_errors(of_every_rank=True), lost_worker_errors():
+    with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(lambda: OptionNames({}, str)):
         pretrain(config, forward_step, callbacks=[DataReport()])
 
 

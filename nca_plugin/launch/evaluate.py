@@ -30,6 +30,7 @@ import math
 import sys
 from argparse import Namespace
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files
-from nca_plugin.launch.megatron import DEFAULTS, complete_parser, pass_to_megatron
+from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.progress import silent_stage
@@ -110,7 +111,10 @@ def evaluate(arguments: list[str]) -> None:
     check_target(options.evaluation_out)
     source = None if options.evaluation_source is None else parse(options.evaluation_source).for_split("test")
     pass_to_megatron(arguments, is_announced=True)
-    args = _parsed_by_megatron()
+    from nca_plugin.megatron.assertions import argument_errors
+
+    with argument_errors(partial(option_names, str)):
+        args = _parsed_by_megatron()
     if source is not None:
         from nca_plugin.megatron.dataset import check_fit
 

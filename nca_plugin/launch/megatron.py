@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_names
@@ -30,6 +30,9 @@ from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
+
+if TYPE_CHECKING:
+    from nca_plugin.megatron.assertions import OptionNames
 
 #: Shows the help of Megatron's parser: thousands of lines, ours at the end.
 HELP: Final = "--help-megatron"
@@ -76,10 +79,11 @@ def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collecti
     Raises:
         NCAPluginError: arguments that the run cannot be done with.
     """
-    _pretrain(parsed(arguments, spelling, unset))
+    _pretrain(parsed(arguments, spelling, unset), spelling)
 
 
-def _pretrain(args: Namespace) -> None:
+def _pretrain(args: Namespace, spelling: Callable[[str], str]) -> None:
+    from nca_plugin.megatron.assertions import set_up_errors
     from nca_plugin.megatron.freeze import freeze, read_freeze_list
     from nca_plugin.megatron.pretraining import pretrain
 
@@ -89,7 +93,7 @@ def _pretrain(args: Namespace) -> None:
         check_frozen_layers(args, selectors)
         hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
     # From here on a rank may be the only one with an error, such as of its own samples.
-    with one_line_errors(of_every_rank=True), lost_worker_errors():
+    with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(partial(option_names, spelling)):
         pretrain(args, hooks)
 
 
@@ -109,22 +113,53 @@ def parsed(
     from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
     from megatron.training.global_vars import set_global_variables
 
+    from nca_plugin.megatron.assertions import OptionNames, argument_errors, held_output
+    from nca_plugin.megatron.unvalidated import check_unvalidated
+
+    def completed(parser: ArgumentParser) -> ArgumentParser:
+        parser = complete_parser(parser, spelling, unset)
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        unvalidated, options = parser.parse_known_args()[0], OptionNames.of(parser, spelling)
+        check_unvalidated(unvalidated, options, is_run=is_run, world_size=world_size)
+        return parser
+
+    with held_output(), argument_errors(partial(option_names, spelling)):
+        if is_run:
+            args = parse_and_validate_args(completed, args_defaults=DEFAULTS)
+        else:
+            args = parse_args(completed)
+            args.tensorboard_dir, args.wandb_project = None, ""
+            validate_args(args, DEFAULTS)
+            set_global_variables(args)
+        _check_validated(args, is_run=is_run)
+    return args
+
+
+def option_names(spelling: Callable[[str], str]) -> "OptionNames":
+    """Return how the user writes Megatron's arguments and ours."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    from nca_plugin.megatron.assertions import OptionNames
+
+    return OptionNames.of(add_arguments(add_megatron_arguments(ArgumentParser(allow_abbrev=False))), spelling)
+
+
+def _check_validated(args: Namespace, *, is_run: bool) -> None:
+    """Refuse what Megatron would find out after it has built the model, or not at all."""
+    from nca_plugin.megatron.cpu_limits import check_memory
     from nca_plugin.megatron.dataset_provider import check_arguments
     from nca_plugin.megatron.lineage import described_data
+    from nca_plugin.megatron.pretraining import check_configurations
+    from nca_plugin.megatron.schedule import check_schedule
 
-    completed = partial(complete_parser, spelling=spelling, unset=unset)
-    if is_run:
-        args = parse_and_validate_args(completed, args_defaults=DEFAULTS)
-    else:
-        args = parse_args(completed)
-        args.tensorboard_dir, args.wandb_project = None, ""
-        validate_args(args, DEFAULTS)
-        set_global_variables(args)
+    if device.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
+        check_memory(args)
     check_arguments(args)
+    check_configurations(args)
     if is_run:
         described_data(args)
         _check_vocabulary(args)
-    return args
+        check_schedule(args)
 
 
 def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:

@@ -4,7 +4,9 @@ Its signature tells the releases apart: from 0.19 on it makes the model from a c
 provider, which is Megatron-LM's own file and not in the megatron-core wheel.
 """
 
+import contextlib
 import inspect
+import io
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,16 +37,13 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
     Raises:
         NCAPluginError: a release of Megatron that lacks what the run needs.
     """
-    is_hybrid = args.hybrid_layer_pattern is not None
     model: dict[str, Any] = {}
+    config = _model_config(args)
     if needs_model_provider(megatron_pretrain):
         if hooks:
             raise NCAPluginError("--freeze-list needs megatron-core 0.19")
         model["model_provider"] = model_provider_of_megatron_lm(args)
-        config = argument_utils.hybrid_config_from_args(args) if is_hybrid else None
     else:
-        config_from_args = argument_utils.hybrid_config_from_args if is_hybrid else argument_utils.gpt_config_from_args
-        config = config_from_args(args)
         config.pre_wrap_hooks.extend(hooks)
     # A run without sources is Megatron's alone.
     data = described_data(args)
@@ -102,3 +101,19 @@ def embedding_ranks(args: Namespace, pipeline: list[int]) -> list[int]:
     if not args.untie_embeddings_and_output_weights:
         ranks.add(pipeline[-1])
     return sorted(ranks)
+
+
+def check_configurations(args: Namespace) -> None:
+    """Make the configurations that `pretrain` makes, which check themselves, and throw them away.
+
+    Megatron prints while it makes them, and would print the same again.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        pretrain_cfg_container_from_args(args, _model_config(args))
+
+
+def _model_config(args: Namespace) -> Any:
+    """Return Megatron's configuration of the model, None where 0.18 leaves it to Megatron-LM's files."""
+    if args.hybrid_layer_pattern is not None:
+        return argument_utils.hybrid_config_from_args(args)
+    return None if needs_model_provider(megatron_pretrain) else argument_utils.gpt_config_from_args(args)

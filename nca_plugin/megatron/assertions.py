@@ -1,0 +1,264 @@
+"""What Megatron asserts about a run's arguments, in one line that names them as the user writes them.
+
+Many of its assertions have no text, and those that have some name fields of its own objects. The line says the text or
+what is asserted, and the arguments that the source of the assertion looks at.
+"""
+
+import argparse
+import ast
+import contextlib
+import functools
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+import megatron.core
+import torch
+
+from nca_plugin.errors import NCAPluginError, one_line
+
+_MEGATRON: Final = Path(megatron.core.__file__).parents[1]
+_OURS: Final = Path(__file__).parents[1]
+#: Names of variables that hold arguments, or a configuration with fields of the same names.
+_HOLDERS: Final = ("args", "self", "config")
+#: Errors whose message says too little without their type.
+_TERSE: Final = (KeyError, IndexError, AttributeError, ZeroDivisionError, TypeError)
+#: Errors of Megatron's own checks. An error of torch, such as a lack of memory, is of another type or raised in torch.
+_CHECKS: Final = (
+    *(AssertionError, ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, IndexError, Exception),
+    *(ZeroDivisionError, FileNotFoundError, ImportError, ModuleNotFoundError, AttributeError, OverflowError),
+)
+#: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
+_TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """How the user writes each argument, and the values that a run has which does not name it."""
+
+    actions: Mapping[str, argparse.Action]
+    spelling: Callable[[str], str]
+
+    @classmethod
+    def of(cls, parser: argparse.ArgumentParser, spelling: Callable[[str], str]) -> "OptionNames":
+        actions: dict[str, argparse.Action] = {}
+        for action in parser._actions:
+            if action.option_strings:
+                actions.setdefault(action.dest, action)
+        return cls(actions, spelling)
+
+    def name(self, dest: str) -> str:
+        spellings, plain = self.actions[dest].option_strings, f"--{dest.replace('_', '-')}"
+        return self.spelling(plain if plain in spellings else spellings[0])
+
+    def shown(self, dest: str, value: Any) -> str:
+        """Return an argument with its value, such as `--lr 0.1`, `no --save` or `--swiglu`."""
+        action = self.actions[dest]
+        is_flag = action.nargs == 0
+        if value is None or (is_flag and value == action.default):
+            return f"no {self.name(dest)}"
+        return self.name(dest) if is_flag else f"{self.name(dest)} {getattr(value, 'name', value)}"
+
+
+@contextlib.contextmanager
+def held_output() -> Iterator[None]:
+    """Print what is printed in the context only when it ends, and not at all if it ends with an `NCAPluginError`: the
+    line that says what is wrong would be lost among hundreds."""
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            yield
+    except NCAPluginError:
+        raise
+    except BaseException:
+        _release(output, errors)
+        raise
+    _release(output, errors)
+
+
+def _release(output: io.StringIO, errors: io.StringIO) -> None:
+    print(output.getvalue(), end="", flush=True)
+    print(errors.getvalue(), end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def argument_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
+    """Turn any error of Megatron's, while it reads and checks the arguments, into an `NCAPluginError`.
+
+    Args:
+        options: asked when there is an error.
+    """
+    try:
+        yield
+    except NCAPluginError:
+        raise
+    except SystemExit as end:
+        # Megatron prints some refusals and ends the process, with exit code 0.
+        if end.code not in (None, 0) or any(_is_help(frame) for frame, _ in _frames(end.__traceback__)):
+            raise
+        printed = sys.stdout.getvalue().split("\n") if isinstance(sys.stdout, io.StringIO) else []
+        said = next((line for line in reversed(printed) if line.strip()), "it ended the process without a word")
+        raise NCAPluginError(f"Megatron refuses the arguments: {said.strip()}") from end
+    except Exception as error:
+        frames = [frame for frame, _ in _frames(error.__traceback__)]
+        # A mistake of this package keeps its traceback, also where Megatron calls it.
+        if _is_below(_OURS, frames[-1]) or not any(_is_below(_MEGATRON, frame) for frame in frames):
+            raise
+        raise NCAPluginError(_line(error, options())) from error
+
+
+@contextlib.contextmanager
+def set_up_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
+    """The same for errors of Megatron's own checks between its start and the first iteration, once for the job."""
+    try:
+        yield
+    except Exception as error:
+        frames = _frames(error.__traceback__)
+        is_training = any(frame.f_code.co_name in _TRAINING for frame, _ in frames)
+        is_check = type(error) in (AssertionError, ValueError, OverflowError) and not _is_below(_OURS, frames[-1][0])
+        is_megatrons = type(error) in _CHECKS and _is_megatrons(frames)
+        if is_training or not (is_check or is_megatrons):
+            raise
+        if not _is_first_to_say():
+            sys.exit(2)
+        raise NCAPluginError(_line(error, options())) from error
+
+
+def _is_first_to_say() -> bool:
+    """Whether no other rank has said what is wrong: the same check may fail on all of them, or on some."""
+    distributed = torch.distributed
+    if not distributed.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        return bool(distributed.distributed_c10d._get_default_store().add("nca-plugin/refusal", 1) == 1)
+    except RuntimeError:
+        # The store was that of a rank which is gone.
+        return True
+
+
+def _frames(trace: TracebackType | None) -> list[tuple[FrameType, int]]:
+    return list(traceback.walk_tb(trace))
+
+
+def _is_megatrons(frames: list[tuple[FrameType, int]]) -> bool:
+    """Whether an error was raised by a statement of Megatron's own."""
+    return bool(frames) and _is_below(_MEGATRON, frames[-1][0])
+
+
+def _is_help(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == argparse.__file__
+
+
+def _is_below(folder: Path, frame: FrameType) -> bool:
+    return Path(frame.f_code.co_filename).is_relative_to(folder)
+
+
+def _line(error: BaseException, options: OptionNames) -> str:
+    text = _translated(one_line(error), options)
+    if isinstance(error, _TERSE):
+        text = f"{type(error).__name__}: {text}"
+    frames = _frames(error.__traceback__)
+    args = next((f.f_locals["args"] for f, _ in reversed(frames) if _has_arguments(f.f_locals.get("args"))), None)
+    if any(frame.f_code.co_name == "build_tokenizer" for frame, _ in frames) and args is not None:
+        return f"{_described_tokenizer(args, options)} cannot be loaded: {text.rstrip('.')}{_way_out(args, options)}"
+    frame, line = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)][-1]
+    test, around = _failed(frame.f_code.co_filename, line)
+    if not text and test is not None:
+        text = _asserted(test, options)
+    shown: list[str] = []
+    if args is not None:
+        # What leads to the check is of interest where the user has said it.
+        names = [*_names(test, options), *(n for n in _names(around, options) if _is_given(args, n, options))]
+        shown = [options.shown(name, getattr(args, name)) for name in dict.fromkeys(names) if hasattr(args, name)]
+    shown = [part for part in shown if part not in text and not text.startswith(part.removeprefix("no "))]
+    return f"Megatron refuses the arguments: {text or type(error).__name__}" + (
+        f" (the run has {', '.join(shown)})" if shown else ""
+    )
+
+
+def _has_arguments(value: Any) -> bool:
+    return isinstance(value, argparse.Namespace) and hasattr(value, "micro_batch_size")
+
+
+def _is_given(args: argparse.Namespace, name: str, options: OptionNames) -> bool:
+    return hasattr(args, name) and getattr(args, name) not in (None, options.actions[name].default)
+
+
+def _described_tokenizer(args: argparse.Namespace, options: OptionNames) -> str:
+    names = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
+    given = [options.shown(name, getattr(args, name)) for name in names if getattr(args, name, None) is not None]
+    return f"the tokenizer of {' '.join(given)}"
+
+
+def _way_out(args: argparse.Namespace, options: OptionNames) -> str:
+    """Return what to do about a tokenizer that Megatron has chosen, because the user has not."""
+    if args.tokenizer_type != "GPT2BPETokenizer" or args.vocab_file:
+        return ""
+    names = f"{options.name('tokenizer_type')} and {options.name('tokenizer_model')}"
+    return f": name one with {names}, or {options.name('vocab_file')} and {options.name('merge_file')}"
+
+
+def _translated(text: str, options: OptionNames) -> str:
+    """Return a text with the names of arguments as the user writes them."""
+
+    def spelled(match: re.Match[str]) -> str:
+        return options.name(match[1]) if match[1] in options.actions else match[0]
+
+    text = re.sub(r"(?<![\w.])(?:args|self|config)\.(\w+)", spelled, text)
+    # A name without an underscore may be a word of the sentence.
+    return re.sub(r"(?<![\w.'/\-])([a-z]\w*_\w+)(?![\w/(])", spelled, text)
+
+
+def _asserted(test: ast.expr, options: OptionNames) -> str:
+    """Return what is asserted: of one argument that has to be there, or must not be, in words."""
+    if isinstance(test, ast.Compare) and isinstance(test.comparators[0], ast.Constant):
+        names = _names(test, options)
+        if test.comparators[0].value is None and isinstance(test.left, ast.Attribute) and names:
+            missing = isinstance(test.ops[0], ast.IsNot)
+            return f"{options.name(names[0])} {'is missing' if missing else 'must be left out here'}"
+    return f"it requires {_translated(ast.unparse(test), options)}"
+
+
+def _names(node: ast.AST | None, options: OptionNames) -> list[str]:
+    """Return the arguments that a piece of source looks at, in its order."""
+    attributes = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Attribute)]
+    attributes.sort(key=lambda n: (n.lineno, n.col_offset))
+    found = [n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id in _HOLDERS]
+    return list(dict.fromkeys(name for name in found if name in options.actions))
+
+
+def _failed(file: str, line: int) -> tuple[ast.expr | None, ast.AST | None]:
+    """Return the condition that a statement at a line checks, or its expression, and the innermost one around it."""
+    statements = [node for node in ast.walk(_parsed(file)) if isinstance(node, ast.stmt) and _covers(node, line)]
+    statements.sort(key=lambda node: (node.lineno, -(node.end_lineno or 0)))
+    if not statements:
+        return None, None
+    inner = statements[-1]
+    conditions = [node.test for node in statements[:-1] if isinstance(node, ast.If)]
+    around = conditions.pop() if conditions else None
+    if isinstance(inner, ast.Assert):
+        return inner.test, around
+    if isinstance(inner, ast.Raise):
+        return around, conditions.pop() if conditions else None
+    if isinstance(inner, ast.Assign | ast.Expr | ast.Return | ast.AugAssign):
+        return inner.value, around
+    return (inner.test, around) if isinstance(inner, ast.If) else (None, around)
+
+
+def _covers(node: ast.stmt, line: int) -> bool:
+    return node.lineno <= line <= (node.end_lineno or node.lineno)
+
+
+@functools.cache
+def _parsed(file: str) -> ast.Module:
+    try:
+        return ast.parse(Path(file).read_text())
+    except (OSError, SyntaxError):
+        return ast.Module([], [])

@@ -1,0 +1,78 @@
+"""Arguments of Megatron-LM that a run in CPU mode would ignore, or end at: each needs a GPU, or Transformer Engine."""
+
+import os
+from argparse import Namespace
+from typing import Final
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.assertions import OptionNames
+
+#: In fp32, or in bf16 with a copy in fp32, at least; gradients and Adam's moments may be sharded over any ranks.
+_BYTES_PER_WEIGHT: Final = 4
+#: What changes the numbers that a run computes, or cannot run.
+_NEEDS_GPU: Final = (
+    *("fp8", "fp8_param_gather", "fp4", "fp4_param_gather", "te_precision_config_file", "kitchen_config_file"),
+    *("use_kitchen_attention", "use_precision_aware_optimizer", "optimizer_cpu_offload", "use_torch_fsdp2"),
+    *("use_megatron_fsdp", "moe_grouped_gemm", "moe_enable_deepep", "qk_clip", "log_max_attention_logit"),
+    *("te_rng_tracker", "use_te_activation_func", "use_transformer_engine_op_fuser", "fused_residual_rmsnorm"),
+    *("tp_comm_overlap", "nccl_ub", "use_sharp", "symmetric_ar_type", "cpu_offloading_num_layers"),
+    *("fine_grained_activation_offloading", "delay_wgrad_compute", "enable_cuda_graph", "external_cuda_graph"),
+    *("moe_permute_fusion", "moe_router_fusion", "mla_down_proj_fusion", "use_fused_weighted_squared_relu"),
+    *("batch_invariant_mode", "profile", "record_memory_history", "gpu_sniff_test_interval", "log_straggler"),
+    *("use_grouped_gemm_for_dense_mlp", "use_grouped_gemm_for_shared_expert", "optimizer_cuda_graph"),
+    *("moe_shared_expert_overlap", "inprocess_restart", "use_ring_exchange_p2p"),
+)
+#: What chooses among kernels or streams of a GPU: the results are the same but for rounding.
+_NO_EFFECT: Final = (
+    *("use_flash_attn", "attention_backend", "high_priority_stream_groups", "nccl_communicator_config_path"),
+    *("high_priority_a2a_comm_stream", "flash_attention_version", "nvtx_ranges", "pin_cpu_grads", "pin_cpu_params"),
+)
+_VALUES_NEED_GPU: Final = {
+    "cuda_graph_impl": ("local", "transformer_engine", "full_iteration"),
+    "cross_entropy_fusion_impl": ("te",),
+    "moe_token_dispatcher_type": ("flex",),
+    "transformer_impl": ("inference_optimized",),
+}
+
+
+def check_memory(args: Namespace) -> None:
+    """Raise `NCAPluginError` for a run that this machine has no memory for, by a lower bound: it would end halfway.
+
+    Args:
+        args: Megatron-LM's, validated.
+    """
+    layers = args.num_layers / args.pipeline_model_parallel_size
+    tokens = args.micro_batch_size * args.seq_length / args.context_parallel_size
+    hidden, ranks = args.hidden_size, args.tensor_model_parallel_size
+    embedding = (args.padded_vocab_size or 0) * hidden
+    mlp = 2 * hidden * (args.moe_ffn_hidden_size * args.num_experts if args.num_experts else args.ffn_hidden_size)
+    attention = 2 * hidden * args.kv_channels * args.num_attention_heads
+    # Weights, the input of each layer, and the scores of one layer's attention.
+    weights = _BYTES_PER_WEIGHT * (embedding + layers * (mlp / args.expert_model_parallel_size + attention)) / ranks
+    activations = 2 * tokens * (layers * hidden + args.num_attention_heads * args.seq_length) / ranks
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if weights + activations > available:
+        names = ("num_layers", "hidden_size", "ffn_hidden_size", "seq_length", "micro_batch_size")
+        shown = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names)
+        raise NCAPluginError(
+            f"CPU mode needs {(weights + activations) / 1e9:,.0f} GB or more on each rank for {shown} and "
+            f"{args.padded_vocab_size} embedding rows, and this machine has {available / 1e9:,.0f} GB: make the model "
+            "or the batch smaller"
+        )
+
+
+def check_cpu_mode(args: Namespace, options: OptionNames) -> None:
+    """Raise `NCAPluginError`, with all of them, if arguments need a GPU, and print those that have no effect.
+
+    Args:
+        args: Megatron-LM's, parsed; those of `CPU_ARGUMENTS` among them.
+    """
+    given = [n for n in _NEEDS_GPU if n in options.actions and getattr(args, n) not in (None, False, 0, 0.0)]
+    given += [n for n, values in _VALUES_NEED_GPU.items() if n in options.actions and getattr(args, n) in values]
+    if given:
+        shown = ", ".join(options.shown(name, getattr(args, name)) for name in given)
+        raise NCAPluginError(f"CPU mode cannot do {shown}: leave it out, or run on a GPU")
+    ignored = [n for n in _NO_EFFECT if n in options.actions and getattr(args, n) != options.actions[n].default]
+    if ignored and os.environ.get("RANK", "0") == "0":
+        shown = ", ".join(options.shown(name, getattr(args, name)) for name in ignored)
+        print(f"nca-plugin: in CPU mode these have no effect: {shown}", flush=True)

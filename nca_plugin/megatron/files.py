@@ -1,0 +1,91 @@
+"""Files and folders of a run's arguments: those that are read are there, those that are written can be."""
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.files import check_folder
+
+_READ: Final = (
+    *("data_args_path", "per_split_data_args_path", "per_dataset_sequences_path", "yaml_cfg"),
+    *("vocab_file", "merge_file", "heterogeneous_layers_config_path", "tp_comm_overlap_cfg"),
+    *("nccl_communicator_config_path", "te_precision_config_file", "kitchen_config_file"),
+)
+_FOLDERS_WRITTEN: Final = (
+    *("save", "tensorboard_dir", "wandb_save_dir", "data_cache_path", "logits_save_dir", "ckpt_convert_save"),
+    *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "config_logger_dir"),
+    *("object_storage_cache_path", "moe_routing_trace_path"),
+)
+
+
+def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) -> None:
+    """Raise `NCAPluginError` for a file that cannot be read or a folder that cannot be written to.
+
+    Paths in object storage are left to Megatron.
+
+    Args:
+        args: Megatron-LM's, parsed; validated or not.
+        name: how the user writes an argument.
+        is_run: whether anything is written now, and what earlier runs are to leave has to be there.
+    """
+    for argument in _READ:
+        if (value := _local(args, argument)) is not None:
+            _check_file(value, name(argument))
+    if is_run:
+        for argument in _FOLDERS_WRITTEN:
+            if (value := _local(args, argument)) is not None:
+                with in_context(name(argument)):
+                    _check_written(value)
+        _check_checkpoints(args, name)
+
+
+def _local(args: Namespace, argument: str) -> Path | None:
+    value = getattr(args, argument, None)
+    return None if not value or not isinstance(value, str) or "://" in value else Path(value)
+
+
+def _check_file(file: Path, option: str) -> None:
+    try:
+        with file.open("rb") as stream:
+            stream.read(1)
+    except OSError as error:
+        raise NCAPluginError(f"{option} {file} cannot be read: {error.strerror or error}") from error
+
+
+def _check_written(folder: Path) -> None:
+    """Raise `NCAPluginError` if nothing can be written to a folder, which need not exist."""
+    check_folder(folder)
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        # Permissions do not tell of all file systems that take no files.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise NCAPluginError(f"cannot write to {folder}: {error.strerror or error}; choose another output") from error
+
+
+def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
+    """Refuse a checkpoint that is not there, where the run cannot mean to begin without one."""
+    from megatron.training.checkpointing import checkpoint_exists
+
+    for argument in ("load", "pretrained_checkpoint"):
+        if (path := _local(args, argument)) is not None and path.exists() and not path.is_dir():
+            raise NCAPluginError(f"{name(argument)} {path} is no folder")
+    if args.load is not None and checkpoint_exists(args.load):
+        return
+    if (path := _local(args, "pretrained_checkpoint")) is not None and not checkpoint_exists(str(path)):
+        raise NCAPluginError(f"{name('pretrained_checkpoint')} {path} holds no checkpoint{_whether_there(path)}")
+    needs = next((n for n in ("finetune", "exit_on_missing_checkpoint", "use_checkpoint_args") if getattr(args, n)), "")
+    if needs and args.pretrained_checkpoint is None:
+        path = _local(args, "load")
+        if path is not None and not args.ckpt_step:
+            raise NCAPluginError(
+                f"{name(needs)} needs a checkpoint, and {name('load')} {path} holds none{_whether_there(path)}"
+            )
+
+
+def _whether_there(path: Path) -> str:
+    return "" if path.is_dir() else ": it does not exist"

@@ -1,0 +1,152 @@
+"""What can be said of Megatron-LM's arguments before Megatron validates them.
+
+Only what it would find out after it has built the model, or not at all, or say without naming the arguments.
+"""
+
+import importlib.util
+import math
+from argparse import Namespace
+from contextlib import suppress
+from typing import Final
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron import device
+from nca_plugin.megatron.assertions import OptionNames
+from nca_plugin.megatron.cpu_limits import check_cpu_mode
+from nca_plugin.megatron.files import check_files
+
+#: The least value of numbers; those that are left out have no such limit, or are allowed to be missing.
+_LEAST: Final = {
+    **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"), 1),
+    **dict.fromkeys(
+        ("expert_model_parallel_size", "expert_tensor_parallel_size", "num_distributed_optimizer_instances"), 1
+    ),
+    **dict.fromkeys(("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"), 1),
+    **dict.fromkeys(("kv_channels", "seq_length", "max_position_embeddings", "make_vocab_size_divisible_by"), 1),
+    **dict.fromkeys(("micro_batch_size", "global_batch_size", "eval_micro_batch_size", "eval_global_batch_size"), 1),
+    **dict.fromkeys(("train_iters", "train_samples", "eval_interval", "log_interval", "tensorboard_log_interval"), 1),
+    **dict.fromkeys(("save_interval", "exit_interval", "vocab_size", "padded_vocab_size", "moe_router_topk"), 1),
+    **dict.fromkeys(("num_dataset_builder_threads", "moe_ffn_hidden_size", "lr_decay_iters", "lr_decay_samples"), 1),
+    **dict.fromkeys(("num_virtual_stages_per_pipeline_rank", "num_layers_per_virtual_pipeline_stage"), 1),
+    **dict.fromkeys(("eval_iters", "num_workers", "num_experts", "lr_warmup_iters", "lr_warmup_samples", "seed"), 0),
+    **dict.fromkeys(("lr", "min_lr", "clip_grad", "weight_decay", "attention_dropout", "hidden_dropout"), 0),
+    **dict.fromkeys(("init_method_std", "layernorm_epsilon", "adam_eps", "mtp_num_layers"), 0),
+}
+_MOST: Final = {
+    **dict.fromkeys(("attention_dropout", "hidden_dropout"), 1),
+    # Of processes on each rank, and what NumPy takes.
+    **{"num_workers": 1024, "seed": (1 << 31) - 1},
+}
+#: The package that an argument needs, and that Megatron looks for late, on one rank, or goes on without.
+_PACKAGES: Final = {
+    "wandb_project": "wandb",
+    "tensorboard_dir": "tensorboard",
+    "enable_ft_package": "nvidia_resiliency_ext",
+    "inprocess_restart": "nvidia_resiliency_ext",
+    "log_energy": "pynvml",
+    "adlr_autoresume": "userlib",
+    "enable_msc": "multistorageclient",
+}
+
+
+def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, world_size: int) -> None:
+    """Raise `NCAPluginError` for arguments that a run cannot be done with.
+
+    Args:
+        args: Megatron-LM's, parsed and not validated.
+        is_run: see `check_files`.
+        world_size: number of ranks.
+    """
+    if args.yaml_cfg is not None:
+        # The arguments are in that file.
+        check_files(args, options.name, is_run=is_run)
+        return
+    _check_numbers(args, options)
+    _check_length(args, options)
+    _check_layers(args, options)
+    if not args.use_checkpoint_args:
+        _check_ranks(args, options, world_size)
+    if device.prepare():
+        check_cpu_mode(args, options)
+    if is_run:
+        _check_packages(args, options)
+    check_files(args, options.name, is_run=is_run)
+
+
+def _check_numbers(args: Namespace, options: OptionNames) -> None:
+    for argument, least in _LEAST.items():
+        value = getattr(args, argument, None)
+        if argument not in options.actions or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value) or value < least:
+            raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more")
+        if value > _MOST.get(argument, math.inf):
+            raise NCAPluginError(f"{options.name(argument)} {value}: must be {_MOST[argument]} or less")
+
+
+def _check_layers(args: Namespace, options: OptionNames) -> None:
+    """Refuse what Megatron would only find out in the first forward pass."""
+    heads, groups = args.num_attention_heads, args.num_query_groups
+    if args.group_query_attention and heads and groups and heads % groups:
+        raise NCAPluginError(
+            f"{options.name('num_attention_heads')} {heads}: must be a multiple of "
+            f"{options.name('num_query_groups')} {groups}"
+        )
+    if args.num_experts and args.moe_router_topk > args.num_experts:
+        raise NCAPluginError(
+            f"{options.name('moe_router_topk')} {args.moe_router_topk} is more than {options.name('num_experts')} "
+            f"{args.num_experts}"
+        )
+
+
+def _check_length(args: Namespace, options: OptionNames) -> None:
+    """Refuse a run without a length, or without the intervals that Megatron divides by."""
+    if args.skip_train:
+        return
+    if args.train_iters is None and args.train_samples is None:
+        raise NCAPluginError(
+            f"{options.name('train_iters')} is missing: say how long to train, with it or with "
+            f"{options.name('train_samples')}"
+        )
+    if args.eval_interval is None and not args.full_validation:
+        raise NCAPluginError(
+            f"{options.name('eval_interval')} is missing, which Megatron divides by also with "
+            f"{options.name('eval_iters')} 0: add {options.name('eval_interval')} 1000"
+        )
+    if args.lr is None:
+        raise NCAPluginError(f"{options.name('lr')} is missing: give the highest learning rate")
+    if args.save is not None and args.save_interval is None:
+        raise NCAPluginError(f"{options.name('save')} needs {options.name('save_interval')}, in iterations")
+
+
+def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None:
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    sizes = {name: getattr(args, name) for name in names}
+    if world_size % math.prod(sizes.values()):
+        shown = " x ".join(f"{options.name(name)} {size}" for name, size in sizes.items() if size > 1)
+        raise NCAPluginError(
+            f"{shown} needs a multiple of {math.prod(sizes.values())} ranks, and {world_size} "
+            f"{'is' if world_size == 1 else 'are'} there: start more with torchrun, or change the sizes"
+        )
+
+
+def _check_packages(args: Namespace, options: OptionNames) -> None:
+    for argument, package in _PACKAGES.items():
+        if getattr(args, argument, None) and not _is_there(package):
+            raise NCAPluginError(
+                f"{options.name(argument)} needs the Python package {package}, which is not installed: install it, or "
+                "leave the option out"
+            )
+    if args.wandb_project and not args.wandb_exp_name:
+        raise NCAPluginError(f"{options.name('wandb_project')} needs {options.name('wandb_exp_name')}")
+    if args.wandb_project and not args.wandb_save_dir and args.save is None:
+        raise NCAPluginError(
+            f"{options.name('wandb_project')} needs {options.name('wandb_save_dir')} in a run without "
+            f"{options.name('save')}"
+        )
+
+
+def _is_there(package: str) -> bool:
+    with suppress(ImportError, ValueError):
+        return importlib.util.find_spec(package) is not None
+    return False

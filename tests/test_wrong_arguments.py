@@ -1,0 +1,346 @@
+"""Wrong arguments of Megatron-LM's launcher, made by a generator: each is one line that leaves nothing, or trains.
+
+A case is a valid list of arguments with one or two mistakes in it. Some are none: such a run trains one iteration.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from warm import Ended, WarmProcess
+
+from nca_plugin.indexed.layout import IndexLayout
+
+SEED = 20
+#: In `make test`, and in `make test-all`.
+FEW, MANY = 48, 600
+#: Exit codes of a run, a refusal, a lost rank, and an interrupt.
+CODES = (0, 2, 75, 130)
+SECONDS = 60
+
+#: A run of two layers; the last arguments are never changed, so that every run ends.
+VALID = (
+    *(("--num-layers", "2"), ("--hidden-size", "32"), ("--num-attention-heads", "4"), ("--ffn-hidden-size", "64")),
+    *(("--num-query-groups", "2"), ("--seq-length", "96"), ("--max-position-embeddings", "96")),
+    *(("--position-embedding-type", "rope"), ("--normalization", "RMSNorm"), ("--lr-decay-style", "constant")),
+    *(("--attention-dropout", "0"), ("--hidden-dropout", "0"), ("--micro-batch-size", "2"), ("--lr", "1e-3")),
+    *(("--min-lr", "1e-4"), ("--eval-interval", "1000"), ("--eval-iters", "0"), ("--log-interval", "1")),
+    *(("--global-batch-size", "4"), ("--train-iters", "1"), ("--num-workers", "0")),
+)
+FIXED = ("--group-query-attention", "--swiglu", "--disable-bias-linear", "--exit-interval", "1")
+#: What takes a number but not a huge one: the run would only be long, or need more memory than a test may take.
+NEVER_HUGE = ("--global-batch-size",)
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+Arguments = dict[str, list[str]]
+Mistake = Callable[[random.Random, Arguments], None]
+
+
+def drop(draw: random.Random, arguments: Arguments) -> None:
+    del arguments[draw.choice(sorted(arguments))]
+
+
+def another_type(draw: random.Random, arguments: Arguments) -> None:
+    arguments[draw.choice(sorted(arguments))] = [draw.choice(("", "two", "1.5.2", "nan", "inf", "1e3", "[2]", "None"))]
+
+
+def another_number(draw: random.Random, arguments: Arguments) -> None:
+    option = draw.choice([o for o in sorted(arguments) if o not in ("--data-path", "--tokenizer-type")])
+    huge = ("3",) if option in NEVER_HUGE else ("1000000000", "99999999999999999999")
+    arguments[option] = [draw.choice(("0", "-1", "3", "5", "7", *huge))]
+
+
+def no_value_or_two(draw: random.Random, arguments: Arguments) -> None:
+    option = draw.choice(sorted(arguments))
+    arguments[option] = draw.choice(([], [*arguments[option], "2"]))
+
+
+def unknown_option(draw: random.Random, arguments: Arguments) -> None:
+    option = draw.choice(("--num-layer", "--nca-band", "--trian-iters", "--data-sources", "-x", "--", "---lr", "word"))
+    arguments[option] = draw.choice(([], ["1"]))
+
+
+def contradiction(draw: random.Random, arguments: Arguments) -> None:
+    arguments.update(
+        draw.choice(
+            (
+                {"--train-samples": ["8"]},
+                {"--lr-warmup-iters": ["1"], "--lr-warmup-fraction": ["0.1"]},
+                {"--lr-decay-samples": ["8"]},
+                {"--bf16": [], "--fp16": []},
+                {"--step-batch-size-schedule": ["0:4"]},
+                {"--rampup-batch-size": ["2", "2", "8"]},
+                {"--mock-data": []},
+                {"--train-data-path": ["nca://toy"]},
+                {"--num-experts": ["4"], "--moe-router-topk": ["8"]},
+                {"--recompute-granularity": ["full"]},
+                {"--recompute-granularity": ["selective"], "--recompute-method": ["uniform"]},
+                {"--sequence-parallel": [], "--tp-comm-overlap": []},
+                {"--overlap-param-gather": []},
+                {"--num-layers-per-virtual-pipeline-stage": ["1"]},
+                {"--weight-decay-incr-style": ["linear"]},
+                {"--log-memory-interval": ["3"], "--log-interval": ["2"]},
+                {"--no-load-optim": [], "--load-main-params-from-ckpt": []},
+                {"--full-validation": []},
+                {"--eval-iters": ["1"], "--split": ["1,0,0"]},
+                {"--split": ["0,0,0"]},
+                {"--split": ["a,b"]},
+                {"--split": ["1,2,3,4"]},
+                {"--sft": []},
+                {"--skip-train": []},
+                {"--dataloader-type": ["external"]},
+                {"--batch-size": ["4"]},
+                {"--checkpoint-activations": []},
+                {"--adlr-autoresume": []},
+                {"--ckpt-format": ["fsdp_dtensor"]},
+                {"--use-checkpoint-args": []},
+                {"--exit-on-missing-checkpoint": [], "--load": ["missing"]},
+            )
+        )
+    )
+
+
+def needs_gpu_or_package(draw: random.Random, arguments: Arguments) -> None:
+    arguments.update(
+        draw.choice(
+            (
+                {"--fp8-format": ["hybrid"]},
+                {"--fp4-format": ["e2m1"]},
+                {"--fp8-format": ["e5m3"]},
+                {"--moe-grouped-gemm": [], "--num-experts": ["2"]},
+                {"--use-precision-aware-optimizer": [], "--use-distributed-optimizer": []},
+                {"--use-torch-fsdp2": []},
+                {"--use-megatron-fsdp": []},
+                {"--wandb-project": ["p"], "--wandb-exp-name": ["e"]},
+                {"--wandb-project": ["p"]},
+                {"--enable-msc": []},
+                {"--log-energy": []},
+                {"--enable-ft-package": []},
+                {"--non-persistent-ckpt-type": ["local"]},
+                {"--cuda-graph-impl": ["local"]},
+                {"--enable-cuda-graph": []},
+                {"--moe-token-dispatcher-type": ["flex"], "--num-experts": ["2"]},
+                {"--optimizer": ["muon"]},
+                {"--optimizer": ["lion"]},
+                {"--optimizer-cpu-offload": []},
+                {"--qk-clip": []},
+                {"--multi-latent-attention": []},
+                {"--hybrid-layer-pattern": ["M*"]},
+                {"--hybrid-layer-pattern": ["Q"]},
+                {"--spec": ["nowhere", "nothing"]},
+                {"--position-embedding-type": ["mrope"]},
+                {"--position-embedding-type": ["relative"]},
+                {"--attention-backend": ["flash"]},
+                {"--attention-backend": ["local"]},
+                {"--profile": []},
+                {"--mtp-num-layers": ["1"]},
+                {"--heterogeneous-layers-config-path": ["missing.json"]},
+                {"--yaml-cfg": ["missing.yaml"]},
+            )
+        )
+    )
+
+
+def parallel_sizes(draw: random.Random, arguments: Arguments) -> None:
+    kinds = ("tensor-model", "pipeline-model", "context", "expert-model", "expert-tensor")
+    option = f"--{draw.choice(kinds)}-parallel-size"
+    arguments[option] = [draw.choice(("0", "-1", "2", "3", "1000000"))]
+    if draw.random() < 0.3:
+        arguments["--num-experts"] = ["4"]
+
+
+def bad_path(draw: random.Random, arguments: Arguments) -> None:
+    read = ("--pretrained-checkpoint", "--load", "--vocab-file", "--merge-file", "--data-args-path", "--freeze-list")
+    read += ("--per-split-data-args-path", "--per-dataset-sequences-path")
+    written = ("--save", "--tensorboard-dir", "--data-cache-path")
+    option = draw.choice((*read, *written))
+    paths: tuple[str, ...] = (
+        "missing",
+        "missing/deeper",
+        "file",
+        "file/below",
+        ".",
+        "",
+        "/proc/x",
+        "/dev/null",
+        "empty",
+    )
+    if option in ("--data-args-path", "--per-split-data-args-path"):
+        del arguments["--data-path"]
+    if option == "--save":
+        # A run that saves leaves files, as it should.
+        paths = ("file", "file/below", "/proc/x", "/dev/null", "x" * 300)
+        arguments["--save-interval"] = [draw.choice(("1", "0"))]
+    elif option in written:
+        paths = ("file", "file/below", "/proc/x", "/dev/null", "x" * 300)
+    arguments[option] = [draw.choice(paths)]
+
+
+def bad_data(draw: random.Random, arguments: Arguments) -> None:
+    path = draw.choice(
+        (
+            *("nca://", "nca://wbe", "nca:/web", "nac://web", "nca://web?band=2", "nca://toy?seed=x", "://"),
+            *("missing", ".", "", "/", "file", "cut", "short", "no-header", "zero", "five", "five.bin", "0.5"),
+            *("/dev/null", "s3://bucket/text", "nca://toy&a=1", "nca://toy?vocab_size=3", "iid://?vocab_size=-1"),
+        )
+    )
+    option = draw.choice(("--data-path", "--train-data-path", "--valid-data-path"))
+    arguments.pop("--data-path")
+    arguments[option] = draw.choice(([path], ["0.5", "nca://toy", "0.5", path], [path, "nca://toy"], ["1", path]))
+    if draw.random() < 0.7:
+        arguments.update({"--tokenizer-type": ["NullTokenizer"], "--vocab-size": ["100"]})
+
+
+def bad_tokenizer(draw: random.Random, arguments: Arguments) -> None:
+    kind = draw.choice(
+        ("NullTokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer", "TikTokenizer", "GPT2BPETokenizer", "Nope")
+    )
+    arguments["--tokenizer-type"] = [kind]
+    arguments["--vocab-size"] = [draw.choice(("0", "3", "100", "10000000000000"))]
+    if kind != "NullTokenizer" or draw.random() < 0.3:
+        del arguments["--vocab-size"]
+        arguments["--tokenizer-model"] = [draw.choice(("missing/", "file", "empty", "./missing.model", "/dev/null"))]
+
+
+MISTAKES: Sequence[Mistake] = (
+    *(drop, another_type, another_number, another_number, no_value_or_two, unknown_option, contradiction),
+    *(needs_gpu_or_package, parallel_sizes, bad_path, bad_data, bad_tokenizer),
+)
+
+
+def cases(number: int) -> Iterator[list[str]]:
+    """Yield lists of arguments with mistakes, of every kind about as many."""
+    draw = random.Random(SEED)
+    for index in range(number):
+        arguments = {"--data-path": ["nca://toy"], **{option: [value] for option, value in VALID}}
+        MISTAKES[index % len(MISTAKES)](draw, arguments)
+        if draw.random() < 0.2 and "--data-path" in arguments:
+            draw.choice(MISTAKES)(draw, arguments)
+        yield [part for option, values in arguments.items() for part in (option, *values)] + list(FIXED)
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[WarmProcess]:
+    with WarmProcess("warm_megatron") as process:
+        yield process
+
+
+def refuse_or_train(
+    launcher: WarmProcess, folder: Path, arguments: Sequence[str], message: str | None = None
+) -> str | None:
+    """Return what is wrong with how a case ended, if anything: with `message`, also a line that does not match it."""
+    lay_out(folder)
+    before = set(folder.rglob("*"))
+    ended = launcher.run("warm_megatron", arguments, folder, ENVIRONMENT, SECONDS)
+    fault = _fault(ended)
+    if fault is None and message is not None and (ended.code != 2 or not re.search(message, ended.stderr)):
+        fault = f"does not say '{message}'"
+    left = sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
+    if fault is None and ended.code == 2 and left:
+        fault = f"leaves {left}"
+    return None if fault is None else f"{fault}: {' '.join(map(repr, arguments))}\n{ended.stderr[-1500:]}"
+
+
+def _fault(ended: Ended) -> str | None:
+    if "Traceback" in ended.stderr:
+        return "a traceback"
+    if ended.code not in CODES:
+        return f"exit code {ended.code}"
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("nca-plugin: error: ")]
+    if len(lines) != (ended.code == 2):
+        return f"{len(lines)} lines of errors with exit code {ended.code}"
+    return None
+
+
+def lay_out(folder: Path) -> None:
+    """Put files into a folder that arguments name."""
+    (folder / "empty").mkdir(parents=True)
+    (folder / "file").write_text("{")
+    for name, documents in (("five", 5), ("cut", 5), ("short", 5), ("zero", 0)):
+        layout = IndexLayout(documents, 40, "uint16")
+        (folder / f"{name}.idx").write_bytes(b"".join(layout.chunks()))
+        (folder / f"{name}.bin").write_bytes(bytes(documents * layout.document_bytes))
+    (folder / "cut.bin").write_bytes(b"ab")
+    (folder / "short.idx").write_bytes((folder / "short.idx").read_bytes()[:50])
+    (folder / "no-header.idx").write_bytes(b"MMIDIDX")
+    (folder / "no-header.bin").write_bytes(b"")
+
+
+def run_cases(launcher: WarmProcess, tmp_path: Path, chosen: list[list[str]]) -> None:
+    faults = [refuse_or_train(launcher, tmp_path / str(number), case) for number, case in enumerate(chosen)]
+    found = [fault for fault in faults if fault is not None]
+    assert not found, f"{len(found)} of {len(chosen)}:\n\n" + "\n\n".join(found)
+
+
+NULL_TOKENIZER: dict[str, list[str] | None] = {"--tokenizer-type": ["NullTokenizer"], "--vocab-size": ["9"]}
+#: What is changed in the valid arguments, None to leave an option out, and what the line says.
+NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
+    ({"--micro-batch-size": None}, "--micro-batch-size is missing"),
+    ({"--micro-batch-size": ["0"]}, "--micro-batch-size 0: must be 1 or more"),
+    (
+        {"--hidden-size": ["63"]},
+        "--hidden-size % --num-attention-heads == 0 .*--hidden-size 63, ",
+    ),
+    ({"--global-batch-size": ["3"]}, "divisible by --eval-micro-batch-size"),
+    ({"--tensor-model-parallel-size": ["2"]}, "--tensor-model-parallel-size 2 needs a multiple of 2 ranks"),
+    ({"--save": ["s"]}, "--save needs --save-interval"),
+    ({"--eval-interval": None}, "--eval-interval is missing"),
+    ({"--train-samples": ["8"]}, "expected iteration-based training .*--train-samples 8"),
+    ({"--step-batch-size-schedule": ["0:4"]}, "both --step-batch-size-schedule and --global-batch-size"),
+    ({"--tokenizer-type": ["NullTokenizer"]}, "the tokenizer of --tokenizer-type NullTokenizer cannot be loaded"),
+    (
+        {"--data-path": ["five"], "--split": ["1,0,0"]},
+        "GPT2BPETokenizer cannot be loaded: .*: name one with",
+    ),
+    (
+        {"--tokenizer-type": ["HuggingFaceTokenizer"], "--tokenizer-model": ["no/such"]},
+        "HuggingFaceTokenizer --tokenizer-model no/such cannot be loaded",
+    ),
+    ({"--wandb-project": ["p"], "--wandb-exp-name": ["e"]}, "--wandb-project needs the Python package wandb"),
+    (
+        {"--fp8-format": ["hybrid"], "--moe-grouped-gemm": []},
+        "cannot do --fp8-format hybrid, --moe-grouped-gemm",
+    ),
+    (
+        {"--pretrained-checkpoint": ["missing"]},
+        "--pretrained-checkpoint missing holds no checkpoint: it does",
+    ),
+    ({"--checkpoint-activations": []}, "--checkpoint-activations is no longer valid"),
+    ({"--data-path": ["."], **NULL_TOKENIZER}, "data path .: ..idx does not exist"),
+    (
+        {"--data-path": ["five"], "--split": ["90,5,5"], **NULL_TOKENIZER},
+        "the test split of data path five holds none of its 5 documents: give it more in --split",
+    ),
+)
+
+
+@pytest.mark.parametrize(("changes", "message"), NAMED)
+def test_the_line_names_the_argument(
+    launcher: WarmProcess, tmp_path: Path, changes: dict[str, list[str] | None], message: str
+) -> None:
+    valid = {option: [value] for option, value in VALID}
+    arguments: dict[str, list[str] | None] = {"--data-path": ["nca://toy"], **valid, **changes}
+    given = [part for option, values in arguments.items() if values is not None for part in (option, *values)]
+    assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED], message) is None
+
+
+def test_sources_alone_need_no_tokenizer(launcher: WarmProcess, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "paths").write_text("0.5 nca://toy 0.5 nca://toy?seed=3")
+    for data in (["--data-args-path", "paths"], ["--train-data-path", "nca://toy", "--valid-data-path", "dyck://?k=8"]):
+        arguments = [*data, *(part for pair in VALID for part in pair), *FIXED]
+        ended = launcher.run("warm_megatron", arguments, folder, ENVIRONMENT, SECONDS)
+        assert ended.code == 0, ended.stderr[-3000:]
+
+
+def test_wrong_arguments_are_one_line(launcher: WarmProcess, tmp_path: Path) -> None:
+    run_cases(launcher, tmp_path, list(cases(FEW)))
+
+
+@pytest.mark.slow
+def test_many_wrong_arguments_are_one_line(launcher: WarmProcess, tmp_path: Path) -> None:
+    run_cases(launcher, tmp_path, list(cases(MANY))[FEW:])
