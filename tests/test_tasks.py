@@ -316,7 +316,7 @@ def test_humaneval_runs_programs_only_if_it_may(model: Path) -> None:
     [
         (["nca_gsm9k"], {}, "unknown task 'nca_gsm9k': did you mean 'nca_gsm8k'"),
         (["nca_prompt_answer"], {"nca_gsm8k": "x"}, "data of task 'nca_gsm8k', which is not among the tasks"),
-        (["nca_prompt_answer"], {"nca_prompt_answer": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        (["nca_prompt_answer"], {"nca_prompt_answer": "nowhere.jsonl"}, "nowhere.jsonl cannot be read"),
         (["nca_automata"], {"nca_automata": "ncb://toy"}, "unknown source 'ncb'"),
         (["nca_prompt_answer"], {}, "nca_prompt_answer has no data set of its own: name your JSONL file with --data"),
     ],
