@@ -67,16 +67,27 @@ def run_to_its_end(command: Callable[[], None]) -> int:
 @contextmanager
 def without_interrupts() -> Iterator[None]:
     """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
-    processes, of which the first ends the others."""
+    processes, of which the first ends the others. A signal interrupts the block, which may be half-way, only when it
+    ends."""
     from multiprocessing.resource_tracker import ensure_running
+    from threading import current_thread, main_thread
 
     # Started by the first process otherwise, it would let interrupts through again.
     ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    late: list[int] = []
+    # The mask is that of this thread, and a signal may come to another one; handlers are of the main thread alone.
+    is_main = current_thread() is main_thread()
+    numbers = [number for number in _SIGNALS if is_main and callable(signal.getsignal(number))]
+    handlers = {number: signal.signal(number, lambda number, _: late.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in late:
+            signal.raise_signal(number)
 
 
 class _Interrupts:

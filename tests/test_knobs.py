@@ -147,7 +147,7 @@ def test_options_of_one_preset_in_a_mixture() -> None:
         ("nca://web:0.5,cod:0.5", "unknown NCA preset 'cod'"),
         ("nca://web:0.5,code:0.5?toy.seed=1", "'toy.seed' is of no preset"),
         ("nca://web:0.5,code:0.5?code.sed=1", "unknown option 'sed'"),
-        ("nca://web:0.5,code:0.5?code.split=valid", "'code.split' is of no preset"),
+        ("nca://web:0.5,code:0.5?code.split=valid", "split holds for all presets; write split=valid"),
         ("nca://web?curriculum=", "must be START@LOW:HIGH"),
         ("nca://web?curriculum=0@0.5", "must be START@LOW:HIGH"),
         ("nca://web?curriculum=5@0.1:0.3", "must start at 0"),

@@ -98,12 +98,12 @@ RIGHT: Final[Mapping[str, Sequence[str]]] = {
 }
 #: What keeps a call short that is right after all.
 SHORT: Final[Mapping[str, Sequence[str]]] = {
-    "bench": ("--seconds", "0.05", "--processes", "1", "--seq-length", "256"),
+    "bench": ("iid", "--seconds", "0.05", "--processes", "1", "--seq-length", "256"),
     "inspect": ("--count", "3"),
     "chain": ("--is-complete",),
     "study": ("--power",),
     "doctor": ("--data", "nca://web"),
-    "eval": ("--tasks", "nothing"),
+    "eval": ("--limit", "1"),
     "examples": ("--data", "missing.jsonl"),
     "generate": ("--workers", "1"),
 }
@@ -206,6 +206,28 @@ def make_files(folder: Path) -> None:
         (folder / f"{name[:200]}.d").mkdir()
 
 
+def wrong_targets(folder: Path) -> list[str]:
+    """Return paths that cannot be written to, or should not: what is there already is somebody's."""
+    folder.mkdir(exist_ok=True)
+    (folder / "mine").write_text("mine")
+    (folder / "full").mkdir(exist_ok=True)
+    (folder / "full" / "mine").write_text("mine")
+    for name, target in (("broken-link", "nowhere"), ("link-cycle", "link-cycle")):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(target)
+    own = ("mine/below", "full", "broken-link", "link-cycle", "link-cycle/below", "a\nb", "\udcff", "x" * 300)
+    return [
+        *(str(folder / name) for name in own),
+        "/dev/null/x",
+        "/proc/x",
+        "/proc/1/mem",
+        "",
+        "/",
+        "x" * 5000,
+        "s3://",
+    ]
+
+
 def wrong_paths(folder: Path) -> list[str]:
     """Return the paths of all that is given, and of what is none."""
     of_devices = ["/dev/null", "/dev/full", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/self/fd/0", "/sys", "/"]
@@ -289,6 +311,8 @@ def _value(draw: random.Random, parameter: Parameter, given: Path, folder: Path,
         return str(given / right) if is_given else right
     if parameter.kind in (int, float):
         return draw.choice(NUMBERS)
+    if right.startswith("written"):
+        return draw.choice((*wrong_targets(folder / "targets"), *NUMBERS))
     chance = draw.random()
     if is_given and chance < 0.5:
         copy = folder / "damaged"

@@ -15,7 +15,7 @@ VOCAB_OFFSET: Final = "vocab_offset"
 COMMON_OPTIONS: Final = ("split", VOCAB_OFFSET)
 
 #: Where a question mark is missing, or was escaped.
-_OF_OPTIONS: Final = re.compile(r"[&=;?]|%3[Ff]")
+_OF_OPTIONS: Final = re.compile(r"[&=;?#]|%3[Ff]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
