@@ -8,10 +8,20 @@ device.prepare()
 from megatron.core.tokenizers import text  # noqa: E402
 from megatron.training import arguments, global_vars  # noqa: E402
 
-from nca_plugin.megatron import dataset_provider, lineage, pretraining  # noqa: E402
+from nca_plugin.megatron import assertions, lineage, pretraining, schedule, unvalidated  # noqa: E402
 from nca_plugin.sources import parse  # noqa: E402
 
 # Compile, or load, what makes samples.
 parse("nca://toy").sample(0, 96)
 
-__all__ = ["arguments", "dataset_provider", "global_vars", "lineage", "main", "pretraining", "text"]
+__all__ = [
+    "arguments",
+    "assertions",
+    "global_vars",
+    "lineage",
+    "main",
+    "pretraining",
+    "schedule",
+    "text",
+    "unvalidated",
+]
