@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -28,6 +28,9 @@ from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
 from nca_plugin.megatron.text import check_text, parts
+
+#: Megatron's, where paths are given and no split is.
+_DEFAULT_SPLIT: Final = "969, 30, 1"
 
 
 def provider(
@@ -93,6 +96,9 @@ def check_arguments(args: Any) -> None:
 
     Needs the parsed arguments only: it is called before any model is built.
     """
+    if args.data_args_path is not None and args.split is None:
+        # Megatron has a default for the paths of a command line only.
+        args.split = _DEFAULT_SPLIT
     check_paths(data_paths(args))
     check_loading(args, any(map(is_ours, data_paths(args))))
     for path in filter(is_object_storage_path, data_paths(args)):
