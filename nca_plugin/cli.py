@@ -534,12 +534,17 @@ def bench(
     """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
     from nca_plugin.benchmark.report import run_benchmark, table, to_json
     from nca_plugin.files import check_target, complete_files
+    from nca_plugin.sources import parse
 
     check_target(json)
+    sources = uris or ["nca://web", "nca://code"]
+    for uri in sources:
+        # All of them, before the first is measured.
+        parse(uri).check_seq_length(seq_length)
     console = Console()
     results = []
     with at_work("starting") as say:
-        for uri in uris or ["nca://web", "nca://code"]:
+        for uri in sources:
             results.append(
                 run_benchmark(uri, seq_length, num_cores() if processes is None else processes, seconds, say)
             )
