@@ -116,7 +116,7 @@ def test_errors_of_launches_are_one_line_and_code_2(tmp_path: Path, command: tup
             "--seq-length 3000000000: must be at most 16,777,216",
         ),
         (("generate", "nca", "--tokens", "1M", "--out", 300 * "x"), "File name too long"),
-        (("generate", "nca", "--tokens", "1T", "--out", "c"), "GB more"),
+        (("generate", "nca", "--tokens", "1T", "--out", "c"), "TB more"),
         (("generate", "nca", "--tokens", "1M", "--out", "nothing://c"), "cannot open nothing://c"),
         (("merge", "--out", "c"), "no parts to merge"),
         (("merge", "--out", "c", "c"), "c is one of its own parts"),

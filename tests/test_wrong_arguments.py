@@ -331,7 +331,10 @@ def test_sources_alone_need_no_tokenizer(launcher: WarmProcess, tmp_path: Path) 
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "paths").write_text("0.5 nca://toy 0.5 nca://toy?seed=3")
-    for data in (["--data-args-path", "paths"], ["--train-data-path", "nca://toy", "--valid-data-path", "dyck://?k=8"]):
+    for data in (
+        ["--data-args-path", "paths", "--split", "1,0,0"],
+        ["--train-data-path", "nca://toy", "--valid-data-path", "dyck://?k=8"],
+    ):
         arguments = [*data, *(part for pair in VALID for part in pair), *FIXED]
         ended = launcher.run("warm_megatron", arguments, folder, ENVIRONMENT, SECONDS)
         assert ended.code == 0, ended.stderr[-3000:]

@@ -1,12 +1,13 @@
 """Files and folders of a run's arguments: those that are read are there, those that are written can be."""
 
+import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.files import check_folder
 
 _READ: Final = (
@@ -31,9 +32,14 @@ def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) ->
         name: how the user writes an argument.
         is_run: whether anything is written now, and what earlier runs are to leave has to be there.
     """
+    for argument in (*_READ, "save", "load", "pretrained_checkpoint"):
+        if getattr(args, argument, None) == "":
+            raise NCAPluginError(f"{name(argument)} is empty: name a path, or leave it out")
     for argument in _READ:
         if (value := _local(args, argument)) is not None:
             _check_file(value, name(argument))
+    if (value := _local(args, "per_dataset_sequences_path")) is not None:
+        _check_mapping(value, name("per_dataset_sequences_path"))
     if is_run:
         for argument in _FOLDERS_WRITTEN:
             if (value := _local(args, argument)) is not None:
@@ -53,6 +59,15 @@ def _check_file(file: Path, option: str) -> None:
             stream.read(1)
     except OSError as error:
         raise NCAPluginError(f"{option} {file} cannot be read: {error.strerror or error}") from error
+
+
+def _check_mapping(file: Path, option: str) -> None:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise NCAPluginError(f"{option} {file} is no JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise NCAPluginError(f"{option} {file} holds no mapping of data paths")
 
 
 def _check_written(folder: Path) -> None:

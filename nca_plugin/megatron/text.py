@@ -16,13 +16,11 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 from megatron.core.datasets.indexed_dataset import DType
-from megatron.core.datasets.object_storage_utils import is_object_storage_path
 from megatron.core.datasets.utils import Split
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import MAGIC
 from nca_plugin.indexed.source import IndexedSource, is_corpus
-from nca_plugin.sources import is_source
 
 _HEADER: Final = struct.Struct("<9sQBQQ")
 #: Lengths of sequences that are looked at together, until one is above 0.
@@ -85,7 +83,8 @@ def check_text(read: Iterable[Part], num_samples: Sequence[int | None], option: 
     """
     lengths: dict[str, Any] = {}
     for part in read:
-        if is_source(part.path) or is_object_storage_path(part.path):
+        # A source, object storage, or a scheme of neither, which is told when it is opened.
+        if "://" in part.path:
             continue
         is_ours = is_corpus(part.path)
         # A corpus without samples to read is left alone, unlike text.

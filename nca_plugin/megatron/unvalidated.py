@@ -92,6 +92,11 @@ def _check_layers(args: Namespace, options: OptionNames) -> None:
             f"{options.name('num_attention_heads')} {heads}: must be a multiple of "
             f"{options.name('num_query_groups')} {groups}"
         )
+    if args.swiglu and args.ffn_hidden_size and args.ffn_hidden_size % (2 * args.tensor_model_parallel_size):
+        raise NCAPluginError(
+            f"{options.name('ffn_hidden_size')} {args.ffn_hidden_size}: must be a multiple of 2 on each of "
+            f"{args.tensor_model_parallel_size} tensor-parallel ranks with {options.name('swiglu')}"
+        )
     if args.num_experts and args.moe_router_topk > args.num_experts:
         raise NCAPluginError(
             f"{options.name('moe_router_topk')} {args.moe_router_topk} is more than {options.name('num_experts')} "
