@@ -1,6 +1,9 @@
 """Ranks of processes that torchrun has not started: from the scheduler's variables, or one line."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -89,6 +92,26 @@ def test_what_torchrun_says_stays(environment: dict[str, str]) -> None:
             },
             {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
         ),
+        # srun --mpi=pmi2, the default of some clusters.
+        (
+            {
+                **{**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_PROCID": "2", "SLURM_LOCALID": "2"},
+                **{"PMI_RANK": "2", "PMI_SIZE": "4", "PMI_JOBID": "7.0"},
+            },
+            {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"},
+        ),
+        (
+            {
+                **{**TWO_NODES, "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"},
+                **{"PMI_RANK": "3", "PMI_SIZE": "4", "PMI_JOBID": "7.0"},
+            },
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node07"},
+        ),
+        # mpiexec of MPICH, which names no job.
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_FD": "9", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+        ),
     ],
 )
 def test_a_process_of_a_scheduler_is_the_rank_that_it_says(
@@ -111,6 +134,23 @@ def test_the_processes_of_a_start_find_the_same_port_and_those_of_another_one_do
 
     assert port("0", "0") == port("0", "3")
     assert len({port(str(step), "0") for step in range(5)}) == 5
+
+
+def test_processes_that_name_no_job_find_the_port_of_the_process_that_started_them(tmp_path: Path) -> None:
+    file = tmp_path / "rank.py"
+    file.write_text(
+        "import os\nfrom nca_plugin.launch.ranks import rank_variables\n"
+        "print(rank_variables(os.environ)['MASTER_PORT'])\n"
+    )
+    python = f"{sys.executable} {file}"
+    # The second one is started by a shell of its own.
+    script = f"PMI_RANK=0 MPI_LOCALRANKID=0 {python}; PMI_RANK=1 MPI_LOCALRANKID=1 bash -c '{python}; true'; true"
+    environment = {**os.environ, "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}
+    one, other = (
+        subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True).stdout.split()
+        for _ in range(2)
+    )
+    assert one[0] == one[1] and other[0] == other[1] and one[0] != other[0]
 
 
 @pytest.mark.parametrize(

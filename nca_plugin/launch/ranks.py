@@ -7,7 +7,9 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from nca_plugin.errors import NCAPluginError
@@ -37,6 +39,11 @@ _SLURM: Final = _Starter(
     *("srun", "SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ("SLURM_LOCALID",), ()),
     ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID"),
 )
+_PMI: Final = _Starter(
+    *("mpiexec (PMI)", "PMI_RANK", ("PMI_SIZE",)),
+    ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+    *(("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"), ("PMI_JOBID", "PMI_KVSNAME", "PALS_APID", "SLURM_JOB_ID", "PBS_JOBID")),
+)
 #: mpirun, started in a job of Slurm, starts its processes through Slurm, whose variables then count machines.
 _STARTERS: Final = (
     _Starter(
@@ -51,14 +58,7 @@ _STARTERS: Final = (
     _Starter(
         *("flux run", "FLUX_TASK_RANK", ("FLUX_JOB_SIZE",), ("FLUX_TASK_LOCAL_ID",), (), ("FLUX_JOB_ID",)),
     ),
-    _Starter(
-        *("mpiexec (PMI)", "PMI_RANK", ("PMI_SIZE",)),
-        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
-        *(
-            ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
-            ("PMI_JOBID", "PMI_KVSNAME", "PALS_APID", "SLURM_JOB_ID", "PBS_JOBID"),
-        ),
-    ),
+    _PMI,
     _SLURM,
     _Starter("PMIx", "PMIX_RANK", ("PMIX_SIZE",), ("PMIX_LOCAL_RANK",), ("PMIX_LOCAL_SIZE",), ("PMIX_NAMESPACE",)),
 )
@@ -105,7 +105,7 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
         _number(environment, "RANK")
         return {}
     for starter in _STARTERS:
-        if starter.rank in environment and not (starter is _SLURM and _is_batch_shell(environment)):
+        if _has_started(starter, environment):
             size = next((_number(environment, name) for name in starter.sizes if name in environment), None)
             if size is None:
                 raise NCAPluginError(
@@ -125,6 +125,17 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
         raise NCAPluginError(f"WORLD_SIZE={world} without RANK: start the run with torchrun, or set both")
     # Port 0: any free one, since no other rank has to find it.
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def _has_started(starter: _Starter, environment: Mapping[str, str]) -> bool:
+    if starter.rank not in environment:
+        return False
+    # srun that serves PMI gives its tasks both kinds of variables, and only Slurm's say where rank 0 is.
+    is_srun = all(
+        slurm in environment and environment.get(pmi) == environment[slurm]
+        for pmi, slurm in (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
+    )
+    return not (starter is _PMI and is_srun) and not (starter is _SLURM and _is_batch_shell(environment))
 
 
 def _is_batch_shell(environment: Mapping[str, str]) -> bool:
@@ -149,10 +160,13 @@ def _rank_of(starter: _Starter, size: int, environment: Mapping[str, str]) -> di
     variables = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
     if local_size is not None:
         variables["LOCAL_WORLD_SIZE"] = str(local_size)
+    is_one_machine = local_size == size
     if "MASTER_ADDR" not in environment:
-        variables["MASTER_ADDR"] = _address(starter, is_one_machine=local_size == size, environment=environment)
+        variables["MASTER_ADDR"] = _address(starter, is_one_machine=is_one_machine, environment=environment)
     if "MASTER_PORT" not in environment:
         job = "/".join(environment[name] for name in starter.jobs if name in environment)
+        if not job and is_one_machine:
+            job = str(_starting_process(starter.rank))
         if not job:
             raise NCAPluginError(
                 f"{starter.name} has started {size} processes: set MASTER_PORT to a free port of the machine of rank 0"
@@ -172,6 +186,17 @@ def _address(starter: _Starter, *, is_one_machine: bool, environment: Mapping[st
         f"{starter.name} has started processes on several machines: set MASTER_ADDR to the machine of rank 0, and "
         "MASTER_PORT to a free port there"
     )
+
+
+def _starting_process(rank: str) -> int:
+    """Return the process that started all ranks of this machine: the nearest one without a rank, as a rank may be
+    started by a shell of its own."""
+    process = os.getppid()
+    with suppress(OSError, AttributeError):
+        while f"\0{rank}=" in "\0" + Path(f"/proc/{process}/environ").read_text(errors="replace"):
+            status = Path(f"/proc/{process}/status").read_text()
+            process = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
+    return process
 
 
 def _first_host(nodes: str) -> str:
