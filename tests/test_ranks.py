@@ -11,7 +11,7 @@ import pytest
 from warm import Ended, WarmProcess
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.launch.ranks import rank_variables
+from nca_plugin.launch.ranks import rank_variables, take_rank, take_rank_beside_lightning
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -45,13 +45,20 @@ def test_a_process_without_others_is_the_only_rank(environment: dict[str, str]) 
     "environment",
     [
         {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
         # torchrun in a task of srun, or under mpirun.
         {**STEP, "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
         {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "1", "RANK": "0", "WORLD_SIZE": "1"},
     ],
 )
 def test_what_torchrun_says_stays(environment: dict[str, str]) -> None:
-    assert rank_variables(environment) == {}
+    assert rank_variables({**environment, "MASTER_ADDR": "head", "MASTER_PORT": "29500"}) == {}
+
+
+def test_the_only_rank_needs_no_address() -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
+    assert rank_variables(alone) == {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    assert rank_variables({**alone, "MASTER_ADDR": "127.0.0.1"}) == {"MASTER_PORT": "0"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +164,17 @@ def test_processes_that_name_no_job_find_the_port_of_the_process_that_started_th
     ("environment", "message"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK"),
+        ({"RANK": "1"}, "RANK=1 without WORLD_SIZE"),
+        ({"RANK": "0"}, "RANK=0 without WORLD_SIZE"),
+        ({**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "RANK": "1"}, "RANK=1, but srun says SLURM_PROCID=0"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is no rank of WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 is no rank of WORLD_SIZE=0"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "without MASTER_ADDR and MASTER_PORT: set MASTER_ADDR"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head"}, "are set without MASTER_PORT: set"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "abc"}, "MASTER_PORT=abc in the environment is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is no number"),
+        ({**IN_SLURM, "MASTER_PORT": "abc"}, "MASTER_PORT=abc in the environment is no number"),
         ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two in the environment is no number"),
         ({**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "WORLD_SIZE": "8"}, "srun has started 4 processes"),
         ({**STEP, "SLURM_PROCID": "9", "SLURM_LOCALID": "0"}, "SLURM_PROCID=9 is no rank of 4"),
@@ -173,6 +191,31 @@ def test_what_is_not_enough_is_one_line(environment: dict[str, str], message: st
     with pytest.raises(NCAPluginError, match=message) as error:
         rank_variables(environment)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_said"),
+    [
+        ({"RANK": "1"}, True),
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, True),
+        ({"WORLD_SIZE": "2"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        # Rank 0 says it.
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_a_process_that_is_no_rank_says_why(
+    variables: dict[str, str], is_said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for take in (take_rank, take_rank_beside_lightning):
+        with pytest.raises(NCAPluginError):
+            take()
+        assert (os.environ["RANK"] == "0") == is_said
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from nca_plugin.errors import NCAPluginError
 
 #: Ports from which one is taken by the job's identity; below those that the system gives to connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+#: Where the only rank is. Port 0: any free one, since no other rank has to find it.
+_ALONE: Final = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,7 @@ def take_rank() -> None:
     Raises:
         NCAPluginError: a scheduler has started several processes, and does not say enough for them to be ranks.
     """
-    try:
-        os.environ.update(rank_variables(os.environ))
-    except NCAPluginError:
-        # The line that says why is printed once.
-        announced = next((os.environ[starter.rank] for starter in _STARTERS if starter.rank in os.environ), "0")
-        os.environ.setdefault("RANK", announced)
-        raise
+    os.environ.update(_checked_variables())
 
 
 def take_rank_beside_lightning() -> None:
@@ -85,12 +81,23 @@ def take_rank_beside_lightning() -> None:
     Raises:
         NCAPluginError: another scheduler, or MPI, has started several processes.
     """
-    variables = rank_variables(os.environ)
+    variables = _checked_variables()
     if variables.get("WORLD_SIZE", "1") == "1":
         return
     if _SLURM.rank not in os.environ:
         raise NCAPluginError("NeMo 2 takes ranks from torchrun and from srun only: start the run with one of them")
     os.environ.update(variables)
+
+
+def _checked_variables() -> dict[str, str]:
+    try:
+        return rank_variables(os.environ)
+    except NCAPluginError:
+        # The line that says why is printed once, by each process if none of them knows which it is.
+        rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+        if not (_is_number(rank) and _is_number(world) and int(rank) < int(world)):
+            os.environ["RANK"] = next((os.environ[each.rank] for each in _STARTERS if each.rank in os.environ), "0")
+        raise
 
 
 def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -101,9 +108,8 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """
     world = environment.get("WORLD_SIZE")
     if world is not None and "RANK" in environment:
-        _number(environment, "WORLD_SIZE")
-        _number(environment, "RANK")
-        return {}
+        return _lacking(environment)
+    is_told = False
     for starter in _STARTERS:
         if _has_started(starter, environment):
             size = next((_number(environment, name) for name in starter.sizes if name in environment), None)
@@ -118,13 +124,47 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
                     f"WORLD_SIZE={world}, but {starter.name} has started {size} processes: unset WORLD_SIZE, or set "
                     "RANK too"
                 )
+            if "RANK" in environment and _number(environment, "RANK") != _number(environment, starter.rank):
+                raise NCAPluginError(
+                    f"RANK={environment['RANK']}, but {starter.name} says {starter.rank}={environment[starter.rank]}: "
+                    "unset RANK, or set WORLD_SIZE too"
+                )
             if size > 1:
                 return _rank_of(starter, size, environment)
+            is_told = True
             break
     if world is not None and _number(environment, "WORLD_SIZE") > 1:
         raise NCAPluginError(f"WORLD_SIZE={world} without RANK: start the run with torchrun, or set both")
-    # Port 0: any free one, since no other rank has to find it.
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" in environment and not is_told:
+        raise NCAPluginError(
+            f"RANK={environment['RANK']} without WORLD_SIZE: start the run with torchrun, or set both, or neither for "
+            "a run of one process"
+        )
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **_ALONE}
+
+
+def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what ranks lack that torchrun, or a user in its place, has numbered."""
+    rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if rank >= size:
+        raise NCAPluginError(f"RANK={rank} is no rank of WORLD_SIZE={size} processes: they are numbered from 0")
+    if "LOCAL_RANK" in environment:
+        _number(environment, "LOCAL_RANK")
+    _check_port(environment)
+    missing = [name for name in _ALONE if name not in environment]
+    if missing and size > 1:
+        raise NCAPluginError(
+            f"RANK={rank} and WORLD_SIZE={size} are set without {' and '.join(missing)}: set MASTER_ADDR to the "
+            "machine of rank 0 and MASTER_PORT to a free port there, or start the run with torchrun"
+        )
+    return {name: _ALONE[name] for name in missing}
+
+
+def _check_port(environment: Mapping[str, str]) -> None:
+    if "MASTER_PORT" in environment and not _number(environment, "MASTER_PORT") < 1 << 16:
+        raise NCAPluginError(
+            f"MASTER_PORT={environment['MASTER_PORT']} in the environment is no port: they end at 65535"
+        )
 
 
 def _has_started(starter: _Starter, environment: Mapping[str, str]) -> bool:
@@ -160,6 +200,7 @@ def _rank_of(starter: _Starter, size: int, environment: Mapping[str, str]) -> di
     variables = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
     if local_size is not None:
         variables["LOCAL_WORLD_SIZE"] = str(local_size)
+    _check_port(environment)
     is_one_machine = local_size == size
     if "MASTER_ADDR" not in environment:
         variables["MASTER_ADDR"] = _address(starter, is_one_machine=is_one_machine, environment=environment)
@@ -222,6 +263,10 @@ def _slurm_local_size(environment: Mapping[str, str]) -> int | None:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
-    if not (text.isascii() and text.isdigit()):
+    if not _is_number(text):
         raise NCAPluginError(f"{name}={text} in the environment is no number")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
