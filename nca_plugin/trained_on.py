@@ -88,6 +88,10 @@ class TrainingData:
         return " ".join(part.name for part in self.parts)
 
     @property
+    def _short_name(self) -> str:
+        return " ".join(replace(part, uri=part.uri and _short(part.uri)).name for part in self.parts)
+
+    @property
     def has_source(self) -> bool:
         """Whether a source, or a corpus of one, is among the data."""
         return any(part.uri is not None for part in self.parts)
@@ -97,7 +101,7 @@ class TrainingData:
         if self.seq_length != other.seq_length:
             return f"sequences of {other.seq_length} tokens rather than {self.seq_length}"
         if [part.weight for part in self.parts] != [part.weight for part in other.parts]:
-            return f"{other.name} rather than {self.name}"
+            return f"{other._short_name} rather than {self._short_name}"
         for before, now in zip(self.parts, other.parts, strict=True):
             if before.uri != now.uri or (before.uri is None and before.fingerprint is None and before.path != now.path):
                 return _difference(before.uri or before.path, now.uri or now.path)
@@ -105,7 +109,8 @@ class TrainingData:
                 if before.uri is None:
                     return f"{now.path} of {now.fingerprint} rather than {before.fingerprint}"
                 return (
-                    f"{now.uri} with other samples (fingerprint {now.fingerprint} rather than {before.fingerprint}): "
+                    f"{_short(before.uri)} with other samples (fingerprint {now.fingerprint} rather than "
+                    f"{before.fingerprint}): "
                     f"nca-plugin {other.version} rather than {self.version}, or another deflate library"
                 )
         return None
@@ -169,10 +174,17 @@ def _difference(before: str, now: str) -> str:
     """Return in what one data path differs from another; a source's has many options, most of them equal."""
     (name, old), (new_name, new) = (_options(path) for path in (before, now))
     if name != new_name or old.keys() != new.keys():
-        return f"{now} rather than {before}"
+        return f"{_short(now)} rather than {_short(before)}"
     names = [key for key in new if old[key] != new[key]]
     changed, original = (", ".join(f"{key}={options[key]}" for key in names) for options in (new, old))
     return f"{name} with {changed} rather than {original}"
+
+
+def _short(path: str) -> str:
+    # As in `_identity`.
+    from nca_plugin.sources import short_uri
+
+    return short_uri(path)
 
 
 def _options(path: str) -> tuple[str, dict[str, str]]:

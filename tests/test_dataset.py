@@ -110,9 +110,9 @@ def test_the_loss_mask_does_not_look_at_ids() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"path": "nca://web", "tokenizer_size": 10_001}, "smaller than the 10002 ids"),
+        ({"path": "nca://web", "tokenizer_size": 10_001}, "smaller than the 10002 ids of source nca://web: "),
         ({"path": "nca://web", "seq_length": 74}, "too short for two frames"),
-        ({"path": "nca://toy", "sizes": (None, None, None)}, "has no end"),
+        ({"path": "nca://toy", "sizes": (None, None, None)}, "source nca://toy has no end"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict, reason: str) -> None:

@@ -31,7 +31,7 @@ def test_few_lines_before_the_first_iteration(ranks: int) -> None:
     (place,) = [number for number, line in enumerate(before) if proof in line]
     # After all that Megatron prints as it sets up the run.
     assert "training ..." in before[:place], "\n".join(before[-20:])
-    assert not any("not installed" in line or "DEPRECATED" in line for line in shown)
+    assert not any("not installed" in line or "DEPRECATED" in line or "--split" in line for line in shown)
 
 
 @pytest.mark.parametrize("option", ["-h", "--help", HELP])

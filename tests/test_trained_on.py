@@ -53,11 +53,11 @@ TEXT = Part("text", None, None, "bb")
             described(replace(NCA, uri="nca://toy?seed=2&split=train")),
             "nca://toy with seed=2 rather than seed=1",
         ),
-        (described(NCA), described(TEXT), "text rather than nca://toy?seed=1&split=train"),
+        (described(NCA), described(TEXT), "text rather than nca://toy?seed=1"),
         (
             described(NCA),
             described(replace(NCA, fingerprint="cc"), version="2"),
-            "nca://toy?seed=1&split=train with other samples (fingerprint cc rather than aa): nca-plugin 2 rather than "
+            "nca://toy?seed=1 with other samples (fingerprint cc rather than aa): nca-plugin 2 rather than "
             "1, or another deflate library",
         ),
         (described(TEXT), described(replace(TEXT, fingerprint="cc")), "text of cc rather than bb"),
@@ -69,7 +69,7 @@ TEXT = Part("text", None, None, "bb")
         (
             described(replace(NCA, weight=0.1), replace(TEXT, weight=0.9)),
             described(replace(NCA, weight=0.2), replace(TEXT, weight=0.8)),
-            "0.2 nca://toy?seed=1&split=train 0.8 text rather than 0.1 nca://toy?seed=1&split=train 0.9 text",
+            "0.2 nca://toy?seed=1 0.8 text rather than 0.1 nca://toy?seed=1 0.9 text",
         ),
     ],
 )
@@ -151,7 +151,7 @@ def test_other_data_are_refused(runs: dict[str, Done], folder: Path, job: str) -
     refusal = runs[job].refusal
     assert refusal is not None and "would be resumed with other data, " in refusal
     expected = (
-        "text_document rather than nca://toy?" if job == "text" else "nca://toy with seed=7 rather than seed=1234: "
+        "text_document rather than nca://toy: " if job == "text" else "nca://toy with seed=7 rather than seed=1234: "
     )
     assert expected in refusal
     assert refusal.endswith(", or add --allow-other-data")

@@ -25,11 +25,12 @@ from nca_plugin.launch.process import (
     print_rank_0,
     use_shipped_dataset_helper,
 )
-from nca_plugin.launch.quiet import quiet
+from nca_plugin.launch.quiet import quiet, quiet_about_split
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
-from nca_plugin.megatron.arguments import add_arguments, resolve_data_source, resolve_epochs
+from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
+from nca_plugin.sources import is_source
 
 if TYPE_CHECKING:
     from nca_plugin.megatron.assertions import OptionNames
@@ -173,6 +174,8 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
         NCAPluginError: arguments of ours that are wrong, or a megatron-core without a training loop.
     """
     arguments = resolve_epochs(resolve_data_source(arguments))
+    if all(map(is_source, data_paths(arguments))):
+        quiet_about_split()
     check_training_loop()
     # After the arguments are known to be right: it takes seconds.
     if device.prepare():

@@ -30,5 +30,10 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
+def quiet_about_split() -> None:
+    """Drop the advice to give a --split, which means nothing to sources: each split of theirs is a stream."""
+    warnings.filterwarnings("ignore", "Please specify --split when using --data-path", UserWarning)
+
+
 def _is_other(start: str, record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(start)

@@ -162,9 +162,7 @@ def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _check_port(environment: Mapping[str, str]) -> None:
     if "MASTER_PORT" in environment and not _number(environment, "MASTER_PORT") < 1 << 16:
-        raise NCAPluginError(
-            f"MASTER_PORT={environment['MASTER_PORT']} in the environment is no port: they end at 65535"
-        )
+        raise NCAPluginError(f"MASTER_PORT={environment['MASTER_PORT']} is no port: ports end at 65535")
 
 
 def _has_started(starter: _Starter, environment: Mapping[str, str]) -> bool:

@@ -104,7 +104,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     if ours.data_source is None:
         if options:
             raise NCAPluginError(f"{_spelling(next(iter(options)))} needs --data-source nca")
-        return [*argv, *_vocabulary(argv, _data_paths(argv))]
+        return [*argv, *_vocabulary(argv, data_paths(argv))]
     scheme = split_uri(ours.data_source).scheme
     if options and scheme not in _NCA_SCHEMES:
         raise NCAPluginError(
@@ -187,7 +187,7 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
     return result
 
 
-def _data_paths(argv: list[str]) -> list[str]:
+def data_paths(argv: list[str]) -> list[str]:
     """Return the data paths of Megatron's arguments, those of all splits, without their weights.
 
     Nothing is said of files that cannot be read: that is the error of a later check.

@@ -20,7 +20,7 @@ from megatron.core.utils import log_single_rank
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.source import IndexedSource, is_corpus
 from nca_plugin.megatron.metrics import SampleMeter
-from nca_plugin.sources import Sample, Source, is_source, parse
+from nca_plugin.sources import Sample, Source, is_source, parse, short_uri
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SourceGPTDataset(GPTDataset):
         elif not isinstance(indexed_dataset, IndexedDataset):
             if num_samples is None:
                 raise NCAPluginError(
-                    f"source {indexed_dataset.uri} has no end, so it has no epoch: it cannot be used with "
+                    f"source {short_uri(indexed_dataset)} has no end, so it has no epoch: it cannot be used with "
                     "--full-validation or in a blend without weights"
                 )
             indexed_dataset = indexed_dataset.for_split(index_split.name)
@@ -189,7 +189,8 @@ def check_vocabulary(source: Source | IndexedSource, vocab_size: int, way_out: s
         way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
     """
     if vocab_size < source.vocab_size:
+        name = f"corpus {source.prefix}" if isinstance(source, IndexedSource) else f"source {short_uri(source)}"
         raise NCAPluginError(
-            f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of source {source.uri}: "
+            f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of {name}: "
             f"{way_out.format(source.vocab_size)}, or use a source of fewer ids"
         )
