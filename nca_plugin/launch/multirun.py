@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Glob, IntervalSweep
@@ -45,11 +46,11 @@ def run_jobs(file: ConfigFile) -> None:
         key = f"run-{number}"
         command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(file.folder)]
         command += ["--config-name", file.name, *job.overrides]
-        with reserved_port() as reserved:
-            if ranks.rank == 0:
+        with reserved_port() if ranks.rank == 0 else nullcontext() as reserved:
+            if reserved is not None:
                 print(f"nca-plugin: {title}", flush=True)
                 ranks.tell(key, reserved)
-            port = reserved if ranks.rank == 0 else ranks.hear(key)
+            port = ranks.hear(key) if reserved is None else reserved
             done = subprocess.run(command, env={**os.environ, **rank_environment(port)})
         if done.returncode:
             raise NCAPluginError(f"{title} ended with exit code {done.returncode}: those after it were not started")
