@@ -35,6 +35,7 @@ def run_to_its_end(command: Callable[[], None]) -> int:
 
     - ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt` once and give code 130 and one line. A command that does not
       end within 10 s, or 1 s after a second signal, such as one inside compiled code, is ended with its processes.
+    - A signal when the command is done leaves its process 1 s to end with the command's own code.
     - Where standard output is closed, or its reader has left, the command does its work all the same.
     - What cannot be written to standard output for another reason is one line and code 2, when the work is done.
     """
@@ -96,6 +97,7 @@ class _Interrupts:
     def __init__(self) -> None:
         self.is_told = False
         self._is_interrupted = False
+        self._is_ended = False
         self._pid = os.getpid()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -108,9 +110,10 @@ class _Interrupts:
         start_new_thread(self._watch, ())
 
     def end(self) -> None:
-        """Take no further signal."""
+        """Interrupt nothing any more. The watch still sees signals, as a thread that the command left may run on."""
+        self._is_ended = True
         for number in self._caught:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, self._pass)
 
     def _interrupt(self, number: int, frame: "FrameType | None") -> None:
         # A second one would interrupt what puts the files in order.
@@ -118,8 +121,11 @@ class _Interrupts:
             self._is_interrupted = True
             raise KeyboardInterrupt
 
+    def _pass(self, number: int, frame: "FrameType | None") -> None:
+        pass
+
     def _leave_child(self) -> None:
-        if signal.getsignal(signal.SIGINT) == self._interrupt:
+        if signal.getsignal(signal.SIGINT) in (self._interrupt, self._pass):
             signal.set_wakeup_fd(-1)
             for number in self._caught:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -128,7 +134,7 @@ class _Interrupts:
         # Python's handler waits until compiled code returns. This thread does not.
         while os.read(self._reader, 1)[0] not in self._caught:
             pass
-        deadline = time.monotonic() + _SECONDS_TO_END
+        deadline = time.monotonic() + (_SECONDS_AFTER_SECOND if self._is_ended else _SECONDS_TO_END)
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self._reader], [], [], left)[0] and os.read(self._reader, 1)[0] in self._caught:
                 deadline = min(deadline, time.monotonic() + _SECONDS_AFTER_SECOND)

@@ -80,6 +80,19 @@ def test_compiled_code_does_not_keep_a_command_from_its_end(signals: int) -> Non
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_thread_that_is_left_does_not_keep_a_command_that_is_done(number: signal.Signals) -> None:
+    code = "import sys, threading, time; from nca_plugin.ending import run_to_its_end; "
+    code += "run_to_its_end(threading.Thread(target=time.sleep, args=(60,)).start); print('done', flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "done\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=20)[1] == "nca-plugin: interrupted\n"
+    assert process.returncode == 130
+
+
 def test_a_signal_to_one_process_alone_ends_its_workers(tmp_path: Path) -> None:
     command = [*GENERATE, "nca://toy", "--tokens", str(50 << 20), "--out", str(tmp_path / "corpus"), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
