@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
 from typing import Final, NoReturn
 
 from nca_plugin.errors import NCAPluginError, one_line, require
@@ -38,10 +40,11 @@ def die_with_torchrun() -> None:
     """Have the kernel kill this rank, and the processes that it forks, as soon as torchrun is gone.
 
     torchrun that is killed leaves its ranks running. They would go on writing checkpoints beside those of the job that
-    is started in its place. The same for the process that `PARENT` names. Does nothing where neither has started this
-    process, or outside Linux.
+    is started in its place. The same for the process that `PARENT` names. Where neither has started this process, or
+    outside Linux, only ctrl-C ends it, which is then one line until the training begins.
     """
     if not _is_started_for_us():
+        sys.excepthook = _show_uncaught
         return
     _die_with_parent()
     # The parent may have died before: then this process has another one now.
@@ -50,6 +53,19 @@ def die_with_torchrun() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.environ[PARENT] = str(os.getpid())
     os.register_at_fork(before=_note_fork, after_in_child=_die_with_forking_process)
+
+
+def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    frames = (frame for frame, _ in walk_tb(trace))
+    is_training = any(
+        frame.f_code.co_name == "train" and frame.f_globals.get("__name__") == "megatron.training.training"
+        for frame in frames
+    )
+    # Where a training stood is worth knowing, as it may have hung there.
+    if issubclass(kind, KeyboardInterrupt) and not is_training:
+        print("nca-plugin: interrupted", file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def die_with_spawning_process() -> None:
