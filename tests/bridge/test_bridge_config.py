@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.indexed.layout import IndexLayout
 from nca_plugin.launch.bridge import check_sources
 from nca_plugin.sources import parse
 
@@ -226,3 +227,30 @@ def test_on_cuda_without_transformer_engine_it_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.stderr.rstrip().endswith("imports Transformer Engine, which is not installed: install it")
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("mixed_precision=bf16_with_fp8_delayed_scaling_mixed", "mixed_precision.fp8=hybrid"),
+        ("model.fp8=hybrid", "model.fp8=hybrid"),
+        ("model.fp4=e2m1", "model.fp4=e2m1"),
+        ("optimizer.optimizer_cpu_offload=true", "optimizer.optimizer_cpu_offload=True"),
+    ],
+)
+def test_cpu_mode_refuses_what_needs_a_gpu(configure: Configure, setting: str, shown: str) -> None:
+    from nca_plugin.nemo.cpu import adapt
+
+    with pytest.raises(NCAPluginError, match=f"CPU mode cannot do .*{shown}"):
+        adapt(configure(*NCA, setting))
+
+
+def test_text_that_leaves_a_split_without_documents_is_refused(configure: Configure, tmp_path: Path) -> None:
+    layout = IndexLayout(5, 8, "uint16")
+    (tmp_path / "five.idx").write_bytes(b"".join(layout.chunks()))
+    (tmp_path / "five.bin").write_bytes(bytes(5 * layout.document_bytes))
+    blend = f"data.path=[0.5,'nca://web',0.5,'{tmp_path}/five']"
+    tokens = ("tokenizer.tokenizer_type=NullTokenizer", "tokenizer.vocab_size=10002")
+    with pytest.raises(NCAPluginError, match=r"the test split of data path .*five holds none .* in dataset.split"):
+        configure(*VANILLA, blend, *tokens, "dataset.split='90,5,5'")
+    configure(*VANILLA, blend, *tokens, "dataset.split='90,10,0'")
