@@ -1,6 +1,7 @@
 """The `nca-plugin` command: one thin command per capability."""
 
 import logging
+import math
 import os
 import sys
 import time
@@ -396,8 +397,8 @@ def study(
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_OF_FILES)
-    if teraflops is not None and not (estimate and teraflops > 0):
-        raise NCAPluginError("--teraflops is a number above 0, for --estimate")
+    if teraflops is not None and not (estimate and 0 < teraflops < math.inf):
+        raise NCAPluginError(f"--teraflops {teraflops:g}: must be a finite number above 0, beside --estimate")
     if estimate:
         from nca_plugin.study.devices import cuda_devices
         from nca_plugin.study.estimate import cpu_teraflops, needs
