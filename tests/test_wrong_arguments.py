@@ -3,6 +3,8 @@
 A case is a valid list of arguments with one or two mistakes in it. Some are none: such a run trains one iteration.
 """
 
+import contextlib
+import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 from warm import Ended, WarmProcess
 
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
+from nca_plugin.megatron import assertions
 
 SEED = 20
 #: In `make test`, and in `make test-all`.
@@ -23,7 +27,7 @@ SECONDS = 60
 #: A run of two layers; the last arguments are never changed, so that every run ends.
 VALID = (
     *(("--num-layers", "2"), ("--hidden-size", "32"), ("--num-attention-heads", "4"), ("--ffn-hidden-size", "64")),
-    *(("--num-query-groups", "2"), ("--seq-length", "96"), ("--max-position-embeddings", "96")),
+    *(("--num-query-groups", "2"), ("--kv-channels", "8"), ("--seq-length", "96"), ("--max-position-embeddings", "96")),
     *(("--position-embedding-type", "rope"), ("--normalization", "RMSNorm"), ("--lr-decay-style", "constant")),
     *(("--attention-dropout", "0"), ("--hidden-dropout", "0"), ("--micro-batch-size", "2"), ("--lr", "1e-3")),
     *(("--min-lr", "1e-4"), ("--eval-interval", "1000"), ("--eval-iters", "0"), ("--log-interval", "1")),
@@ -252,7 +256,14 @@ def _fault(ended: Ended) -> str | None:
     lines = [line for line in ended.stderr.splitlines() if line.startswith("nca-plugin: error: ")]
     if len(lines) != (ended.code == 2):
         return f"{len(lines)} lines of errors with exit code {ended.code}"
+    if any(map(says_nothing, lines)):
+        return "a line that says no more than the kind of an error"
     return None
+
+
+def says_nothing(line: str) -> bool:
+    """Whether a line ends in the name of an exception, or shows one whose message is of use to a programmer only."""
+    return bool(re.search(r"\w(Error|Exception)( \(the run has [^)]*\))?$|(Type|Attribute|Key|Index)Error:", line))
 
 
 def lay_out(folder: Path) -> None:
@@ -286,6 +297,19 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ),
     ({"--global-batch-size": ["3"]}, "divisible by --eval-micro-batch-size"),
     ({"--tensor-model-parallel-size": ["2"]}, "--tensor-model-parallel-size 2 needs a multiple of 2 ranks"),
+    ({"--lr-warmup-iters": ["5"]}, "--lr-warmup-iters 5: must be less than --train-iters 1"),
+    ({"--lr-warmup-fraction": ["1.5"]}, "--lr-warmup-fraction 1.5: must be below 1"),
+    (
+        {"--lr-decay-style": ["cosine"], "--lr-decay-iters": ["1"], "--lr-warmup-iters": ["1"]},
+        "--lr-warmup-iters 1: must be less than --lr-decay-iters 1",
+    ),
+    ({"--lr-warmup-init": ["1"]}, "--lr-warmup-init 1.0 is above --lr 0.001"),
+    ({"--min-lr": ["1"]}, "--min-lr 1.0 is above --lr 0.001"),
+    ({"--lr-decay-style": ["WSD"]}, "--lr-decay-style WSD needs --lr-wsd-decay-iters"),
+    ({"--clip-grad": ["nan"]}, "--clip-grad nan: must be a finite number"),
+    ({"--skip-train": [], "--train-iters": None}, "--train-iters is missing"),
+    ({"--kv-channels": ["7"]}, "--kv-channels 7: must be even"),
+    ({"--hidden-size": ["28"]}, "--hidden-size / --num-attention-heads = 7: must be even"),
     ({"--save": ["s"]}, "--save needs --save-interval"),
     ({"--eval-interval": None}, "--eval-interval is missing"),
     ({"--train-samples": ["8"]}, "expected iteration-based training .*--train-samples 8"),
@@ -325,6 +349,67 @@ def test_the_line_names_the_argument(
     arguments: dict[str, list[str] | None] = {"--data-path": ["nca://toy"], **valid, **changes}
     given = [part for option, values in arguments.items() if values is not None for part in (option, *values)]
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED], message) is None
+
+
+#: What a check could take for a mistake, and Megatron does not.
+ACCEPTED: Sequence[dict[str, list[str]]] = (
+    {"--clip-grad": ["-1"]},
+    {"--skip-train": [], "--train-iters": ["0"]},
+    {"--save-interval": ["0"]},
+    {"--vocab-file": ["missing"], "--merge-file": ["missing"]},
+    {"--data-path": ["2024"], "--split": ["100,0,0"], "--tokenizer-type": ["NullTokenizer"], "--vocab-size": ["300"]},
+)
+
+
+@pytest.mark.parametrize("changes", ACCEPTED)
+def test_what_megatron_accepts_is_accepted(
+    launcher: WarmProcess, tmp_path: Path, changes: dict[str, list[str]]
+) -> None:
+    lay_out(tmp_path / "run")
+    for ending in ("idx", "bin"):
+        (tmp_path / "run" / f"five.{ending}").rename(tmp_path / "run" / f"2024.{ending}")
+    arguments = {"--data-path": ["nca://toy"], **{option: [value] for option, value in VALID}, **changes}
+    given = [part for option, values in arguments.items() for part in (option, *values)]
+    ended = launcher.run("warm_megatron", [*given, *FIXED], tmp_path / "run", ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+
+
+def test_an_error_of_a_users_module_keeps_its_traceback(launcher: WarmProcess, tmp_path: Path) -> None:
+    (tmp_path / "module_of_a_user.py").write_text("raise KeyError('my mistake')\n")
+    arguments = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    arguments += ["--spec", "module_of_a_user", "spec"]
+    path = "import sys; sys.path.insert(0, '.')"
+    ended = launcher.run("warm_megatron", arguments, tmp_path, ENVIRONMENT, SECONDS, path)
+    assert ended.code == 1 and ended.stderr.endswith("KeyError: 'my mistake'\n") and "Traceback" in ended.stderr
+
+
+@pytest.mark.parametrize(("test", "said"), ((True, "it requires False"), (False, None)))
+def test_what_megatron_states_is_one_line_and_what_it_stumbles_over_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, test: bool, said: str | None
+) -> None:
+    monkeypatch.setattr(assertions, "_MEGATRON", tmp_path)
+    source = "assert False" if test else "None()"
+    (tmp_path / "part.py").write_text(f"def build():\n    {source}\n")
+    scope: dict[str, Callable[[], None]] = {}
+    exec(compile((tmp_path / "part.py").read_text(), str(tmp_path / "part.py"), "exec"), scope)
+    expected = pytest.raises(TypeError) if said is None else pytest.raises(NCAPluginError, match=said)
+    with expected, assertions.set_up_errors(lambda: assertions.OptionNames({}, str)):
+        scope["build"]()
+
+
+@pytest.mark.parametrize("is_refused", (False, True))
+def test_a_logger_set_up_while_output_is_held_writes_later(
+    capsys: pytest.CaptureFixture[str], is_refused: bool
+) -> None:
+    with contextlib.suppress(NCAPluginError), assertions.held_output():
+        print("of Megatron")
+        handler = logging.StreamHandler()
+        if is_refused:
+            raise NCAPluginError("no")
+    handler.emit(logging.makeLogRecord({"msg": "of the run"}))
+    captured = capsys.readouterr()
+    assert captured.out == ("" if is_refused else "of Megatron\n")
+    assert captured.err == "of the run\n"
 
 
 def test_sources_alone_need_no_tokenizer(launcher: WarmProcess, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
@@ -45,12 +46,12 @@ def check_loading(args: Any, has_source: bool) -> None:
         check_order(args)
     if args.sft:
         _check_sft(args, has_source)
-    _check_layers(args)
+    _check_code_of_layers(args)
     _check_batch_sizes(args)
     _check_validation(args)
 
 
-def _check_layers(args: Any) -> None:
+def _check_code_of_layers(args: Any) -> None:
     """Refuse layers that Megatron finds no code for, after it has begun to build them."""
     is_of_megatron = args.spec is None or args.spec[0].startswith("megatron.")
     if "M" in (args.hybrid_layer_pattern or "") and is_of_megatron and find_spec("mamba_ssm") is None:
@@ -117,7 +118,7 @@ def check_paths(paths: Sequence[str]) -> None:
     for path in paths:
         if not path:
             raise NCAPluginError("a data path is empty: name a source, such as nca://web, or an indexed dataset")
-        if is_number(path):
+        if is_number(path) and not Path(f"{path}.idx").exists():
             raise NCAPluginError(f"{path} stands where a data path is expected: a blend is weight path weight path ...")
         if re.match(r"\w+:/(?!/)", path):
             raise NCAPluginError(f"data path {path}: a source has two slashes, such as nca://web")

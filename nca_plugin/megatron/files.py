@@ -15,6 +15,8 @@ _READ: Final = (
     *("vocab_file", "merge_file", "heterogeneous_layers_config_path", "tp_comm_overlap_cfg"),
     *("nccl_communicator_config_path", "te_precision_config_file", "kitchen_config_file"),
 )
+#: What a NullTokenizer, that of sources, does not look at.
+_OF_TEXT: Final = ("vocab_file", "merge_file")
 _FOLDERS_WRITTEN: Final = (
     *("save", "tensorboard_dir", "wandb_save_dir", "data_cache_path", "logits_save_dir", "ckpt_convert_save"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "config_logger_dir"),
@@ -36,6 +38,8 @@ def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) ->
         if getattr(args, argument, None) == "":
             raise NCAPluginError(f"{name(argument)} is empty: name a path, or leave it out")
     for argument in _READ:
+        if argument in _OF_TEXT and args.tokenizer_type == "NullTokenizer":
+            continue
         if (value := _local(args, argument)) is not None:
             _check_file(value, name(argument))
     if (value := _local(args, "per_dataset_sequences_path")) is not None:

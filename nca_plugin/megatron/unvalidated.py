@@ -29,8 +29,12 @@ _LEAST: Final = {
     **dict.fromkeys(("num_dataset_builder_threads", "moe_ffn_hidden_size", "lr_decay_iters", "lr_decay_samples"), 1),
     **dict.fromkeys(("num_virtual_stages_per_pipeline_rank", "num_layers_per_virtual_pipeline_stage"), 1),
     **dict.fromkeys(("eval_iters", "num_workers", "num_experts", "lr_warmup_iters", "lr_warmup_samples", "seed"), 0),
-    **dict.fromkeys(("lr", "min_lr", "clip_grad", "weight_decay", "attention_dropout", "hidden_dropout"), 0),
+    **dict.fromkeys(("lr_wsd_decay_iters", "lr_wsd_decay_samples"), 1),
+    **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "lr_warmup_fraction", "weight_decay"), 0),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout"), 0),
     **dict.fromkeys(("init_method_std", "layernorm_epsilon", "adam_eps", "mtp_num_layers"), 0),
+    # Megatron clips only above 0.
+    "clip_grad": -math.inf,
 }
 _MOST: Final = {
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 1),
@@ -63,7 +67,9 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
         return
     _check_numbers(args, options)
     _check_length(args, options)
-    _check_layers(args, options)
+    if not args.skip_train:
+        _check_learning_rate(args, options)
+    _check_sizes_of_layers(args, options)
     if not args.use_checkpoint_args:
         _check_ranks(args, options, world_size)
     if device.prepare():
@@ -78,13 +84,22 @@ def _check_numbers(args: Namespace, options: OptionNames) -> None:
         value = getattr(args, argument, None)
         if argument not in options.actions or not isinstance(value, int | float):
             continue
-        if not math.isfinite(value) or value < least:
+        if value == 0 and _is_unused(args, argument):
+            continue
+        if not math.isfinite(value):
+            raise NCAPluginError(f"{options.name(argument)} {value}: must be a finite number")
+        if value < least:
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more")
         if value > _MOST.get(argument, math.inf):
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {_MOST[argument]} or less")
 
 
-def _check_layers(args: Namespace, options: OptionNames) -> None:
+def _is_unused(args: Namespace, argument: str) -> bool:
+    """Whether a number is 0 because the run has no use for it."""
+    return (argument == "train_iters" and args.skip_train) or (argument == "save_interval" and args.save is None)
+
+
+def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
     """Refuse what Megatron would only find out in the first forward pass."""
     heads, groups = args.num_attention_heads, args.num_query_groups
     if args.group_query_attention and heads and groups and heads % groups:
@@ -102,17 +117,61 @@ def _check_layers(args: Namespace, options: OptionNames) -> None:
             f"{options.name('moe_router_topk')} {args.moe_router_topk} is more than {options.name('num_experts')} "
             f"{args.num_experts}"
         )
+    if args.position_embedding_type != "rope" and not getattr(args, "use_rotary_position_embeddings", False):
+        return
+    if args.multi_latent_attention:
+        width, shown = args.qk_pos_emb_head_dim, options.name("qk_pos_emb_head_dim")
+    elif args.kv_channels is not None:
+        width, shown = args.kv_channels, options.name("kv_channels")
+    else:
+        # Megatron refuses a rest itself.
+        width = args.hidden_size // heads if args.hidden_size and heads and not args.hidden_size % heads else 0
+        shown = f"{options.name('hidden_size')} / {options.name('num_attention_heads')} ="
+    # Pairs of values are rotated. A part of an odd width takes a value of the rest.
+    if width % 2 and int(width * args.rotary_percent) == width:
+        raise NCAPluginError(f"{shown} {width}: must be even for {options.name('position_embedding_type')} rope")
+
+
+def _check_learning_rate(args: Namespace, options: OptionNames) -> None:
+    """Refuse a schedule that Megatron asserts without a word, after it has built the model."""
+    for name in ("min_lr", "lr_warmup_init"):
+        if (getattr(args, name) or 0) > args.lr:
+            raise NCAPluginError(
+                f"{options.name(name)} {getattr(args, name)} is above {options.name('lr')} {args.lr}, the highest "
+                "learning rate"
+            )
+    unit = "samples" if args.train_iters is None else "iters"
+    length = f"train_{unit}" if getattr(args, f"lr_decay_{unit}") is None else f"lr_decay_{unit}"
+    warmup, decay = getattr(args, f"lr_warmup_{unit}"), getattr(args, length)
+    if args.lr_warmup_fraction is not None:
+        if args.lr_warmup_fraction >= 1:
+            raise NCAPluginError(f"{options.name('lr_warmup_fraction')} {args.lr_warmup_fraction}: must be below 1")
+    elif warmup >= decay:
+        raise NCAPluginError(
+            f"{options.name(f'lr_warmup_{unit}')} {warmup}: must be less than {options.name(length)} {decay}"
+        )
+    if args.lr_decay_style == "WSD" and getattr(args, f"lr_wsd_decay_{unit}") is None:
+        raise NCAPluginError(
+            f"{options.name('lr_decay_style')} WSD needs {options.name(f'lr_wsd_decay_{unit}')}: say how long the "
+            "decay at the end is"
+        )
+    first, last = args.start_weight_decay, args.end_weight_decay
+    if first is not None and last is not None and not 0 <= first <= last:
+        raise NCAPluginError(
+            f"{options.name('start_weight_decay')} {first}: must be between 0 and {options.name('end_weight_decay')} "
+            f"{last}"
+        )
 
 
 def _check_length(args: Namespace, options: OptionNames) -> None:
     """Refuse a run without a length, or without the intervals that Megatron divides by."""
-    if args.skip_train:
-        return
     if args.train_iters is None and args.train_samples is None:
         raise NCAPluginError(
             f"{options.name('train_iters')} is missing: say how long to train, with it or with "
             f"{options.name('train_samples')}"
         )
+    if args.skip_train:
+        return
     if args.eval_interval is None and not args.full_validation:
         raise NCAPluginError(
             f"{options.name('eval_interval')} is missing, which Megatron divides by also with "
