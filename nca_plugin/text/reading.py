@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
@@ -215,7 +216,10 @@ def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, 
         at = _after_space(text, at)
         value, end = None, None
         if at < len(text):
-            if text[at] == "]" and number == 1:
+            if text[at] == "]":
+                if number > 1:
+                    raise NCAPluginError(f"{where} is missing: a comma stands before the end of the list")
+                _check_is_end(text[at + 1 :], read, name)
                 return
             try:
                 value, end = decode(text, at)
@@ -237,10 +241,20 @@ def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, 
             continue
         yield where, value
         if text[after] == "]":
+            _check_is_end(text[after + 1 :], read, name)
             return
         if text[after] != ",":
             raise NCAPluginError(f"{where} is not JSON: a comma or the end of the list must follow it")
         at, number = after + 1, number + 1
+
+
+def _check_is_end(text: str, read: Callable[[int], str], name: str) -> None:
+    """Check that nothing follows a list. Raises `NCAPluginError`, as rows may, which would be lost."""
+    for piece in chain([text], iter(lambda: read(_CHUNK), "")):
+        if _after_space(piece, 0) < len(piece):
+            raise NCAPluginError(
+                f"{name} has text after the end of its list: write one list, or an object on each line"
+            )
 
 
 def _after_space(text: str, at: int) -> int:
