@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -21,6 +22,7 @@ from nca_plugin.matching.sampling import sample_pieces
 from nca_plugin.prepare import Corpus, documents
 from nca_plugin.text import reading
 from nca_plugin.text.reading import Document
+from nca_plugin.text.streams import Streams
 
 ROWS = [{"id": 1, "text": "first"}, {"id": 2, "text": "zweiter \u00e4\n"}, {"id": 3, "text": "{third}"}]
 TEXTS = [str(row["text"]) for row in ROWS]
@@ -72,6 +74,8 @@ def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
         ("a.json", '[{"body": "x"}]', "row 1 has no text in field 'text'"),
         ("a.json", '[{"text": "x"} {"text": "y"}]', "row 1 is not JSON: a comma"),
         ("a.json", '[{"text": "x"}, {"text": "y"', "row 2 is cut off"),
+        ("a.json", '[{"text": "x"}, ]', "row 2 is missing: a comma stands before the end"),
+        ("a.jsonl", '[{"text": "x"},\n]\n', "row 2 is missing: a comma stands before the end"),
         ("a.json", '[{"text": "x"}, {"text": y}' + " " * 100, "row 2 is not JSON"),
         ("a.txt", '{"body": "x"}\n{"body": "y"}', "line 1 has no text in field 'text'"),
         ("a.jsonl", "{broken", "line 1 is not JSON"),
@@ -88,6 +92,41 @@ def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
 def test_json_that_holds_no_rows_with_text(tmp_path: Path, name: str, content: str, reason: str) -> None:
     (tmp_path / name).write_text(content)
     assert_refused(reason, tmp_path / name)
+
+
+ENDS = {
+    "": None,
+    "\n \t\r\n": None,
+    '\n[{"text":"c"}]\n': "has text after the end of its list",
+    '[{"text":"c"}]': "has text after the end of its list",
+    "[]": "has text after the end of its list",
+    '\n{"text":"c"}\n': "has text after the end of its list",
+    " garbage": "has text after the end of its list",
+    "]": "has text after the end of its list",
+    ",": "has text after the end of its list",
+    "\ufeff[]": "has text after the end of its list",
+    "\0": "a zero byte|has text after the end of its list",
+    "\n" * 10_000 + "x": "has text after the end of its list",
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz"])
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_after_a_list_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, name: str, chunk: int
+) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    for whole_list, texts in (('[{"text":"a"},{"text":"b"}]', ["a", "b"]), ("[]", [])):
+        if not texts and name != "a.jsonl":
+            continue
+        data = (whole_list + end).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        for path in (tmp_path / name, tmp_path):
+            if (reason := ENDS[end]) is None:
+                assert read(path) == texts
+            else:
+                assert_refused(reason, path)
 
 
 def test_json_of_a_folder_of_code_is_text_and_counted(tmp_path: Path) -> None:
@@ -166,6 +205,60 @@ def test_compressed_files(tmp_path: Path, name: str, content: str, suffix: str) 
     for damaged in (data[:-9], data[: len(data) // 2]):
         path.write_bytes(damaged)
         assert_refused("is compressed and damaged or cut off", path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_no_stream_of_several_is_lost(tmp_path: Path, suffix: str) -> None:
+    """A flipped bit anywhere in the second one is told, and so is what is no stream."""
+    compress = COMPRESS[suffix]()
+    first, second = compress(b"first\n"), compress(b"second\n")
+    path = tmp_path / ("a.txt" + suffix)
+    path.write_bytes(first + second)
+    assert read(path) == ["first\nsecond\n"]
+    # The header of gzip holds a time and a system, that of zstd a size, which its frames do not check.
+    header = len(second) if suffix in (".bz2", ".xz") else 2
+    for place in range(header):
+        # The last byte of bzip2 has bits that are not of the stream, and its size of blocks only bounds them.
+        if suffix == ".bz2" and place in (3, len(second) - 1):
+            continue
+        damaged = bytearray(second)
+        damaged[place] ^= 1
+        path.write_bytes(first + damaged)
+        assert_refused("is compressed and damaged or cut off", path)
+    for garbage in (b"x", b"garbage" * 10, second[:3], b"\0" * 8 + b"x"):
+        path.write_bytes(first + garbage)
+        assert_refused("is compressed and damaged or cut off", path)
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz", ".gz"])
+@pytest.mark.parametrize("zeros", [4, 200_000])
+def test_zeros_behind_a_stream_are_padding(tmp_path: Path, suffix: str, zeros: int) -> None:
+    compress = COMPRESS[suffix]()
+    (tmp_path / "a").write_bytes(compress(b"first") + bytes(zeros) + compress(b"second") + bytes(zeros))
+    assert read(tmp_path) == ["firstsecond"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(st.binary(max_size=300_000), min_size=1, max_size=4), sizes=st.lists(st.integers(1, 400_000)))
+def test_streams_are_read_as_pythons_own_reader_reads_them(parts: list[bytes], sizes: list[int]) -> None:
+    for compress, new in ((bz2.compress, bz2.BZ2Decompressor), (lzma.compress, lzma.LZMADecompressor)):
+        raw = io.BytesIO(b"".join(map(compress, parts)))
+        stream = io.BufferedReader(Streams(raw, new), 1 << 10)
+        assert stream.read(10) == b"".join(parts)[:10]
+        stream.seek(0)
+        assert b"".join([*(stream.read(size) for size in sizes), stream.read()]) == b"".join(parts)
+
+
+def test_a_skipped_frame_before_zstd(tmp_path: Path) -> None:
+    (tmp_path / "a.zst").write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + zstd()(b"text"))
+    assert read(tmp_path) == ["text"]
+
+
+@pytest.mark.parametrize("inner", COMPRESS)
+@pytest.mark.parametrize("outer", COMPRESS)
+def test_what_is_compressed_twice_is_told_so(tmp_path: Path, outer: str, inner: str) -> None:
+    (tmp_path / "a").write_bytes(COMPRESS[outer]()(COMPRESS[inner]()(b"text")))
+    assert_refused("is compressed twice: unpack it once", tmp_path)
 
 
 def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

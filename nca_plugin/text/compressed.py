@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.text.streams import DamagedError, Streams
 
 _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _LZMA: Final = b"]\x00\x00"
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+#: A frame, and one that is skipped, with which pzstd begins.
+_ZSTD: Final = (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
 #: Of Python 3.14 on, and the same for earlier ones.
 _ZSTD_MODULES: Final = ("compression.zstd", "backports.zstd")
 _BZIP2: Final = b"BZh"
@@ -35,6 +38,7 @@ _NOT_READ: Final = {
 }
 _TAR: Final = (257, b"ustar")
 _HEAD_BYTES: Final = 512
+_BUFFER: Final = 1 << 17
 #: The suffixes of what is read, which stand behind those that tell what a file holds.
 SUFFIXES: Final = (".gz", ".gzip", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 
@@ -57,7 +61,10 @@ def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield raw, raw
             return
         with opener(raw) as stream:
-            _check_is_no_archive(path, stream.read(_HEAD_BYTES))
+            head = stream.read(_HEAD_BYTES)
+            if _format(head):
+                raise NCAPluginError(f"{path} is compressed twice: unpack it once")
+            _check_is_no_archive(path, head)
             stream.seek(0)
             yield raw, stream
 
@@ -73,7 +80,7 @@ def read_errors(path: Path) -> Iterator[None]:
     """Turn what a file or its compression has to say into an `NCAPluginError`."""
     try:
         yield
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, DamagedError, gzip.BadGzipFile) as error:
         raise NCAPluginError(f"{path} is compressed and damaged or cut off: {one_line(error)}") from error
     except OSError as error:
         raise NCAPluginError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
@@ -84,16 +91,28 @@ def read_errors(path: Path) -> Iterator[None]:
         raise NCAPluginError(f"{path} is compressed and damaged or cut off: {one_line(error)}") from error
 
 
+def _format(head: bytes) -> str | None:
+    """Return how a file is compressed, None if it is not in a way that is read here."""
+    if head.startswith(_GZIP):
+        return "gzip"
+    if head.startswith(_BZIP2) and head[4:10] in _BZIP2_NEXT:
+        return "bzip2"
+    if head.startswith((_XZ, _LZMA)):
+        return "xz"
+    return "zstd" if head.startswith(_ZSTD) else None
+
+
 def _opener(path: Path, head: bytes) -> Callable[[BinaryIO], BinaryIO] | None:
     opener: Any = None
-    if head.startswith(_GZIP):
-        opener = lambda raw: gzip.GzipFile(fileobj=raw)  # noqa: E731
-    elif head.startswith(_BZIP2) and head[4:10] in _BZIP2_NEXT:
-        opener = bz2.BZ2File
-    elif head.startswith((_XZ, _LZMA)):
-        opener = lzma.LZMAFile
-    elif head.startswith(_ZSTD):
-        opener = _zstd(path).ZstdFile
+    match _format(head):
+        case "gzip":
+            opener = lambda raw: gzip.GzipFile(fileobj=raw)  # noqa: E731
+        case "bzip2":
+            opener = lambda raw: io.BufferedReader(Streams(raw, bz2.BZ2Decompressor), _BUFFER)  # noqa: E731
+        case "xz":
+            opener = lambda raw: io.BufferedReader(Streams(raw, lzma.LZMADecompressor), _BUFFER)  # noqa: E731
+        case "zstd":
+            opener = _zstd(path).ZstdFile
     return cast(Callable[[BinaryIO], BinaryIO] | None, opener)
 
 
