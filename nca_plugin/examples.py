@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.json_files import shown_names
+from nca_plugin.json_files import kind_of, shown_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ def read_examples(path: Path) -> list[Example]:
 
     Raises:
         NCAPluginError: a file that is missing, that is not JSONL in UTF-8, that has no example, or a line without
-            prompt or answer.
+            prompt or answer, or with half of a surrogate pair in them.
     """
     examples = [_example(row, where) for row, where in read_rows(path)]
     if not examples:
@@ -41,7 +41,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         # What is no plain file, such as a pipe, may have no end.
         if path.exists() and not path.is_file():
             raise NCAPluginError(f"{path} is no file: name a JSONL file")
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _row(line, f"{path} line {number}"), f"{path} line {number}"
@@ -65,6 +65,11 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 def _example(row: dict[str, Any], where: str) -> Example:
     for name in ("prompt", "answer"):
-        if not isinstance(row.get(name), str) or not row[name]:
+        if name not in row or row[name] == "":
             raise NCAPluginError(f"{where} has no text in field '{name}' (fields: {shown_names(list(row)) or 'none'})")
+        if not isinstance(row[name], str):
+            raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is due")
+        # Tokenizers take none.
+        if any("\ud800" <= character <= "\udfff" for character in row[name]):
+            raise NCAPluginError(f"{where} has half of a surrogate pair in field '{name}', which is no character")
     return Example(row["prompt"], row["answer"])

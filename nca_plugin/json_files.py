@@ -10,6 +10,11 @@ from nca_plugin.errors import NCAPluginError, one_line
 
 #: Of a file, so that a wrong one does not fill the memory.
 _MAX_BYTES: Final = 1 << 24
+#: What JSON calls the values of a class.
+_KINDS: Final = {
+    **{type(None): "null", bool: "true or false", int: "a number", float: "a number"},
+    **{str: "a string", list: "a list", dict: "an object"},
+}
 _SHORT: Final = reprlib.Repr(maxstring=80, maxother=80)
 
 
@@ -39,6 +44,11 @@ def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise NCAPluginError(f"{path} holds {shown(value)}, where an object is due")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what JSON calls a value of this kind, for a message."""
+    return _KINDS[type(value)]
 
 
 def shown(value: Any) -> str:

@@ -212,12 +212,20 @@ def test_refused(runs: dict[str, Done], name: str) -> None:
             "line 2 has no text in field 'prompt' .*question",
         ),
         ('{"prompt": "a", "answer": ""}', "line 1 has no text in field 'answer'"),
+        ('{"prompt": "a\\ud800", "answer": "b"}', "line 1 has half of a surrogate pair in field 'prompt'"),
+        ('\n{"prompt": "a", "answer": "\\ude00\\ud83d"}', "line 2 has half of a surrogate pair in field 'answer'"),
     ],
 )
 def test_files_that_hold_no_examples(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "examples.jsonl").write_text(content)
     with pytest.raises(NCAPluginError, match=message):
         read_examples(tmp_path / "examples.jsonl")
+
+
+def test_what_editors_of_windows_put_at_the_beginning(tmp_path: Path) -> None:
+    row = b'\xef\xbb\xbf{"prompt": "a\\ud83d\\ude00", "answer": "b"}\r\n'
+    (tmp_path / "examples.jsonl").write_bytes(row)
+    assert read_examples(tmp_path / "examples.jsonl") == [Example("a\U0001f600", "b")]
 
 
 def test_a_file_that_is_missing(tmp_path: Path) -> None:

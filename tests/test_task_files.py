@@ -39,10 +39,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (
             b'{"prompt": "a", "answer": "b"}\n{"prompt": ["c"], "answer": {"d": 1}}\n',
-            "line 2 has no text in field 'prompt'",
+            "line 2 has a list in field 'prompt'",
         ),
-        (b'{"prompt": "a", "answer": 2}\n', "line 1 has no text in field 'answer'"),
-        (b'{"prompt": null, "answer": "b"}\n', "line 1 has no text in field 'prompt'"),
+        (b'{"prompt": "a", "answer": 2}\n', "line 1 has a number in field 'answer', where text is due"),
+        (b'{"prompt": null, "answer": "b"}\n', "line 1 has null in field 'prompt', where text is due"),
         (b'{"q": "a"}\n', "line 1 has no text in field 'prompt'"),
     ],
 )

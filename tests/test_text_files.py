@@ -32,6 +32,13 @@ AS_LIST = json.dumps(ROWS)
 AS_PRETTY_LIST = json.dumps(ROWS, indent=2)
 
 
+#: Values of JSON that are no text.
+KINDS = {
+    **{"null": "null", "true": "true or false", "7": "a number", "7.5": "a number", "NaN": "a number"},
+    **{'["x"]': "a list", "{}": "an object"},
+}
+
+
 def read(*inputs: Path, **settings_: object) -> list[str]:
     return [document.text for document in whole(*inputs, **settings_)]
 
@@ -79,8 +86,17 @@ def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
         ("a.json", '[{"text": "x"}, {"text": y}' + " " * 100, "row 2 is not JSON"),
         ("a.txt", '{"body": "x"}\n{"body": "y"}', "line 1 has no text in field 'text'"),
         ("a.jsonl", "{broken", "line 1 is not JSON"),
-        ("a.jsonl", '{"text": "x"}\nnull', r"line 2 has no text in field 'text': name it with --text-key \(none\)"),
-        ("a.jsonl", '{"text": 7}', "line 1 has no text"),
+        ("a.jsonl", "{}", r"line 1 has no text in field 'text': name it with --text-key \(none\)"),
+        *(
+            ("a.jsonl", template % value, reason)
+            for value, what in KINDS.items()
+            for template, reason in (
+                ('{"text": "x"}\n{"text": %s}', f"line 2 has {what} in field 'text', where text is due"),
+                ('[{"text": "x"}, {"text": %s}]', f"row 2 has {what} in field 'text', where text is due"),
+                ('{"text": "x"}\n%s', f"line 2 is {what}, where an object with the field 'text' is due"),
+            )
+            if value != "{}" or "has" in reason
+        ),
         ("a.jsonl", "{" + '"a":{' * 100_000, "line 1 is not JSON"),
         ("a.jsonl", '{"text": ' + "[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", '{"text": ' + "9" * 10_000 + "}", "line 1 is not JSON"),

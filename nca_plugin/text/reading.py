@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.json_files import kind_of
 from nca_plugin.text.compressed import SUFFIXES, open_bytes
 from nca_plugin.text.folders import TextFile
 
@@ -113,12 +114,16 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
     Raises:
         NCAPluginError: it has none. The message names `where`.
     """
-    text = row.get(text_key) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        known = " ".join(", ".join(row).split()) if isinstance(row, dict) else ""
+    if not isinstance(row, dict):
+        raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is due")
+    if text_key not in row:
+        known = " ".join(", ".join(row).split())
         raise NCAPluginError(
             f"{where} has no text in field '{text_key}': name it with --text-key ({known[:_MAX_FIELDS] or 'none'})"
         )
+    text = row[text_key]
+    if not isinstance(text, str):
+        raise NCAPluginError(f"{where} has {kind_of(text)} in field '{text_key}', where text is due")
     try:
         text.encode()
     except UnicodeEncodeError:
