@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import compose_file
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.nemo.nemo1.rows import Refused, Translated
+from nca_plugin.nemo.nemo1.rows import CannotBeHad, Refused, Translated, whole
 from nca_plugin.nemo.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
 
 DATA = Path(__file__).with_name("data") / "nemo1"
@@ -311,12 +311,41 @@ def test_a_key_means(parser: ArgumentParser, changes: dict[str, Any], expected: 
         ({"model__optim__sched": {"name": "WarmupPolicy", "max_steps": 50}}, r"never does"),
         ({"model__optim__sched": {"name": "WarmupPolicy", "constant_steps": 5}}, r"belong to CosineAnnealing"),
         ({"model__optim__sched": {"name": "CosineAnnealing", "warmup_steps": 1, "warmup_ratio": 0.1}}, r"contradict"),
+        *(
+            ({"model__optim__sched": {"name": name, key: value}}, rf"sched\.{key}={value} \({reason}")
+            for name, phases in (
+                ("CosineAnnealing", ("warmup", "constant")),
+                ("WarmupAnnealing", ("warmup",)),
+                ("WarmupHoldPolicy", ("warmup", "hold")),
+            )
+            for phase in phases
+            for key, value, reason in (
+                (f"{phase}_steps", -5, "must not be negative"),
+                (f"{phase}_steps", 1.5, "must be a whole number"),
+                (f"{phase}_ratio", 2.0, "must be between 0 and 1"),
+                (f"{phase}_ratio", -0.1, "must be between 0 and 1"),
+            )
+        ),
+        ({"model__optim__sched": {"name": "CosineAnnealing", "max_steps": -1}}, r"sched.max_steps=-1 .*negative"),
+        ({"model__optim__sched": {"name": "CosineAnnealing", "constant_steps": 500}}, r"constant_steps=500 .*at most"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(NCAPluginError, match=reason) as error:
         small(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, -7, 2**53 + 1, 10**18 + 1])
+def test_a_whole_number_stays_as_it_is(value: int) -> None:
+    assert whole(value) == whole(str(value)) == value
+    assert whole(1e3) == whole("1e3") == whole("1000.0") == 1000
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "1.5", "inf", math.nan, None, [], "x", "9" * 5_000])
+def test_what_is_no_whole_number(value: object) -> None:
+    with pytest.raises(CannotBeHad, match="must be a whole number"):
+        whole(value)
 
 
 def test_flags_of_falcon_are_ignored_elsewhere_with_the_reason() -> None:

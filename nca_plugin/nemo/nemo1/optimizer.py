@@ -16,11 +16,12 @@ from nca_plugin.nemo.nemo1.rows import (
     Row,
     Translated,
     boolean,
+    count,
     ignored,
     name,
     number,
     real,
-    whole,
+    share,
     within,
 )
 
@@ -87,7 +88,7 @@ def _overlap(argument: str, *needs: str) -> Any:
 
 def _steps(config: Config, phase: str, max_steps: int) -> int:
     """Return `<phase>_steps`, or `<phase>_ratio` of the steps."""
-    steps, ratio = config.get(f"{_SCHED}.{phase}_steps", whole), config.get(f"{_SCHED}.{phase}_ratio", number)
+    steps, ratio = config.get(f"{_SCHED}.{phase}_steps", count), config.get(f"{_SCHED}.{phase}_ratio", share)
     if steps is not None and ratio is not None:
         raise CannotBeHad(f"{phase}_steps and {phase}_ratio contradict each other")
     if ratio is not None:
@@ -104,14 +105,18 @@ def _schedule(value: Any, config: Config) -> Arguments:
     if name(value) not in _DECAY_STYLES:
         raise CannotBeHad(f"Megatron-LM's schedules are those of {', '.join(_DECAY_STYLES)}")
     style = _DECAY_STYLES[value]
-    train_steps = config.read("trainer.max_steps", whole)
-    max_steps = config.read(f"{_SCHED}.max_steps", whole)
+    train_steps = config.read("trainer.max_steps", count)
+    max_steps = config.read(f"{_SCHED}.max_steps", count)
     warmup = _steps(config, "warmup", max_steps)
     constant = _steps(config, "constant", max_steps)
     hold = _steps(config, "hold", max_steps)
     if (constant and style != "cosine") or (hold and style != "constant"):
         raise CannotBeHad("constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
-    of_decay = config.get(f"{_SCHED}.max_steps_for_lr_sched", whole)
+    if constant > max_steps:
+        raise CannotBeHad(
+            f"must be at most the {max_steps} steps of the schedule, of which it is a part", f"{_SCHED}.constant_steps"
+        )
+    of_decay = config.get(f"{_SCHED}.max_steps_for_lr_sched", count)
     if of_decay and value != "CosineAnnealingExp":
         raise CannotBeHad("max_steps_for_lr_sched belong to CosineAnnealingExp")
     if style == "constant" and max_steps < train_steps:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +104,21 @@ class Config:
 
 def whole(value: Any) -> int:
     """Return a whole number, which the file may spell `1000`, `1e3` or `"1000"`."""
-    try:
-        number = float(value)
-        if not isinstance(value, bool) and number.is_integer():
-            return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
+    # A float has not every one of them.
+    with suppress(TypeError, ValueError, OverflowError):
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            return int(value)
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and float(value).is_integer():
+            return int(float(value))
     raise CannotBeHad("must be a whole number")
+
+
+def count(value: Any) -> int:
+    """Return a whole number that is not negative."""
+    if (result := whole(value)) < 0:
+        raise CannotBeHad("must not be negative")
+    return result
 
 
 def number(value: Any) -> float:
@@ -120,6 +129,13 @@ def number(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         pass
     raise CannotBeHad("must be a number")
+
+
+def share(value: Any) -> float:
+    """Return a number between 0 and 1."""
+    if not 0 <= (result := number(value)) <= 1:
+        raise CannotBeHad("must be between 0 and 1")
+    return result
 
 
 def boolean(value: Any) -> bool:
