@@ -20,7 +20,7 @@ from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint,
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.checkpoint.start import context_files
-from nca_plugin.checkpoint.tracker import TRACKER
+from nca_plugin.checkpoint.tracker import RELEASE, TRACKER
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.cli import app
 from nca_plugin.errors import NCAPluginError
@@ -125,6 +125,15 @@ def many(context: Path) -> None:
     (context / "f30/file").touch()
 
 
+def many_folders(context: Path) -> None:
+    """Without a file: each folder holds two links to the one before it."""
+    (context / "f0").mkdir()
+    for level in range(1, 31):
+        (context / f"f{level}").mkdir()
+        for number in range(2):
+            (context / f"f{level}/{number}").symlink_to(f"../f{level - 1}")
+
+
 @pytest.mark.parametrize(
     ("add", "reason"),
     [
@@ -132,7 +141,8 @@ def many(context: Path) -> None:
         (circle, "more is a symbolic link to a folder that it lies in"),
         (circle_of_two, "again is a symbolic link to a folder that it lies in"),
         (pipe, "more is no file"),
-        (many, "holds more than 10,000 files"),
+        (many, "holds more than 10,000 files and folders"),
+        (many_folders, "holds more than 10,000 files and folders"),
     ],
 )
 def test_a_context_that_cannot_be_copied_is_refused(tmp_path: Path, add: Callable[[Path], None], reason: str) -> None:
@@ -196,6 +206,14 @@ def test_a_tracker_that_is_written_at_this_moment_is_asked_again(tmp_path: Path,
         run.join()
     checkpoint, damage = newest_save(folder)
     assert checkpoint is not None and damage is None
+
+
+@pytest.mark.parametrize("around", ["{}\r\n", "{}\t", " {}", "{}\0\0", "{}\n\0\0", "\0 {} \n"])
+@pytest.mark.parametrize(("named", "folder"), [("4", "iter_0000004"), (RELEASE, RELEASE)])
+def test_a_tracker_may_have_space_around_what_it_names(tmp_path: Path, around: str, named: str, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / TRACKER).write_bytes(around.format(named).encode())
+    assert find_checkpoint(tmp_path) == tmp_path / folder
 
 
 @pytest.mark.parametrize(("content", "reason"), [("", "is empty"), ("9", "names iter_0000009"), ("x\ny", "holds 'x")])

@@ -33,7 +33,7 @@ from nca_plugin.trained_on import KEY, Lineage
 
 _NEMO_GRAPH: Final = "io.json"
 #: More than any configuration is made of.
-_MOST_FILES: Final = 10_000
+_MOST_ENTRIES: Final = 10_000
 
 #: Arguments that Megatron counts a run's progress in.
 _PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
@@ -91,7 +91,7 @@ def context_files(checkpoint: Checkpoint) -> dict[Path, Path]:
         return {}
     context = checkpoint.root / NEMO_CONTEXT
     try:
-        files = dict(_files_below(context, Path(), frozenset()))
+        files = dict(_files_below(context))
     except OSError as error:
         raise NCAPluginError(f"{context} cannot be read: {error.strerror or error}") from error
     return {name: path for name, path in files.items() if str(name) not in (NEMO_MODEL, _NEMO_GRAPH)}
@@ -127,29 +127,33 @@ def write_context(
             save(_TRAIN_STATE, file)
 
 
-def _files_below(folder: Path, name: Path, around: frozenset[Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield the names and places of the files below a folder, which lies in the folders `around`."""
+def _files_below(context: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the files below a folder by their names there, and where they lie."""
     count = 0
-    places = around | {folder.resolve()}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path, own = Path(entry.path), name / entry.name
-        if entry.is_dir():
-            if path.resolve() in places:
-                raise NCAPluginError(f"{path} is a symbolic link to a folder that it lies in: remove it")
-            found: Iterator[tuple[Path, Path]] = _files_below(path, own, places)
-        elif entry.is_file():
-            found = iter([(own, path.resolve())])
-        elif entry.is_symlink():
-            raise NCAPluginError(f"{path} is a symbolic link to {path.readlink()}, which is not there")
-        else:
-            raise NCAPluginError(f"{path} is no file, and cannot be copied: remove it")
-        for pair in found:
+    place = context.resolve()
+    # Of folders, their names, where they lie, and where the folders on the way to them do.
+    left = [(Path(), place, frozenset({place}))]
+    while left:
+        folder, place, places = left.pop()
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            # Folders too: links can make any number of paths of a few.
             count += 1
-            if count > _MOST_FILES:
+            if count > _MOST_ENTRIES:
                 raise NCAPluginError(
-                    f"{folder} holds more than {_MOST_FILES:,} files, which are not copied: remove some"
+                    f"{context} holds more than {_MOST_ENTRIES:,} files and folders, which are not copied: remove some"
                 )
-            yield pair
+            name, path = folder / entry.name, context / folder / entry.name
+            its_place = Path(entry.path).resolve() if entry.is_symlink() else place / entry.name
+            if entry.is_dir():
+                if its_place in places:
+                    raise NCAPluginError(f"{path} is a symbolic link to a folder that it lies in: remove it")
+                left.append((name, its_place, places | {its_place}))
+            elif entry.is_file():
+                yield name, its_place
+            elif entry.is_symlink():
+                raise NCAPluginError(f"{path} is a symbolic link to {Path(entry.path).readlink()}, which is not there")
+            else:
+                raise NCAPluginError(f"{path} is no file, and cannot be copied: remove it")
 
 
 def _write_nemo_model(source: Path, target: Path, vocab_size: int) -> None:

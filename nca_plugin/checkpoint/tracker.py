@@ -24,7 +24,8 @@ def read_tracker(folder: Path) -> str | None:
     for pause in (*_PAUSES, None):
         try:
             with (folder / TRACKER).open("rb") as file:
-                text = file.read(_MOST_BYTES).decode(errors="replace").strip("\0 \n")
+                # Megatron strips white space; NULs are what a lost machine may leave of a write.
+                text = file.read(_MOST_BYTES).decode(errors="replace").strip().strip("\0").strip()
         except FileNotFoundError:
             return None
         named = folder_named(text)
