@@ -149,18 +149,20 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     """Refuse what Megatron would find out after it has built the model, or not at all."""
     from nca_plugin.megatron.cpu_limits import check_memory
     from nca_plugin.megatron.dataset_provider import check_arguments
+    from nca_plugin.megatron.gaps import check_gaps
     from nca_plugin.megatron.lineage import described_data
     from nca_plugin.megatron.pretraining import check_configurations
-    from nca_plugin.megatron.schedule import check_schedule
+    from nca_plugin.megatron.schedule import check_resumed
 
     if device.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
         check_memory(args)
     check_arguments(args)
     check_configurations(args)
+    check_gaps(args)
     if is_run:
         described_data(args)
         _check_vocabulary(args)
-        check_schedule(args)
+        check_resumed(args)
 
 
 def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:

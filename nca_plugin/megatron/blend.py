@@ -1,5 +1,6 @@
 """A blend as users write it: paths after their weights, and whether a model can train on each."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,16 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
         paths, weights = get_blend_from_list(parts)
     except (AssertionError, ValueError) as error:
         raise NCAPluginError(f"{key}={parts} is no list of weights and paths: {error}") from None
+    with in_context(key):
+        check_weights(paths, weights)
     return list(paths), weights
+
+
+def check_weights(paths: Sequence[str], weights: Sequence[float] | None) -> None:
+    """Raise `NCAPluginError` for a weight that is none: Megatron asserts it without a word, or divides by it."""
+    for path, weight in zip(paths, weights or (), strict=False):
+        if not (math.isfinite(weight) and weight > 0):
+            raise NCAPluginError(f"data path {path} has the weight {weight:g}: it must be a finite number above 0")
 
 
 def _is_number(text: str) -> bool:

@@ -20,7 +20,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.storage import size_of
 from nca_plugin.megatron.announce import announcements
-from nca_plugin.megatron.blend import is_meant_as_ours
+from nca_plugin.megatron.blend import check_weights, is_meant_as_ours
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
 from nca_plugin.megatron.lineage import described_data
@@ -86,9 +86,12 @@ provider.is_distributed = True  # type: ignore[attr-defined]
 
 def data_paths(args: Any) -> list[str]:
     """Return the data paths of Megatron's arguments, those of all splits, without weights."""
+    return [path for blend in filter(None, _blends(args)) for path in blend[0]]
+
+
+def _blends(args: Any) -> list[Any]:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
-    blends = [blend, *(blend_per_split or [])]
-    return [path for b in blends if b is not None for path in b[0]]
+    return [blend, *(blend_per_split or [])]
 
 
 def check_arguments(args: Any) -> None:
@@ -100,6 +103,8 @@ def check_arguments(args: Any) -> None:
         # Megatron has a default for the paths of a command line only.
         args.split = _DEFAULT_SPLIT
     check_paths(data_paths(args))
+    for paths, weights in filter(None, _blends(args)):
+        check_weights(paths, weights)
     check_loading(args, any(map(is_ours, data_paths(args))))
     for path in filter(is_object_storage_path, data_paths(args)):
         if _is_corpus_in_object_storage(path):

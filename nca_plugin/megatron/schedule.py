@@ -1,4 +1,4 @@
-"""Whether a run that is resumed has the schedule of its checkpoint, which Megatron compares after it has built a model.
+"""Whether a run has the model and the schedule of its checkpoint, which Megatron compares after it has built a model.
 
 It names neither the arguments that differ nor those that settle it.
 """
@@ -19,26 +19,68 @@ from nca_plugin.errors import NCAPluginError
 _STATE: Final = "opt_param_scheduler"
 
 
-def check_schedule(args: Namespace) -> None:
-    """Raise `NCAPluginError` if Megatron would refuse the learning rate's schedule, or the weight decay's.
+def check_resumed(args: Namespace) -> None:
+    """Raise `NCAPluginError` if Megatron would refuse the model, the optimizer, or the schedule of the learning rate or
+    the weight decay.
 
     Does nothing on other ranks than the first, because it reads the checkpoint.
     """
-    is_asked = not (args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler)
-    is_loaded = args.load is not None and not (args.finetune or args.no_load_optim or args.skip_train)
-    if os.environ.get("RANK", "0") != "0" or not (is_asked and is_loaded) or not Path(args.load).is_dir():
+    if os.environ.get("RANK", "0") != "0" or args.load is None or not Path(args.load).is_dir():
         return
     if not checkpoint_exists(args.load):
         return
     folder = find_checkpoint(Path(args.load))
     if args.ckpt_step:
         folder = Path(args.load) / f"iter_{args.ckpt_step:07d}"
-    if folder.name == "release" or not folder.is_dir():
+    if not folder.is_dir():
         return
-    stored = _stored(folder)
+    state = _state(folder)
+    is_optimizer_loaded = not (args.finetune or args.no_load_optim or args.skip_train or folder.name == "release")
+    _check_model(folder, state, args, is_optimizer_loaded=is_optimizer_loaded)
+    if is_optimizer_loaded and not (args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler):
+        _check_schedule(folder, state, args)
+
+
+def _check_model(folder: Path, state: Mapping[str, Any], args: Namespace, *, is_optimizer_loaded: bool) -> None:
+    before = state.get("args")
+    if not isinstance(before, Namespace) or args.moe_use_upcycling:
+        return
+    own, stored = _sizes(args), _sizes(before)
+    if is_optimizer_loaded and not getattr(before, "no_save_optim", None):
+        own["--optimizer"], stored["--optimizer"] = args.optimizer, getattr(before, "optimizer", None)
+    differing = [o for o in own if o in stored and None not in (own[o], stored[o]) and own[o] != stored[o]]
+    if differing:
+        differences = "; ".join(f"{option} {own[option]}, in the checkpoint {stored[option]}" for option in differing)
+        raise NCAPluginError(
+            f"checkpoint {folder} does not fit the run: {differences}. Give the values of before, or another --load"
+        )
+
+
+def _sizes(args: Namespace) -> dict[str, Any]:
+    """Return the sizes that a model's tensors follow from, by their options."""
+    values = vars(args)
+    names = ["num_layers", "hidden_size", "num_attention_heads", "num_experts"]
+    # A size is not compared where other ones count.
+    names.append("moe_ffn_hidden_size" if values.get("num_experts") else "ffn_hidden_size")
+    sizes = {f"--{name.replace('_', '-')}": values.get(name) for name in names}
+    if not values.get("multi_latent_attention"):
+        sizes["--kv-channels"] = values.get("kv_channels")
+        if "group_query_attention" in values:
+            name = "num_query_groups" if values["group_query_attention"] else "num_attention_heads"
+            sizes["--num-query-groups"] = values.get(name)
+    return sizes
+
+
+def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> None:
+    stored = state.get(_STATE)
+    if not isinstance(stored, dict):
+        return
+    # Megatron counts in samples: the same iterations of another batch are another schedule.
+    batch = getattr(state.get("args"), "global_batch_size", None) or args.global_batch_size
     differences = [
-        f"{what} {shown}, in the checkpoint {_shown(stored[key], args, key)}"
-        for key, (what, value, shown) in _schedule(args).items()
+        f"{what} {_shown(value, args, key, args.global_batch_size, batch)}, in the checkpoint "
+        f"{_shown(stored[key], args, key, batch, args.global_batch_size)}"
+        for key, (what, value) in _schedule(args).items()
         if key in stored and stored[key] != value
     ]
     if differences:
@@ -49,18 +91,14 @@ def check_schedule(args: Namespace) -> None:
         )
 
 
-def _stored(folder: Path) -> Mapping[str, Any]:
-    state: Mapping[str, Any] = {}
+def _state(folder: Path) -> Mapping[str, Any]:
     if is_torch_dist(folder):
-        state = common_state(folder, read_torch_dist(folder)[1]) or {}
-    elif is_legacy(folder):
-        state = read_legacy_state(folder)
-    stored = state.get(_STATE)
-    return stored if isinstance(stored, dict) else {}
+        return common_state(folder, read_torch_dist(folder)[1]) or {}
+    return read_legacy_state(folder) if is_legacy(folder) else {}
 
 
-def _schedule(args: Namespace) -> dict[str, tuple[str, Any, str]]:
-    """Return the values that Megatron compares, by its names for them: the option, the value, and how it is shown.
+def _schedule(args: Namespace) -> dict[str, tuple[str, Any]]:
+    """Return the values that Megatron compares, by its names for them: the option and the value.
 
     Megatron counts in samples, a user that gives iterations does not.
     """
@@ -74,7 +112,7 @@ def _schedule(args: Namespace) -> dict[str, tuple[str, Any, str]]:
     warmup_steps = warmup * batch if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay_steps
     decay_option = f"--train-{unit}" if decay is None else f"--lr-decay-{unit}"
     warmup_option = f"--lr-warmup-{unit}" if args.lr_warmup_fraction is None else "--lr-warmup-fraction"
-    values = {
+    return {
         "max_lr": ("--lr", args.lr),
         "min_lr": ("--min-lr", args.min_lr),
         "lr_warmup_steps": (warmup_option, warmup_steps),
@@ -85,11 +123,14 @@ def _schedule(args: Namespace) -> dict[str, tuple[str, Any, str]]:
         "wd_incr_steps": (f"--train-{unit}", length * batch),
         "wd_incr_style": ("--weight-decay-incr-style", args.weight_decay_incr_style),
     }
-    return {key: (option, value, _shown(value, args, key)) for key, (option, value) in values.items()}
 
 
-def _shown(value: Any, args: Namespace, key: str) -> str:
-    """Return a value, of steps in the unit of the run's length."""
+def _shown(value: Any, args: Namespace, key: str, batch: int, other_batch: int) -> str:
+    """Return a value, of steps in the unit of the run's length, with the batch if it is another one on the other side.
+
+    Args:
+        batch: samples of an iteration on the side of the value.
+    """
     if key.endswith("_steps") and args.train_iters and isinstance(value, int | float):
-        return f"{value / args.global_batch_size:g}"
+        return f"{value / batch:g}" + (f" with --global-batch-size {batch}" if batch != other_batch else "")
     return str(value)

@@ -1,0 +1,29 @@
+"""Gaps between the ids of a tokenizer: Megatron counts the ids, and makes a model with fewer rows than the highest."""
+
+import math
+from argparse import Namespace
+
+from megatron.training import get_tokenizer
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.text.tokenizers import num_ids
+
+
+def check_gaps(args: Namespace) -> None:
+    """Raise `NCAPluginError` if the model has no embedding row for some id of a Hugging Face tokenizer.
+
+    Args:
+        args: Megatron-LM's, validated.
+    """
+    if args.tokenizer_type != "HuggingFaceTokenizer" or args.padded_vocab_size is None:
+        return
+    # Megatron's tokenizer holds its library's, which holds that of transformers.
+    tokenizer = getattr(getattr(get_tokenizer(), "_tokenizer", None), "tokenizer", None)
+    ids = 0 if tokenizer is None else num_ids(tokenizer)
+    if ids > args.padded_vocab_size:
+        multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
+        raise NCAPluginError(
+            f"the ids of --tokenizer-model {args.tokenizer_model} go up to {ids - 1}, with gaps, and Megatron counts "
+            f"them, so that the model would have only {args.padded_vocab_size} embedding rows: add --padded-vocab-size "
+            f"{math.ceil(ids / multiple) * multiple}"
+        )
