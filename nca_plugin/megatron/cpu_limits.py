@@ -45,10 +45,16 @@ def check_memory(args: Namespace) -> None:
     tokens = args.micro_batch_size * args.seq_length / args.context_parallel_size
     hidden, ranks = args.hidden_size, args.tensor_model_parallel_size
     embedding = (args.padded_vocab_size or 0) * hidden
-    mlp = 2 * hidden * (args.moe_ffn_hidden_size * args.num_experts if args.num_experts else args.ffn_hidden_size)
-    attention = 2 * hidden * args.kv_channels * args.num_attention_heads
+    mlp = 2 * hidden * args.ffn_hidden_size / ranks
+    if args.num_experts:
+        # Some layers may have no experts: each is counted as the smaller kind.
+        experts = 2 * hidden * args.moe_ffn_hidden_size * args.num_experts
+        experts /= args.expert_model_parallel_size * args.expert_tensor_parallel_size
+        mlp = experts if args.moe_layer_freq == 1 else min(experts, mlp)
+    # Of the low ranks of multi-latent attention nothing is counted.
+    attention = 0 if args.multi_latent_attention else 2 * hidden * args.kv_channels * args.num_attention_heads / ranks
     # Weights, the input of each layer, and the scores of one layer's attention.
-    weights = _BYTES_PER_WEIGHT * (embedding + layers * (mlp / args.expert_model_parallel_size + attention)) / ranks
+    weights = _BYTES_PER_WEIGHT * (embedding / ranks + layers * (mlp + attention))
     activations = 2 * tokens * (layers * hidden + args.num_attention_heads * args.seq_length) / ranks
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if weights + activations > available:
