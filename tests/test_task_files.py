@@ -152,6 +152,27 @@ def test_a_tokenizer_that_is_none(tmp_path: Path, make: Callable[[Path], object]
 
 
 @pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        ("./no/such/tok", "tokenizer ./no/such/tok does not exist"),
+        ("tok.model", "tokenizer tok.model does not exist"),
+        ("empty", "tokenizer 'empty' cannot be loaded"),
+    ],
+)
+def test_a_wrong_tokenizer_is_told_before_the_first_checkpoint_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, tokenizer: str, reason: str
+) -> None:
+    """The first one brings its own, the second one needs it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    checkpoints = [f"first={model}", f"second={Path(__file__).with_name('data') / 'checkpoints' / 'core016'}"]
+    asked = ["--tasks", "nca_prompt_answer", "--tokenizer", tokenizer, "--out", "out"]
+    with pytest.raises(NCAPluginError, match=reason) as error:
+        app(["eval", *checkpoints, *asked], standalone_mode=False)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["tokenizer", "file/x"], "cannot be written"),

@@ -23,9 +23,10 @@ from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder
 from nca_plugin.progress import StartStage, silent_stage
+from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 
 #: Bytes of a safetensors file, as the model hub advises.
 SHARD_BYTES: Final = 5 * 10**9
@@ -255,17 +256,10 @@ def _special_ids(folder: Path) -> dict[str, Any]:
     """Return how many ids a tokenizer has, and which of them the config names."""
     if not folder.is_dir() or not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise NCAPluginError(f"--tokenizer {folder}: no folder of a tokenizer, which save_pretrained writes")
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    # transformers raises whatever it meets.
-    except Exception as error:
-        raise NCAPluginError(f"--tokenizer {folder} cannot be loaded: {one_line(error)}") from error
+    with in_context("--tokenizer"):
+        loaded = load_auto_tokenizer(str(folder))
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    # Ids may have gaps between them.
-    highest = max(loaded.get_vocab().values(), default=-1)
-    return {"num_ids": highest + 1, **{name: getattr(loaded, name) for name in names}}
+    return {"num_ids": num_ids(loaded), **{name: getattr(loaded, name) for name in names}}
 
 
 def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: str) -> dict[str, Any]:

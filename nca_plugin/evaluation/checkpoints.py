@@ -30,6 +30,7 @@ from nca_plugin.json_files import read_object
 from nca_plugin.prepare import BYTES
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse
+from nca_plugin.text.tokenizers import load_auto_tokenizer
 
 #: The tokenizer of a source's ids, which this package writes.
 _IDS: Final = "ids"
@@ -144,6 +145,8 @@ def evaluate(
                     f"checkpoint {path} needs a tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of "
                     "automata, or what AutoTokenizer loads"
                 )
+    if _is_loaded(evaluation):
+        load_auto_tokenizer(str(evaluation.tokenizer))
     harness = Harness(evaluation.tasks, evaluation.settings) if evaluation.tasks else None
     about: dict[str, Any]
     for label, path in evaluation.checkpoints.items():
@@ -222,7 +225,7 @@ def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: St
     if _is_huggingface(path):
         return path
     assert evaluation.tokenizer is not None
-    tokenizer = evaluation.out / label / "tokenizer"
+    tokenizer = _tokenizer_folder(evaluation, label)
     if not tokenizer.is_dir():
         if evaluation.tokenizer == BYTES:
             write_byte_tokenizer(tokenizer)
@@ -234,6 +237,22 @@ def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: St
     if not model.is_dir():
         export_hf(path, model, tokenizer=tokenizer, start_stage=start_stage)
     return model
+
+
+def _is_loaded(evaluation: Evaluation) -> bool:
+    """Whether the tokenizer is to be loaded by its name, for a checkpoint that has not been given it yet."""
+    return (
+        bool(evaluation.tasks)
+        and evaluation.tokenizer not in (None, BYTES, _IDS)
+        and any(
+            not _is_huggingface(path) and not _tokenizer_folder(evaluation, label).is_dir()
+            for label, path in evaluation.checkpoints.items()
+        )
+    )
+
+
+def _tokenizer_folder(evaluation: Evaluation, label: str) -> Path:
+    return evaluation.out / label / "tokenizer"
 
 
 def _num_ids(path: Path) -> int:

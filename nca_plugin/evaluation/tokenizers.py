@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
-from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.text.tokenizers import load_auto_tokenizer
 
 #: The tokenizer of bytes, that of `nca_plugin.prepare`: ids 0 .. 255, and 256 at the end of a document. A byte-level
 #: vocabulary without merges, in which a character of its own stands for each byte (Radford et al. 2019, GPT-2).
@@ -54,14 +55,7 @@ def save_tokenizer(name: str, folder: Path) -> None:
     Raises:
         NCAPluginError: it cannot be loaded, or the folder exists or cannot be written.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    # transformers raises whatever it meets.
-    except Exception as error:
-        raise NCAPluginError(f"tokenizer '{name}' cannot be loaded: {one_line(error)}") from error
-    _save(tokenizer, folder)
+    _save(load_auto_tokenizer(name), folder)
 
 
 def _save(tokenizer: Any, folder: Path) -> None:
