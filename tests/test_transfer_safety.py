@@ -185,7 +185,7 @@ def no_tracker(source: Path) -> None:
         (short_shard, r"is truncated: __\d_\d\.distcp has \d+ of \d+ bytes"),
         (missing_shard, r"is incomplete: __\d_\d\.distcp is missing"),
         (missing_metadata, r"\.metadata is missing, which is written last"),
-        (cut_metadata, r"\.metadata cannot be read"),
+        (cut_metadata, r"\.metadata cannot be read: it is cut off"),
         (wrong_type, rf"is damaged: a block of '{MLP}' is float32 .* says float16"),
         (wrong_shape, rf"is damaged: a block of '{MLP}' is float32 \[3, 3\]"),
         (missing_block, rf"the blocks of '{MLP}' do not cover it"),

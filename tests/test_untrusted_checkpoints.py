@@ -247,6 +247,23 @@ def test_it_reads_what_python_writes(value: Any, protocol: int) -> None:
     assert repr(mine) == repr(value)
 
 
+@settings(max_examples=40)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats() | st.text(max_size=300) | st.binary(min_size=1, max_size=300),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    ),
+    st.integers(2, 5),
+    st.data(),
+)
+def test_a_pickle_of_which_the_end_is_missing_is_said_to_be_cut_off(
+    value: Any, protocol: int, data: st.DataObject
+) -> None:
+    saved = pickle.dumps(value, protocol)
+    with refused("cannot be read: it is cut off"):
+        load_pickle(saved[: data.draw(st.integers(0, len(saved) - 1))], "x")
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with suppress(NCAPluginError), bounded():

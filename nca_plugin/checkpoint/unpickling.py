@@ -19,6 +19,8 @@ _MOST_CHOSEN_KEYS: Final = 1000
 _LEAST_CHOSEN_HASH: Final = 1 << 60
 _SIZED: Final = (str, bytes, list, tuple, dict, set, frozenset)
 _CONSTANTS: Final[dict[int, Any]] = {0x4E: None, 0x88: True, 0x89: False}
+_STOP: Final = 0x2E
+_CUT_OFF: Final = "it is cut off"
 #: Bytes of the length before a text, or before bytes.
 _TEXTS: Final = {0x8C: 1, 0x58: 4, 0x8D: 8}
 _BYTES: Final = {0x43: 1, 0x42: 4, 0x8E: 8}
@@ -51,42 +53,48 @@ class Unpickler:
         Raises:
             Exception: of any type, for what is no pickle, or one that would take more than its length explains.
         """
-        data, stack, memo, at = self._data, self._stack, self._memo, 0
+        data, stack, memo, at, stop = self._data, self._stack, self._memo, 0, _STOP
         # What a large table of contents is made of, most frequent first; an index beyond the end raises. See the module
         # pickletools for the numbers.
-        while (code := data[at]) != 0x2E:
-            at += 1
-            if code == 0x94:
-                memo[len(memo)] = stack[-1]
-            elif code == 0x6A:
-                stack.append(memo[int.from_bytes(data[at : at + 4], "little")])
-                at += 4
-            elif code == 0x68:
-                stack.append(memo[data[at]])
+        try:
+            while (code := data[at]) != stop:
                 at += 1
-            elif code == 0x4B:
-                stack.append(data[at])
-                at += 1
-            elif code == 0x4D:
-                stack.append(int.from_bytes(data[at : at + 2], "little"))
-                at += 2
-            elif code == 0x4A:
-                stack.append(int.from_bytes(data[at : at + 4], "little", signed=True))
-                at += 4
-            elif code == 0x28:
-                self._marks.append(len(stack))
-            elif 0x85 <= code <= 0x87:
-                stack[0x84 - code :] = [tuple(stack[0x84 - code :])]
-            elif code == 0x71:
-                memo[data[at]] = stack[-1]
-                at += 1
-            elif code == 0x72:
-                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
-                at += 4
-            else:
-                self._at = at
-                self._do(code)
-                at = self._at
+                if code == 0x94:
+                    memo[len(memo)] = stack[-1]
+                elif code == 0x6A:
+                    stack.append(memo[int.from_bytes(data[at : at + 4], "little")])
+                    at += 4
+                elif code == 0x68:
+                    stack.append(memo[data[at]])
+                    at += 1
+                elif code == 0x4B:
+                    stack.append(data[at])
+                    at += 1
+                elif code == 0x4D:
+                    stack.append(int.from_bytes(data[at : at + 2], "little"))
+                    at += 2
+                elif code == 0x4A:
+                    stack.append(int.from_bytes(data[at : at + 4], "little", signed=True))
+                    at += 4
+                elif code == 0x28:
+                    self._marks.append(len(stack))
+                elif 0x85 <= code <= 0x87:
+                    stack[0x84 - code :] = [tuple(stack[0x84 - code :])]
+                elif code == 0x71:
+                    memo[data[at]] = stack[-1]
+                    at += 1
+                elif code == 0x72:
+                    memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
+                    at += 4
+                else:
+                    self._at = at
+                    self._do(code)
+                    at = self._at
+        except (IndexError, KeyError) as error:
+            # A whole pickle ends with STOP.
+            if max(at, self._at) >= len(data) or data[-1] != stop:
+                raise ValueError(_CUT_OFF) from error
+            raise
         return stack.pop()
 
     def _do(self, code: int) -> None:
@@ -105,13 +113,17 @@ class Unpickler:
 
     def _take(self, count: int) -> bytes:
         self._at += count
+        if self._at > len(self._data):
+            raise ValueError(_CUT_OFF)
         return self._data[self._at - count : self._at]
 
     def _sized(self, width: int) -> bytes:
         return self._take(int.from_bytes(self._take(width), "little"))
 
     def _line(self) -> str:
-        end = self._data.index(b"\n", self._at)
+        end = self._data.find(b"\n", self._at)
+        if end < 0:
+            raise ValueError(_CUT_OFF)
         line = self._data[self._at : end]
         self._at = end + 1
         return line.decode()
