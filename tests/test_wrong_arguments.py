@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 from warm import Ended, WarmProcess
 
 from nca_plugin.errors import NCAPluginError
@@ -292,7 +295,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--micro-batch-size": None}, "--micro-batch-size is missing"),
     ({"--micro-batch-size": ["0"]}, "--micro-batch-size 0: must be 1 or more"),
     (
-        {"--hidden-size": ["63"]},
+        {"--hidden-size": ["63"], "--kv-channels": None},
         "--hidden-size % --num-attention-heads == 0 .*--hidden-size 63, ",
     ),
     ({"--global-batch-size": ["3"]}, "divisible by --eval-micro-batch-size"),
@@ -309,12 +312,16 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--clip-grad": ["nan"]}, "--clip-grad nan: must be a finite number"),
     ({"--skip-train": [], "--train-iters": None}, "--train-iters is missing"),
     ({"--kv-channels": ["7"]}, "--kv-channels 7: must be even"),
-    ({"--hidden-size": ["28"]}, "--hidden-size / --num-attention-heads = 7: must be even"),
+    ({"--hidden-size": ["28"], "--kv-channels": None}, "--hidden-size / --num-attention-heads = 7: must be even"),
+    *(
+        ({"--data-path": ["1", "dyck://?k=8", weight, "nca://toy"]}, f"data path nca://toy has the weight {weight}: ")
+        for weight in ("0", "-1", "nan", "inf")
+    ),
     ({"--save": ["s"]}, "--save needs --save-interval"),
     ({"--eval-interval": None}, "--eval-interval is missing"),
     ({"--train-samples": ["8"]}, "expected iteration-based training .*--train-samples 8"),
     ({"--step-batch-size-schedule": ["0:4"]}, "both --step-batch-size-schedule and --global-batch-size"),
-    ({"--tokenizer-type": ["NullTokenizer"]}, "the tokenizer of --tokenizer-type NullTokenizer cannot be loaded"),
+    ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (
         {"--data-path": ["five"], "--split": ["1,0,0"]},
         "GPT2BPETokenizer cannot be loaded: .*: name one with",
@@ -349,6 +356,50 @@ def test_the_line_names_the_argument(
     arguments: dict[str, list[str] | None] = {"--data-path": ["nca://toy"], **valid, **changes}
     given = [part for option, values in arguments.items() if values is not None for part in (option, *values)]
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED], message) is None
+
+
+#: Of a run that resumes the valid one, and what the line says.
+RESUMED: Sequence[tuple[dict[str, list[str]], str]] = (
+    (
+        {"--num-layers": ["3"], "--optimizer": ["sgd"]},
+        "--num-layers 3, in the checkpoint 2; --optimizer sgd, in the checkpoint adam",
+    ),
+    ({"--num-query-groups": ["4"]}, "--num-query-groups 4, in the checkpoint 2"),
+    (
+        {"--global-batch-size": ["2"]},
+        "--train-iters 1 with --global-batch-size 2, in the checkpoint 1 with --global-batch-size 4",
+    ),
+    ({"--train-iters": ["2"]}, "--train-iters 2, in the checkpoint 1"),
+)
+
+
+@pytest.fixture(scope="module")
+def saved(launcher: WarmProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    arguments = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    arguments += ["--save", "saved", "--save-interval", "1"]
+    ended = launcher.run("warm_megatron", arguments, folder, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+    return folder / "saved"
+
+
+@pytest.mark.parametrize(("changes", "message"), RESUMED)
+def test_what_differs_from_the_checkpoint_is_named(
+    launcher: WarmProcess, saved: Path, tmp_path: Path, changes: dict[str, list[str]], message: str
+) -> None:
+    arguments = {"--data-path": ["nca://toy"], **{option: [value] for option, value in VALID}, **changes}
+    given = [part for option, values in arguments.items() for part in (option, *values)]
+    assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, "--load", str(saved)], message) is None
+
+
+def test_a_tokenizer_with_gaps_between_its_ids_needs_as_many_rows(launcher: WarmProcess, tmp_path: Path) -> None:
+    words = WordLevel({"a": 0, "b": 1, "</s>": 500}, unk_token="a")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path / "gaps")
+    arguments = ["--data-path", "five", "--split", "100,0,0", *(part for pair in VALID for part in pair), *FIXED]
+    arguments += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tmp_path / "gaps")]
+    message = "go up to 500, with gaps, .* only 128 embedding rows: add --padded-vocab-size 512"
+    assert refuse_or_train(launcher, tmp_path / "run", arguments, message) is None
 
 
 #: What a check could take for a mistake, and Megatron does not.

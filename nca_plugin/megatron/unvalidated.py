@@ -71,6 +71,11 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
         _check_learning_rate(args, options)
     _check_sizes_of_layers(args, options)
     if not args.use_checkpoint_args:
+        if args.tokenizer_type == "NullTokenizer" and args.vocab_size is None:
+            raise NCAPluginError(
+                f"{options.name('tokenizer_type')} NullTokenizer needs {options.name('vocab_size')}: say how many ids "
+                "the data have"
+            )
         _check_ranks(args, options, world_size)
     if device.prepare():
         check_cpu_mode(args, options)
