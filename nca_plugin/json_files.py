@@ -11,7 +11,7 @@ from nca_plugin.errors import NCAPluginError, one_line
 #: Of a file, so that a wrong one does not fill the memory.
 _MAX_BYTES: Final = 1 << 24
 #: What JSON calls the values of a class.
-_KINDS: Final = {
+_KINDS: Final[dict[type, str]] = {
     **{type(None): "null", bool: "true or false", int: "a number", float: "a number"},
     **{str: "a string", list: "a list", dict: "an object"},
 }
