@@ -49,9 +49,10 @@ def evaluate(
     ] = "",
 ) -> None:
     """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. Interrupted, it continues."""
-    from nca_plugin.evaluation.checkpoints import Evaluation, cells, labelled
+    from nca_plugin.evaluation.checkpoints import Evaluation, cells
     from nca_plugin.evaluation.checkpoints import evaluate as evaluate_checkpoints
     from nca_plugin.evaluation.harness import Settings
+    from nca_plugin.evaluation.labels import labelled
 
     evaluation = Evaluation(
         checkpoints=labelled(checkpoints),

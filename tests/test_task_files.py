@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nca_plugin.cli import app
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation.checkpoints import labelled
 from nca_plugin.evaluation.examples import write_examples
 from nca_plugin.evaluation.harness import Harness, Settings
+from nca_plugin.evaluation.labels import labelled
 from nca_plugin.evaluation.tokenizers import save_tokenizer, write_byte_tokenizer
 
 ROW = '{"prompt": "ab? ", "answer": "BA"}\n'

@@ -19,9 +19,10 @@ from training_jobs import SEQ_LENGTH, Job, train
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.evaluation import scoring
-from nca_plugin.evaluation.checkpoints import Evaluation, Figure, evaluate, labelled
+from nca_plugin.evaluation.checkpoints import Evaluation, Figure, evaluate
 from nca_plugin.evaluation.examples import write_examples
 from nca_plugin.evaluation.harness import Harness, Settings
+from nca_plugin.evaluation.labels import labelled
 from nca_plugin.evaluation.pass_at_k import pass_at_k
 from nca_plugin.evaluation.tokenizers import write_byte_tokenizer
 from nca_plugin.prepare import Corpus, prepare

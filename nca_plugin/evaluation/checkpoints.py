@@ -23,6 +23,7 @@ from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
 from nca_plugin.checkpoint.to_huggingface import export_hf
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.evaluation.harness import Harness, Settings
+from nca_plugin.evaluation.labels import TABLE
 from nca_plugin.evaluation.results import task_metrics
 from nca_plugin.evaluation.tokenizers import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
 from nca_plugin.files import check_folder, complete_files
@@ -36,9 +37,6 @@ from nca_plugin.text.tokenizers import load_auto_tokenizer
 _IDS: Final = "ids"
 _STAMP: Final = "checkpoint.json"
 _MEGATRON: Final = "megatron.json"
-_TABLE: Final = "table.md"
-#: Of bytes: file systems take names of 255.
-_LONGEST_LABEL: Final = 200
 #: Of a file of results, which holds every answer.
 _MAX_RESULT_BYTES: Final = 1 << 32
 #: Of the accuracies by frame, what the table has.
@@ -83,37 +81,6 @@ class Figure:
     name: str
     values: tuple[float | None, ...]
     errors: tuple[float | None, ...]
-
-
-def labelled(checkpoints: Sequence[str]) -> dict[str, Path]:
-    """Return checkpoints by label: `LABEL=PATH`, or a path that is its own label.
-
-    Raises:
-        NCAPluginError: a path that does not exist, or two of one label.
-    """
-    result: dict[str, Path] = {}
-    for text in checkpoints:
-        label, equals, path = text.partition("=")
-        # A folder's own name may have the sign.
-        if not equals or "/" in label or Path(text).is_dir():
-            label, path = _own_label(Path(text)), text
-        if not Path(path).is_dir():
-            raise NCAPluginError(f"checkpoint {path} " + ("is no folder" if Path(path).exists() else "does not exist"))
-        if label in result or not _is_name(label):
-            raise NCAPluginError(f"checkpoint {path}: label '{label}' will not do; write another, as LABEL={path}")
-        result[label] = Path(path)
-    return result
-
-
-def _own_label(path: Path) -> str:
-    parts = [part for part in path.parts if part not in (path.anchor, "..")]
-    return "_".join(parts) or path.resolve().name
-
-
-def _is_name(label: str) -> bool:
-    """Whether a folder below the output may have this name."""
-    is_plain = label.isprintable() and not label.startswith(".") and "/" not in label and label != _TABLE
-    return is_plain and 0 < len(label.encode()) <= _LONGEST_LABEL
 
 
 def evaluate(
@@ -175,7 +142,7 @@ def evaluate(
                     on_begin(f"{label}: through Megatron")
                     _store(folder / _MEGATRON, about, _by_megatron(evaluation, path, folder))
     figures = _figures(evaluation)
-    with complete_files(evaluation.out / _TABLE) as (unfinished,):
+    with complete_files(evaluation.out / TABLE) as (unfinished,):
         unfinished.write_text(markdown(figures, list(evaluation.checkpoints)))
     return figures
 
