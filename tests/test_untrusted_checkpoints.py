@@ -353,6 +353,13 @@ def test_yaml_that_makes_more_of_itself_is_refused(tmp_path: Path) -> None:
         read_mapping(tmp_path / "run_config.yaml")
 
 
+def test_a_description_of_any_size_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "run_config.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with refused("it has more than 4,194,304 bytes"):
+        read_mapping(tmp_path / "run_config.yaml")
+
+
 def test_a_tensor_of_a_record_is_checked(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(torch.zeros(3), buffer)

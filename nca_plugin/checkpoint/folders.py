@@ -11,7 +11,7 @@ from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.stored import Item
-from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
+from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_small, read_torch_dist
 from nca_plugin.checkpoint.tracker import TRACKER, folder_named, read_tracker
 from nca_plugin.errors import NCAPluginError
 
@@ -22,6 +22,9 @@ NEMO_CONTEXT: Final = "context"
 #: In an iteration's folder, the files of the run's tokenizer: of Megatron-Bridge, and of Megatron-LM from 0.20 on.
 TOKENIZER: Final = "tokenizer"
 NEMO_MODEL: Final = "model.yaml"
+
+#: Of a file that describes a run or its model; they have some tens of kilobytes.
+MOST_DESCRIPTION_BYTES: Final = 1 << 22
 
 _EMBEDDING: Final = "embedding.word_embeddings.weight"
 
@@ -174,7 +177,7 @@ def _nemo_model(root: Path) -> Any:
     return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML without merged mappings, of which a few lines make any number."""
 
     def flatten_mapping(self, node: Any) -> None:
@@ -185,7 +188,7 @@ class _Loader(yaml.SafeLoader):
 def read_mapping(file: Path) -> dict[str, Any]:
     """Return a YAML file that holds a mapping. Raises `NCAPluginError` if it does not."""
     try:
-        values = yaml.load(file.read_text(), _Loader)
+        values = yaml.load(read_small(file, MOST_DESCRIPTION_BYTES).decode(), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise NCAPluginError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -18,6 +18,7 @@ import yaml
 from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import (
+    MOST_DESCRIPTION_BYTES,
     NEMO_CONTEXT,
     NEMO_MODEL,
     NEMO_WEIGHTS,
@@ -27,6 +28,7 @@ from nca_plugin.checkpoint.folders import (
 )
 from nca_plugin.checkpoint.pickling import Foreign
 from nca_plugin.checkpoint.stored import NewTensor, StoredTensor, save
+from nca_plugin.checkpoint.torch_dist import read_small
 from nca_plugin.checkpoint.tracker import RELEASE, TRACKER
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.trained_on import KEY, Lineage
@@ -165,7 +167,7 @@ def _write_nemo_model(source: Path, target: Path, vocab_size: int) -> None:
     (target / NEMO_MODEL).write_text(yaml.safe_dump(config))
     if (source / _NEMO_GRAPH).is_file():
         try:
-            described = json.loads((source / _NEMO_GRAPH).read_text())
+            described = json.loads(read_small(source / _NEMO_GRAPH, MOST_DESCRIPTION_BYTES))
         except (ValueError, RecursionError) as error:
             raise NCAPluginError(f"{source / _NEMO_GRAPH} cannot be read: {error}") from error
         for entry in _leaves(described):
