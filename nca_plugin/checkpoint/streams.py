@@ -67,21 +67,36 @@ def normals(seed: int, stream: int, layer: int, first: int, count: int, std: flo
     for place, words in _words(seed, stream, layer, first, count):
         # Of a number, the lowest bit is the sign; the others are how far out it lies. 1 - x^2 is tail (2 - tail).
         magnitude = (words >> np.uint32(1)).astype(np.int32)
-        tail = (magnitude.astype(np.float32) + _HALF) * _UNIT31
-        mantissa: NDArray[np.float32] = tail * (_TWO - tail)
+        tail = magnitude.astype(np.float32)
+        tail += _HALF
+        tail *= _UNIT31
+        mantissa: NDArray[np.float32] = _TWO - tail
+        mantissa *= tail
         # Into an exponent and a mantissa in [1 / sqrt(2), sqrt(2)).
         bits = mantissa.view(np.int32)
-        exponent = (bits - _SQRT_HALF_BITS) >> np.int32(23)
+        exponent = bits - _SQRT_HALF_BITS
+        exponent >>= np.int32(23)
         bits -= exponent << np.int32(23)
-        s: NDArray[np.float32] = (mantissa - _ONE) / (mantissa + _ONE)
-        artanh = s * _polynomial(s * s, _ARTANH)
-        w: NDArray[np.float32] = -(exponent.astype(np.float32) * _LN2 + _TWO * artanh)
-        far = w >= np.float32(5.0)
-        erfinv = _polynomial(w - np.float32(2.5), _ERFINV_NEAR)
-        erfinv[far] = _polynomial(np.sqrt(w[far]) - np.float32(3.0), _ERFINV_FAR)
-        x = ((np.int32(0x7FFFFFFF) - magnitude).astype(np.float32) + _HALF) * _UNIT31
-        sign = _ONE - _TWO * (words & np.uint32(1)).astype(np.float32)
-        out[place] = sign * scale * x * erfinv
+        s: NDArray[np.float32] = mantissa - _ONE
+        mantissa += _ONE
+        s /= mantissa
+        w = _polynomial(s * s, _ARTANH)
+        w *= s
+        w *= _TWO
+        w += exponent.astype(np.float32) * _LN2
+        np.negative(w, out=w)
+        far = np.flatnonzero(w >= np.float32(5.0))
+        far_w = w[far]
+        w -= np.float32(2.5)
+        erfinv = _polynomial(w, _ERFINV_NEAR)
+        erfinv[far] = _polynomial(np.sqrt(far_w) - np.float32(3.0), _ERFINV_FAR)
+        x = (np.int32(0x7FFFFFFF) - magnitude).astype(np.float32)
+        x += _HALF
+        x *= _UNIT31
+        signed = _ONE - _TWO * (words & np.uint32(1)).astype(np.float32)
+        signed *= scale
+        signed *= x
+        np.multiply(signed, erfinv, out=out[place])
     return out
 
 
@@ -106,14 +121,30 @@ def _words(seed: int, stream: int, layer: int, first: int, count: int) -> Iterat
 def _philox(key: int, index: int, attempt: int, first_block: int, num_blocks: int) -> NDArray[np.uint32]:
     """Return the 32-bit numbers of blocks of a stream, four each."""
     c0 = np.arange(first_block, first_block + num_blocks, dtype=np.uint64)
-    c1, c2, c3 = (np.full(num_blocks, word, np.uint64) for word in (attempt, index & 0xFFFFFFFF, index >> 32))
+    # What is the same in every block stays one number until it meets what is not.
+    c1, c2, c3 = (np.array([word], np.uint64) for word in (attempt, index & 0xFFFFFFFF, index >> 32))
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     for _ in range(10):
         product0, product1 = _M0 * c0, _M1 * c2
-        c0, c1 = (product1 >> _U32) ^ c1 ^ np.uint64(k0), product1 & _LOW
-        c2, c3 = (product0 >> _U32) ^ c3 ^ np.uint64(k1), product0 & _LOW
+        c0, c2 = product1 >> _U32, product0 >> _U32
+        c0, c2 = _xor(c0, c1, k0), _xor(c2, c3, k1)
+        product1 &= _LOW
+        product0 &= _LOW
+        c1, c3 = product1, product0
         k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32).reshape(-1)
+    words = np.empty((num_blocks, 4), np.uint32)
+    for place, column in enumerate((c0, c1, c2, c3)):
+        words[:, place] = column
+    return words.reshape(-1)
+
+
+def _xor(x: NDArray[np.uint64], y: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """Return x ^ y ^ key, in the bytes of x where it is as long."""
+    if len(x) < len(y):
+        x, y = y.copy(), x
+    x ^= y
+    x ^= np.uint64(key)
+    return x
 
 
 def _polynomial(x: NDArray[np.float32], coefficients: tuple[np.float32, ...]) -> NDArray[np.float32]:
