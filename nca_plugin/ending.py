@@ -3,6 +3,7 @@
 Little is imported here, so that all this holds before the command itself is imported.
 """
 
+import atexit
 import io
 import os
 import select
@@ -54,6 +55,11 @@ def run_to_its_end(command: Callable[[], None]) -> int:
             interrupts.end()
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception:
+        # numba, interrupted while it loads compiled code, makes a SystemError of it.
+        if not interrupts.is_interrupted:
+            raise
+        code = INTERRUPTED
     sys.stdout.flush()
     if code == INTERRUPTED:
         sys.stderr.write(_MESSAGE)
@@ -96,7 +102,7 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.is_told = False
-        self._is_interrupted = False
+        self.is_interrupted = False
         self._is_ended = False
         self._pid = os.getpid()
         self._reader, self._writer = os.pipe()
@@ -114,11 +120,17 @@ class _Interrupts:
         self._is_ended = True
         for number in self._caught:
             signal.signal(number, self._pass)
+        # Python takes handlers of its own away as it shuts down, but leaves a signal ignored: its code is kept.
+        atexit.register(self._ignore)
+
+    def _ignore(self) -> None:
+        for number in self._caught:
+            signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: "FrameType | None") -> None:
         # A second one would interrupt what puts the files in order.
-        if not self._is_interrupted:
-            self._is_interrupted = True
+        if not self.is_interrupted:
+            self.is_interrupted = True
             raise KeyboardInterrupt
 
     def _pass(self, number: int, frame: "FrameType | None") -> None:
