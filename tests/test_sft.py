@@ -69,7 +69,10 @@ def runs(folder: Path) -> dict[str, Done]:
     wrong = {
         "a source": ("--sft", *tokenizer(folder), "--data-source", "nca://toy", "--train-iters", "1"),
         "no data": (*sft, "--train-iters", "1"),
-        "ids": ("--sft", "--tokenizer-type", "NullTokenizer", "--vocab-size", "64", "--train-data-path", path),
+        "ids": (
+            *("--sft", "--tokenizer-type", "NullTokenizer", "--vocab-size", "64", "--train-data-path", path),
+            *("--train-iters", "1"),
+        ),
         "long": (*sft, "--train-data-path", str(folder / "long.jsonl"), "--train-iters", "1"),
         "both lengths": (*data, "--train-iters", "2"),
         "epochs of a source": ("--data-source", "nca://toy", "--sft-epochs", "2"),
