@@ -30,7 +30,8 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise NCAPluginError(f"cannot write to {folder}: the name is too long; choose another output") from error
-    nearest = _nearest(folder)
+    # A link to nothing counts too: no folder can be made in its place.
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder; choose another output")
     if not os.access(nearest, os.W_OK):
