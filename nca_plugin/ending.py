@@ -97,6 +97,11 @@ def without_interrupts() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Python ends itself by a signal, in place of its exit code, where a KeyboardInterrupt has passed through `exec` of
+    a text, as dataclasses use it. It does not for a subclass."""
+
+
 class _Interrupts:
     """Signals as one `KeyboardInterrupt`, and a watch that ends the process if it does not end by itself."""
 
@@ -131,7 +136,7 @@ class _Interrupts:
         # A second one would interrupt what puts the files in order.
         if not self.is_interrupted:
             self.is_interrupted = True
-            raise KeyboardInterrupt
+            raise _Interrupted
 
     def _pass(self, number: int, frame: "FrameType | None") -> None:
         pass
@@ -226,5 +231,5 @@ def _open_missing_streams() -> None:
 
 def _show_unraisable(what: "sys.UnraisableHookArgs") -> None:
     # Raised where no code can catch it, such as in a destructor, it would be shown as a traceback.
-    if what.exc_type is not KeyboardInterrupt:
+    if not issubclass(what.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(what)

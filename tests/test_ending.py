@@ -41,6 +41,15 @@ def signals_as_in_a_terminal() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def test_an_interrupted_command_has_its_code_also_where_python_was_running_a_text(tmp_path: Path) -> None:
+    code = "import signal, sys\nfrom nca_plugin.ending import run_to_its_end\n"
+    code += "sys.exit(run_to_its_end(lambda: exec('signal.raise_signal(signal.SIGINT)', globals())))\n"
+    (tmp_path / "command.py").write_text(code)
+    # As a module, which Python ends in another way than a script.
+    done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "nca-plugin: interrupted\n")
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     code = "import signal; from nca_plugin.ending import run_to_its_end; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     code += "run_to_its_end(lambda: signal.raise_signal(signal.SIGHUP)); print('done')"
