@@ -1,6 +1,7 @@
 """Examples of a task, to fine-tune on: JSONL files with a `prompt` and an `answer` on each line."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.json_files import kind_of, shown_names
+from nca_plugin.text.compressed import open_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +34,28 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the objects of a JSONL file, in order, each with where it stands.
+    """Yield the objects of a JSONL file, which may be compressed, in order, each with where it stands.
 
     Raises:
         NCAPluginError: a file that is missing, that is not JSONL in UTF-8, or a line that is no object.
     """
+    # What is no plain file, such as a pipe, may have no end.
+    if path.exists() and not path.is_file():
+        raise NCAPluginError(f"{path} is no file: name a JSONL file")
+    with open_bytes(path) as (_, lines):
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
+            if line.strip():
+                where = f"{path} line {number}"
+                yield _row(line, where), where
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        # What is no plain file, such as a pipe, may have no end.
-        if path.exists() and not path.is_file():
-            raise NCAPluginError(f"{path} is no file: name a JSONL file")
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _row(line, f"{path} line {number}"), f"{path} line {number}"
+        row = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise NCAPluginError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise NCAPluginError(f"{path} cannot be read ({error.strerror}): name a JSONL file") from error
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
+        raise NCAPluginError(f"{where} is not UTF-8 text ({error.reason} at byte {error.start} of the line)") from error
     except RecursionError:
         raise NCAPluginError(f"{where} cannot be read: it is nested too deeply") from None
     except ValueError as error:

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +163,12 @@ def run_timed() -> None:
 
     pretrain = megatron._pretrain
 
-    def timed_pretrain(args: Any) -> None:
+    def timed_pretrain(args: argparse.Namespace, spelling: Callable[[str], str]) -> None:
         from nca_plugin.megatron import step
 
         clock, next_batch = Clock(args), step._next_batch
         step._next_batch = lambda data_iterator, model: next_batch(clock.batches(data_iterator), model)
-        pretrain(args)
+        pretrain(args, spelling)
         clock.report()
 
     megatron._pretrain = timed_pretrain

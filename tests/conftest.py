@@ -1,6 +1,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """With `-m gpu`, read no other tests: they need what only an environment made for them has."""
     is_other = collection_path.name.startswith("test_") and collection_path.name != "test_gpu.py"
     return True if config.option.markexpr == "gpu" and is_other else None
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Give each test the variables that the first one had: a run within this process leaves those of a rank behind."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """Paths and files that a user may hand to the commands for tasks: any name works, and what is no data is one line."""
 
+import bz2
+import gzip
+import lzma
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from nca_plugin.evaluation.examples import write_examples
 from nca_plugin.evaluation.harness import Harness, Settings
 from nca_plugin.evaluation.labels import labelled
 from nca_plugin.evaluation.tokenizers import save_tokenizer, write_byte_tokenizer
+from nca_plugin.examples import Example, read_examples
 
 ROW = '{"prompt": "ab? ", "answer": "BA"}\n'
 
@@ -55,6 +59,18 @@ def test_data_that_is_no_data(tmp_path: Path, content: bytes, message: str) -> N
     with pytest.raises(NCAPluginError, match=r"holds no row|nested|is not|is no object|'question' is undefined"):
         Harness(["nca_gsm8k"], Settings(data={"nca_gsm8k": str(tmp_path / "rows.jsonl")}))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [("a.jsonl.gz", gzip.compress), ("a", bz2.compress), ("a.jsonl", lzma.compress), ("a.json", bytes)],
+)
+def test_data_may_be_compressed(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
+    rows = b"\xef\xbb\xbf" + ROW.encode() + b'\r\n{"prompt": "\xc3\xa9? ", "answer": "E"}\r\n'
+    (tmp_path / name).write_bytes(compress(rows))
+    assert write_examples("nca_prompt_answer", tmp_path / "out.jsonl", str(tmp_path / name)).examples == 2
+    assert read_examples(tmp_path / "out.jsonl") == [Example("ab? ", "BA"), Example("é? ", "E")]
+    assert read_examples(tmp_path / name) == read_examples(tmp_path / "out.jsonl")
 
 
 def test_data_that_is_no_file(tmp_path: Path) -> None:
