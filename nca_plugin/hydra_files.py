@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from yaml import YAMLError
 
 from nca_plugin.errors import NCAPluginError, in_context, one_line, unknown_name, unknown_names
-from nca_plugin.yaml_files import check_yaml
+from nca_plugin.yaml_files import check_interpolations, check_yaml
 
 #: The package of the configuration files that come with nca-plugin.
 SHIPPED: Final = "nca_plugin.conf"
@@ -72,7 +72,10 @@ def compose_file(path: Path, folder: Path, overrides: list[str]) -> DictConfig:
         parsed = parse_overrides(overrides)
         try:
             with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-                return _composed(path.relative_to(folder).with_suffix("").as_posix(), parsed)
+                config = _composed(path.relative_to(folder).with_suffix("").as_posix(), parsed)
+            unresolved: Any = OmegaConf.to_container(config, resolve=False)
+            check_interpolations(unresolved)
+            return config
         except _FAULTS as error:
             raise NCAPluginError(_described(error)) from error
 

@@ -1,5 +1,7 @@
 """YAML files before they are read: some would take a reader for ever, or all its memory."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +12,13 @@ from nca_plugin.errors import NCAPluginError, one_line
 
 #: Far more than a configuration has. OmegaConf spends about a millisecond on each node.
 _MAX_BYTES: Final = 4_000_000
+_MAX_RESOLVED: Final = 100_000
 _MAX_NODES: Final = 20_000
 _MAX_DEPTH: Final = 50
 _MAX_INTERPOLATIONS: Final = 20
+
+#: What stands between the names in an interpolation such as `${multiply:4,${model.sizes[0]}}`.
+_BETWEEN_NAMES: Final = re.compile(r"""[\\${}()\[\]:,\s'"]+""")
 
 # libyaml's, if PyYAML was built with it.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,6 +52,45 @@ def check_yaml(path: Path) -> None:
     except yaml.YAMLError as error:
         where = one_line(error).replace('in "<unicode string>", ', "at ")
         raise NCAPluginError(f"is no YAML: {where}") from error
+
+
+def check_interpolations(config: Mapping[Any, Any]) -> None:
+    """Check that the interpolations of a configuration, each of which is resolved as often as it is named, do not
+    multiply: `a: ${b}${b}`, `b: ${c}${c}` and so on.
+
+    Raises:
+        NCAPluginError: they do. The message does not name the file.
+    """
+    values: dict[str, list[Any]] = {}
+
+    def collect(value: Any) -> None:
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            values.setdefault(str(key), []).append(inner)
+            if isinstance(inner, Mapping | list):
+                collect(inner)
+
+    collect(config)
+    sizes: dict[str, int] = {}
+
+    def size(value: Any) -> int:
+        if isinstance(value, Mapping | list):
+            return 1 + sum(map(size, value.values() if isinstance(value, Mapping) else value))
+        if not isinstance(value, str) or "${" not in value:
+            return 1
+        # Of a path the last name, wherever it stands: paths may be relative. A name more than is meant does no harm.
+        return 1 + sum(size_of(path.rpartition(".")[2]) for path in _BETWEEN_NAMES.split(value))
+
+    def size_of(name: str) -> int:
+        if name not in sizes:
+            # A circle is found when it is resolved.
+            sizes[name] = 0
+            sizes[name] = max(map(size, values.get(name, [])), default=0)
+            if sizes[name] > _MAX_RESOLVED:
+                raise NCAPluginError(f"interpolations of '{name}' stand for more than {_MAX_RESOLVED:,} values")
+        return sizes[name]
+
+    for name in values:
+        size_of(name)
 
 
 def _check_events(text: str) -> None:

@@ -46,6 +46,23 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     ),
     "five megabytes": (b"a: [" + 2_500_000 * b"1," + b"1]\n", "holds 5,000,007 bytes"),
     "deep interpolations": (b"a: '" + 3000 * b"${" + b"a" + 3000 * b"}" + b"'\n", "more than 20 interpolations"),
+    "interpolations of interpolations": (
+        b"k0: 1\n" + b"".join(b"k%d: '%s'\n" % (n, 10 * (b"${k%d}" % (n - 1))) for n in range(1, 10)),
+        "interpolations of 'k.' stand for more than 100,000 values",
+    ),
+    "interpolations of sections": (
+        b"k0: {a: 1}\n"
+        + b"".join(
+            b"k%d: {%s}\n" % (n, b", ".join(b"a%d: '${k%d}'" % (m, n - 1) for m in range(9))) for n in range(1, 10)
+        ),
+        "interpolations of 'k.' stand for more than 100,000 values",
+    ),
+    "interpolations of those beside": (
+        b"x: {y: {k0: 1, "
+        + b", ".join(b"k%d: '%s'" % (n, 10 * (b"${.k%d}" % (n - 1))) for n in range(1, 10))
+        + b"}}\n",
+        "interpolations of 'k.' stand for more than 100,000 values",
+    ),
     "half an interpolation": (b"a: '${x'\n", "a: .*no viable alternative"),
     "a Python object": (b"a: !!python/object:os.system x\n", "could not determine a constructor"),
     "a set": (b"a: !!set {b, c}\n", "a: Value 'set' is not a supported"),
@@ -67,6 +84,20 @@ LAUNCHER: dict[str, tuple[bytes, str]] = {
     "no such resolver": (b"arguments: {lr: '${nope:1}'}\n", "arguments.lr: Unsupported interpolation type nope"),
     "a division by zero": (b"arguments: {lr: '${divide_floor:1,0}'}\n", "arguments.lr: ZeroDivisionError"),
     "a product of words": (b"arguments: {lr: '${multiply:a,b}'}\n", "arguments.lr: TypeError"),
+    "a product of words and numbers": (
+        b"arguments: {lr: '${multiply:10000000000,a}'}\n",
+        "arguments.lr: TypeError.*a is no number",
+    ),
+    "products of products": (
+        b"arguments:\n  k0: 99\n"
+        + b"".join(b"  k%d: '${multiply:${arguments.k%d},99}'\n" % (n, n - 1) for n in range(1, 19)),
+        "arguments.k10: ValueError.*numbers end at 1e.18",
+    ),
+    "twice two products": (
+        b"arguments:\n  k0: 9\n"
+        + b"".join(b"  k%d: '${sum:${.k%d},${.k%d}}'\n" % (n, n - 1, n - 1) for n in range(1, 30)),
+        "interpolations of 'k..' stand for more than",
+    ),
     "a sum of one": (b"arguments: {lr: '${sum:1}'}\n", "arguments.lr: TypeError"),
     "data that are a word": (b"data: web\n", "data must be a mapping of names to values"),
     "NeMo 1 in numbers": (b"trainer: 1\nmodel: 2\n", "trainer=1 .must be a mapping"),

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nca_plugin.errors import NCAPluginError, in_context, one_line, unknown_name, unknown_names
 from nca_plugin.hydra_files import parse_overrides
 from nca_plugin.launch.bridge_types import check_type, takes_mapping
-from nca_plugin.yaml_files import check_yaml
+from nca_plugin.yaml_files import check_interpolations, check_yaml
 
 #: A configuration's own keys, after which Megatron-Bridge calls a class or function.
 _TARGET: Final = "_target_"
@@ -118,6 +118,8 @@ def apply_settings(config: Any, settings: Settings) -> None:
 
     _check_keys(config, settings, "")
     base, callables = create_omegaconf_dict_config(config)
+    with in_context("configuration"):
+        check_interpolations(settings)
     for key, _ in _leaves(settings):
         if f"root.{key}" in callables:
             raise NCAPluginError(f"{key} is a function of the recipe, which a setting cannot replace: leave it out")

@@ -7,6 +7,7 @@ what counts. The tables are in `run`, `model`, `system`, `data` and
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,12 +34,24 @@ _DEFAULTS: Final = {row.key: row.default for row in ROWS.values() if isinstance(
 #: NeMo (nemo/core/config/hydra_runner.py) and of its launcher (launcher_scripts/main.py).
 RESOLVERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = MappingProxyType(
     {
-        "multiply": lambda x, y: x * y,
-        "sum": lambda x, y: x + y,
-        "divide_ceil": lambda x, y: math.ceil(x / y),
-        "divide_floor": lambda x, y: math.floor(x / y),
+        "multiply": lambda x, y: _result(operator.mul, x, y),
+        "sum": lambda x, y: _result(operator.add, x, y),
+        "divide_ceil": lambda x, y: math.ceil(_result(operator.truediv, x, y)),
+        "divide_floor": lambda x, y: math.floor(_result(operator.truediv, x, y)),
     }
 )
+#: Of what resolvers take and return: products of products would grow without end.
+_MAX_NUMBER: Final = 1e18
+
+
+def _result(operation: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
+    """Return what an operation makes of two numbers. Python's also take texts, which grow to any size."""
+    for value in (x, y):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{_short(value)} is no number")
+        if not abs(value) <= _MAX_NUMBER:
+            raise ValueError(f"numbers end at {_MAX_NUMBER:g}")
+    return operation(x, y)
 
 
 @dataclass(frozen=True)
