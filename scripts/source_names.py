@@ -14,6 +14,8 @@ from pkgutil import resolve_name
 
 from nca_plugin.errors import NCAPluginError
 
+#: A package without source.
+_EMPTY = ast.Module([], [])
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -97,7 +99,7 @@ class Names:
         if isinstance(thing, _Defined) and isinstance(thing.node, ast.ClassDef):
             if is_replaced:
                 # That a base class has it too, or every class, does not make it one to replace.
-                return [_Outside()] if any(bound == name for bound, _ in _bindings(thing.node.body)) else []
+                return [_Outside()] if name in _bindings(thing.node) else []
             return self._of_class(thing, name) or ([_Outside()] if hasattr(type, name) else [])
         return self._of_outside(thing, name) if isinstance(thing, _Outside) else [_Outside()]
 
@@ -105,13 +107,12 @@ class Names:
         body = self._body(module)
         if body is None or (module, name) in seen:
             return [_Outside()] if body is None and self._file(module) is not None else []
+        bindings = _bindings(body)
         found: list[_Thing] = []
-        stars = []
-        for bound, statement in _bindings(body):
-            if bound == name:
-                found += self._bound(module, name, statement, seen | {(module, name)})
-            elif bound == "*" and isinstance(statement, ast.ImportFrom):
-                stars.append(self._absolute(module, statement))
+        for statement in bindings.get(name, ()):
+            found += self._bound(module, name, statement, seen | {(module, name)})
+        statements = bindings.get("*", ())
+        stars = [self._absolute(module, statement) for statement in statements if isinstance(statement, ast.ImportFrom)]
         if not found and self._file(f"{module}.{name}") is not None:
             found.append(_Module(f"{module}.{name}"))
         for star in stars if not found else ():
@@ -121,17 +122,15 @@ class Names:
                 found += self._of_module(star, name, seen | {(module, name)})
         # What every module has, and what one may answer when it is asked.
         is_answered = name.startswith("__") and hasattr(ast, name)
-        if not found and (is_answered or any(bound == "__getattr__" for bound, _ in _bindings(body))):
+        if not found and (is_answered or "__getattr__" in bindings):
             found.append(_Outside())
         return found
 
     def _of_class(self, thing: _Defined, name: str) -> list[_Thing]:
         assert isinstance(thing.node, ast.ClassDef)
-        for bound, statement in _bindings(thing.node.body):
-            if bound == name:
-                if isinstance(statement, ast.ClassDef | _Function):
-                    return [_Defined(thing.module, statement)]
-                return [_Outside()]
+        if statements := _bindings(thing.node).get(name):
+            first = statements[0]
+            return [_Defined(thing.module, first) if isinstance(first, ast.ClassDef | _Function) else _Outside()]
         return [found for base in self._bases(thing) for found in self._inherited(base, name)]
 
     def _inherited(self, base: _Thing, name: str) -> list[_Thing]:
@@ -205,21 +204,14 @@ class Names:
         return module.partition(".")[0] in self._roots
 
     def _file(self, module: str) -> Path | None:
-        """Return the source of a module, the folder of a package without any, or what it is compiled to or from."""
-        first = module.partition(".")[0]
-        path = self._roots[first].joinpath(*module.split("."))
-        if path.is_dir():
-            return path / "__init__.py" if (path / "__init__.py").is_file() else path
-        # A checkout holds the source of what it compiles at the first start.
-        compiled = [*path.parent.glob(f"{path.name}.*.so"), path.with_name(f"{path.name.removesuffix('_cpp')}.cpp")]
-        return next((file for file in (path.with_name(f"{path.name}.py"), *compiled) if file.is_file()), None)
+        return _source(self._roots[module.partition(".")[0]], module)
 
-    def _body(self, module: str) -> list[ast.stmt] | None:
-        """Return the statements of a module, None if it has no source in Python or does not exist."""
+    def _body(self, module: str) -> ast.Module | None:
+        """Return a module's tree, None if it has no source in Python or does not exist."""
         file = self._file(module)
         if file is None or file.suffix in (".so", ".cpp"):
             return None
-        return [] if file.is_dir() else parsed(file).body
+        return _EMPTY if file.is_dir() else parsed(file)
 
     def _absolute(self, module: str, statement: ast.ImportFrom) -> str:
         if not statement.level:
@@ -232,8 +224,8 @@ class Names:
 
     def _is_public(self, module: str, name: str) -> bool:
         """Whether `from module import *` brings a name."""
-        for bound, statement in _bindings(self._body(module) or []):
-            if bound == "__all__" and isinstance(statement, ast.Assign):
+        for statement in _bindings(self._body(module) or _EMPTY).get("__all__", ()):
+            if isinstance(statement, ast.Assign):
                 try:
                     return name in ast.literal_eval(statement.value)
                 except ValueError:
@@ -241,7 +233,27 @@ class Names:
         return not name.startswith("_")
 
 
-def _bindings(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+@cache
+def _source(root: Path, module: str) -> Path | None:
+    """Return the source of a module, the folder of a package without any, or what it is compiled to or from."""
+    path = root.joinpath(*module.split("."))
+    if path.is_dir():
+        return path / "__init__.py" if (path / "__init__.py").is_file() else path
+    # A checkout holds the source of what it compiles at the first start.
+    compiled = [*path.parent.glob(f"{path.name}.*.so"), path.with_name(f"{path.name.removesuffix('_cpp')}.cpp")]
+    return next((file for file in (path.with_name(f"{path.name}.py"), *compiled) if file.is_file()), None)
+
+
+@cache
+def _bindings(scope: ast.Module | ast.ClassDef) -> dict[str, list[ast.stmt]]:
+    """Return the statements that bind each name of a module or class, in order; see `_bound_by`."""
+    bindings: dict[str, list[ast.stmt]] = {}
+    for name, statement in _bound_by(scope.body):
+        bindings.setdefault(name, []).append(statement)
+    return bindings
+
+
+def _bound_by(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
     """Yield the names that statements bind, in whatever branch, with the statement; `*` for a star import."""
     for statement in body:
         if isinstance(statement, ast.ClassDef | _Function):
@@ -256,9 +268,9 @@ def _bindings(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
         else:
             for child in ast.iter_child_nodes(statement):
                 if isinstance(child, ast.ExceptHandler | ast.match_case):
-                    yield from _bindings(child.body)
+                    yield from _bound_by(child.body)
                 elif isinstance(child, ast.stmt):
-                    yield from _bindings([child])
+                    yield from _bound_by([child])
                 else:
                     stored = (node for node in ast.walk(child) if isinstance(node, ast.Name))
                     yield from ((node.id, statement) for node in stored if isinstance(node.ctx, ast.Store))

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,18 +26,6 @@ def roll():
 ending._SECONDS_TO_END = 1.0
 sys.exit(ending.run_to_its_end(roll))
 """
-
-
-@pytest.fixture(autouse=True)
-def signals_as_in_a_terminal() -> Iterator[None]:
-    """Commands leave signals ignored that they are started with so, as in the background of a shell."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def test_an_interrupted_command_has_its_code_also_where_python_was_running_a_text(tmp_path: Path) -> None:
