@@ -41,15 +41,15 @@ def test_samples_are_the_same_in_any_order_and_after_any_other(uri: str) -> None
     assert len({sample.tokens.tobytes() for sample in forward.values()}) == 12
 
 
-@pytest.mark.parametrize("uri", URIS)
-def test_samples_are_the_same_in_another_process(uri: str) -> None:
+def test_samples_are_the_same_in_another_process() -> None:
     code = (
-        "import sys; from nca_plugin.sources import parse; s = parse(sys.argv[1]);"
-        "print(*[h for i in (5, 2**40, 0) for h in [s.sample(i, 200).tokens.tobytes().hex()]])"
+        "import sys; from nca_plugin.sources import parse; sources = list(map(parse, sys.argv[1:]));"
+        "print(*[s.sample(i, 200).tokens.tobytes().hex() for i in (5, 2**40, 0) for s in sources])"
     )
-    shown = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True).stdout.split()
-    source = parse(uri)
-    assert shown == [source.sample(i, 200).tokens.tobytes().hex() for i in (5, 2**40, 0)]
+    shown = subprocess.run([sys.executable, "-c", code, *URIS], capture_output=True, text=True, check=True).stdout
+    sources = list(map(parse, URIS))
+    expected = [source.sample(i, 200).tokens.tobytes().hex() for i in (5, 2**40, 0) for source in sources]
+    assert shown.split() == expected
 
 
 @settings(max_examples=30)

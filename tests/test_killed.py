@@ -25,7 +25,7 @@ def assert_complete_or_absent(prefix: Path, expected: dict[str, bytes]) -> None:
         assert not path.exists() or path.read_bytes() == expected[suffix]
 
 
-@pytest.mark.parametrize("times", [8, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
     uri, documents = "nca://toy?seed=5", 12 * BLOCK
     write(tmp_path / "undisturbed", uri, documents=documents, workers=2)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from megatron_runs import run
 from model_zoo import ARCHITECTURES, BASE
 from releases import needs_0_19
+from training_jobs import Job, train
 
 from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.contents import Checkpoint, contiguous_regions
@@ -81,22 +81,17 @@ def test_the_language_run_starts_from_what_was_kept_and_a_restart_resumes_it(
 # It names the option of 0.19.
 @needs_0_19
 def test_a_resume_where_only_the_padding_of_the_vocabulary_differs_loses_nothing(tmp_path: Path) -> None:
-    arguments = (
-        *(*BASE, *ARCHITECTURES["llama"], "--seq-length", "128", "--max-position-embeddings", "128"),
-        *("--data-source", "copy://?vocab_size=100", "--save-interval", "2", "--override-opt_param-scheduler"),
-        *("--global-batch-size", "4"),
-    )
-    run(tmp_path / "first", *arguments, "--train-iters", "2", "--save", tmp_path / "saved")
-    for name in ("same", "other"):
-        shutil.copytree(tmp_path / "saved", tmp_path / name)
-    same = run(
-        tmp_path / "a", *arguments, "--train-iters", "4", "--load", tmp_path / "same", "--save", tmp_path / "same"
-    )
-    other = run(
-        *(tmp_path / "b", *arguments, "--train-iters", "4", "--load", tmp_path / "other", "--save", tmp_path / "other"),
-        *("--tensor-model-parallel-size", "2", "--padded-vocab-size", "104"),
-        ranks=2,
-    )
+    saved = str(tmp_path / "saved")
+    arguments = ("--data-source", "copy://?vocab_size=100", "--save-interval", "2", "--override-opt_param-scheduler")
+    resumed = (*arguments, "--load", saved, "--train-iters", "4", "--save")
+    other_padding = ("--tensor-model-parallel-size", "2", "--padded-vocab-size", "104")
+    jobs = [
+        Job("first", (*arguments, "--train-iters", "2", "--save", saved)),
+        Job("same", (*resumed, str(tmp_path / "same"))),
+        Job("other", (*resumed, str(tmp_path / "other"), *other_padding), ranks=2),
+    ]
+    done = train(tmp_path / "jobs", jobs)
+    same, other = done["same"], done["other"]
     assert list(same.losses) == list(other.losses) == [3, 4]
     assert list(other.losses.values()) == pytest.approx(list(same.losses.values()), abs=1e-5)
     one, two = read_checkpoint(tmp_path / "same"), read_checkpoint(tmp_path / "other")
