@@ -164,8 +164,14 @@ def _not_installed(package: str) -> NCAPluginError:
 def one_line(error: object) -> str:
     """Return the message of an error of another package, which may have several lines, be very long, or say nothing,
     as one line that is not too long to read."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 200]} ... {text[-200:]}"
+    text = " ".join(str(error).split())
+    # All that these say is a key, or a place.
+    if not text or isinstance(error, KeyError | IndexError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE - 200]} ... {text[-200:]}"
+    # What is damaged may hold anything.
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 #: Whether an option's value is right, the option's name, what the value must be.

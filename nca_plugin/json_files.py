@@ -53,6 +53,9 @@ def kind_of(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value for a message: on one line, and however large it is, in a few dozen characters."""
+    # Python refuses to write numbers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return f"a number of {value.bit_length():,} bits"
     return _SHORT.repr(value)
 
 

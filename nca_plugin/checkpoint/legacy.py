@@ -14,9 +14,8 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
 from nca_plugin.checkpoint.model import ModelConfig
-from nca_plugin.checkpoint.pickling import what_failed
 from nca_plugin.checkpoint.stored import Item, StoredTensor
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 _FOLDER: Final = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?")
 _FILE: Final = "model_optim_rng.pt"
@@ -95,7 +94,7 @@ def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[
     try:
         tensors, objects = _read(folder, first, ModelConfig(vars(first["args"])))
     except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
-        raise NCAPluginError(f"checkpoint {folder} is damaged: {what_failed(error)}") from error
+        raise NCAPluginError(f"checkpoint {folder} is damaged: {one_line(error)}") from error
     kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
     return tensors, objects, kept
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.json_files import shown
 
 _MOST: Final = 1 << 31
 #: Of standard deviations: below, float32 has zeros for values.
@@ -41,7 +42,7 @@ class ModelConfig:
         value = self.need(name) if default is None else self.get(name, default=default)
         if type(value) is not int or not 1 <= value <= _MOST:
             raise NCAPluginError(
-                f"the checkpoint says that the model's {name} is {_shown(value)}: it must be a number of at least 1"
+                f"the checkpoint says that the model's {name} is {shown(value)}: it must be a number of at least 1"
             )
         return value
 
@@ -94,14 +95,6 @@ def standard_deviation(name: str, value: Any) -> float:
         scale = math.nan
     if not _SMALLEST_SCALE <= scale <= _LARGEST_SCALE:
         raise NCAPluginError(
-            f"the checkpoint says that the model's {name} is {_shown(value)}: no standard deviation to draw values with"
+            f"the checkpoint says that the model's {name} is {shown(value)}: no standard deviation to draw values with"
         )
     return scale
-
-
-def _shown(value: Any) -> str:
-    """Return a value for a message: a damaged one may be of any size."""
-    if isinstance(value, int) and abs(value) > 1 << 64:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
-    return text if len(text) <= 40 else f"{text[:40]}..."

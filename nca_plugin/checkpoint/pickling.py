@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType
 from nca_plugin.checkpoint.unpickling import Unpickler
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 Globals = Mapping[tuple[str, str], Any]
 
@@ -184,8 +184,6 @@ _KNOWN: Final[Globals] = {
         (("signal", "Signals"), ("_io", "BytesIO"), ("torch._C", "Generator"), ("torch", "device")), Foreign
     ),
 }
-#: Of a message.
-_MOST_LETTERS: Final = 300
 #: Packages whose own types become `Foreign`.
 _FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_resiliency_ext")
 
@@ -219,14 +217,7 @@ def load_pickle(
         return Unpickler(data, find, storage).load()
     # A damaged pickle can fail in any operation: every type of error says the same of it.
     except Exception as error:
-        raise NCAPluginError(f"{origin} cannot be read: {what_failed(error)}") from error
-
-
-def what_failed(error: Exception) -> str:
-    """Return the message of an error of damaged data, which may be of any length and hold anything, for one line."""
-    reason = " ".join(str(error).split())
-    printable = "".join(letter if letter.isprintable() else "?" for letter in reason[:_MOST_LETTERS])
-    return f"{type(error).__name__}: {printable}" if isinstance(error, KeyError | IndexError) else printable
+        raise NCAPluginError(f"{origin} cannot be read: {one_line(error)}") from error
 
 
 def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: None) -> bytes:

@@ -23,10 +23,9 @@ from nca_plugin.checkpoint.pickling import (
     dump_pickle,
     load_pickle,
     stand_in,
-    what_failed,
 )
 from nca_plugin.checkpoint.stored import Item
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 #: What `metadata.json` says. Versions before megatron-core 0.19 need the last two, later ones do not mind them.
 FORMAT: Final = {
@@ -100,7 +99,7 @@ def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
     try:
         return _entries(folder, contents)
     except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {what_failed(error)}") from error
+        raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {one_line(error)}") from error
 
 
 def common_state(folder: Path, objects: dict[str, Item]) -> dict[str, Any] | None:
