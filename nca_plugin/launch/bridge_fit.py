@@ -9,10 +9,14 @@ from typing import Any, Final
 
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
-from megatron.bridge.training.utils.checkpoint_utils import checkpoint_exists
+from megatron.bridge.training.utils.checkpoint_utils import (
+    checkpoint_exists,
+    get_checkpoint_train_state_filename,
+    read_train_state,
+)
 from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
-from nca_plugin.checkpoint.folders import check_embedding_rows
+from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
@@ -119,8 +123,11 @@ def check_checkpoint(config: Any) -> None:
 
 
 def describe_data(config: Any) -> None:
-    """Add to a configuration with sources what the run trains on. Raises `NCAPluginError` if that is other data than
-    those of the checkpoint that it resumes."""
+    """Add to a configuration with sources what the run trains on, and how many samples it reads if it is resumed.
+
+    Raises:
+        NCAPluginError: other data than those of the checkpoint that it resumes.
+    """
     if not isinstance(config.dataset, SourceDatasetConfig):
         return
     checkpoint = config.checkpoint
@@ -134,6 +141,21 @@ def describe_data(config: Any) -> None:
     elif checkpoint_exists(checkpoint.pretrained_checkpoint):
         start = Path(checkpoint.pretrained_checkpoint)
     config.dataset.describe_data(resumed, start)
+    config.dataset.resumed_samples = None if resumed is None else _resumed_samples(config, find_checkpoint(resumed))
+
+
+def _resumed_samples(config: Any, checkpoint: Path) -> list[int]:
+    """Return the samples of training and validation that a run reads in all that resumes a checkpoint."""
+    train, validation = config.train, config.validation
+    state = read_train_state(get_checkpoint_train_state_filename(str(checkpoint)))
+    steps = train.train_iters or train.train_samples // train.global_batch_size
+    read = state.consumed_train_samples + max(0, steps - state.step) * train.global_batch_size
+    if not validation.eval_interval:
+        return [read, 0]
+    # The last evaluation follows the last step.
+    evaluations = max(0, steps // validation.eval_interval - state.step // validation.eval_interval) + 1
+    batch = validation.eval_global_batch_size or train.global_batch_size
+    return [read, state.consumed_valid_samples + evaluations * validation.eval_iters * batch]
 
 
 def _is_padded(config: Any) -> bool:

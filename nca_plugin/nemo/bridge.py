@@ -80,6 +80,10 @@ class SourceDatasetConfig(DatasetProvider):
     nca_plugin_trained_on: dict[str, Any] | None = None
     """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
 
+    resumed_samples: list[int] | None = None
+    """Samples of training and validation that a resumed run reads in all; it is set when the run begins. With a smaller
+    batch than before they are more than Megatron-Bridge asks for, whose sampler would find a blend at its end."""
+
     def __post_init__(self) -> None:
         self._meter = SampleMeter(0)
 
@@ -140,7 +144,8 @@ class SourceDatasetConfig(DatasetProvider):
             object_storage_cache_path=self.object_storage_cache_path,
         )
         self._meter = config.meter = SampleMeter(self.num_workers)
-        num_samples = [context.train_samples, context.valid_samples, context.test_samples]
+        asked, read = (context.train_samples, context.valid_samples), self.resumed_samples or [0, 0]
+        num_samples = [*map(max, asked, read), context.test_samples]
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
         data = TrainingData.of(*self.blend, self.seq_length)

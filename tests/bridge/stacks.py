@@ -36,6 +36,12 @@ class Job:
     exit_at: int | None = None
     """Iteration to stop at, before the last."""
 
+    data: tuple[str, ...] = (f"data.source={SOURCE}",)
+    """Of Megatron-Bridge: what the run trains on."""
+
+    batch: int = 8
+    """Of Megatron-Bridge: samples of an iteration."""
+
 
 def megatron(job: Job) -> list[str | Path]:
     arguments: list[str | Path] = [
@@ -66,8 +72,8 @@ BRIDGE_SETTINGS = (
 def bridge(job: Job) -> list[str | Path]:
     save = "null" if job.save is None else job.save
     settings = [
-        *("--recipe", "vanilla_gpt_pretrain_config", *BRIDGE_SETTINGS, f"data.source={SOURCE}"),
-        *(f"model.vocab_size={ROWS}", f"train.train_iters={ITERATIONS}"),
+        *("--recipe", "vanilla_gpt_pretrain_config", *BRIDGE_SETTINGS, *job.data),
+        *(f"model.vocab_size={ROWS}", f"train.train_iters={ITERATIONS}", f"train.global_batch_size={job.batch}"),
         *(f"checkpoint.pretrained_checkpoint={job.first_weights}", f"checkpoint.save={save}"),
         *(f"checkpoint.load={save}", f"logger.tensorboard_dir={job.folder / 'tensorboard'}"),
         *(f"model.tensor_model_parallel_size={job.tp}", f"model.pipeline_model_parallel_size={job.pp}"),

@@ -96,6 +96,16 @@ def test_a_resumed_bridge_run_is_the_uninterrupted_one(folder: Path, first_weigh
         assert resumed[iteration] == pytest.approx(loss, rel=1e-6)
 
 
+def test_a_blend_that_is_resumed_with_a_smaller_batch_has_no_end(folder: Path, first_weights: Path) -> None:
+    save, tokenizer = folder / "blend", ("tokenizer.tokenizer_type=NullTokenizer", "tokenizer.vocab_size=18")
+    data = ("data.path=[0.5,nca://toy,0.5,'nca://toy?seed=2']", *tokenizer)
+    until_10 = train("bridge", Job(folder / "blend-until-10", first_weights, save=save, exit_at=10, data=data))
+    from_10 = train("bridge", Job(folder / "blend-from-10", first_weights, save=save, data=data, batch=4))
+    assert list(from_10.losses) == list(range(11, 21))
+    # 10 iterations of 4 micro-batches, and 10 of 2.
+    assert len(set(until_10.batches + from_10.batches)) == 60
+
+
 def test_a_bridge_checkpoint_says_what_it_was_trained_on(
     configure: Callable[..., Any], folder: Path, first_weights: Path, tmp_path: Path
 ) -> None:

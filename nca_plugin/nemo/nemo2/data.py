@@ -149,6 +149,12 @@ class SourceDataModule(pl.LightningDataModule):
         self.data_sampler.seq_len = self.seq_length
         num_samples = self._num_samples()
         check_text(parts((self.paths, self.weights), None, self.split, "data.split"), num_samples, "data.split")
+        self._build(num_samples)
+        if stage == "fit" and self.trainer.is_global_zero:
+            for line in announcements(data, num_samples[0]):
+                print(line, flush=True)
+
+    def _build(self, num_samples: list[int]) -> None:
         config = SourceGPTDatasetConfig(
             random_seed=self.random_seed,
             sequence_length=self.seq_length,
@@ -166,9 +172,6 @@ class SourceDataModule(pl.LightningDataModule):
         self._train_ds, self._validation_ds, self._test_ds = BlendedMegatronDatasetBuilder(
             SourceGPTDataset, num_samples, lambda: True, config
         ).build()
-        if stage == "fit" and self.trainer.is_global_zero:
-            for line in announcements(data, num_samples[0]):
-                print(line, flush=True)
 
     @property
     def _vocab_size(self) -> int:
@@ -230,6 +233,11 @@ class SourceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
         """Return the loader of the training samples; NeMo gives it the sampler that starts at the consumed samples."""
+        steps = self.trainer.max_steps - self.trainer.global_step
+        read = self.data_sampler.init_consumed_samples + steps * self.global_batch_size
+        # The steps before had larger batches: the end that was asked for in `setup` would come too early.
+        if read > len(self._train_ds):
+            self._build([read, *self._num_samples()[1:]])
         return self._loader(self._train_ds, "train")
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
