@@ -203,6 +203,17 @@ def megatron(hf: Path) -> Path:
     return hf.with_name("megatron")
 
 
+def test_a_disk_without_room_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hf: Path, megatron: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    for action, origin in ((export_hf, megatron), (import_hf, hf)):
+        with pytest.raises(NCAPluginError, match=r"needs [\d.]+ kB more, .* has 1 kB free: make room, or choose"):
+            action(origin, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def write_tokenizer(folder: Path, num_ids: int) -> Path:
     from tokenizers import Tokenizer, models
 

@@ -121,6 +121,7 @@ def import_hf(
                 flush(file)
             for name in _module_states(llama.num_layers):
                 writer.add_object(name, Item(empty, 0, empty.stat().st_size))
+            writer.check_space()
             num_bytes = writer.num_bytes
             state = {
                 "args": Namespace(**arguments),

@@ -24,7 +24,7 @@ from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_folder, check_space
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 
@@ -95,6 +95,7 @@ def export_hf(
     if llama.zero_biases:
         notes.append("the biases of o_proj, which Megatron's model does not have, are written as zeros")
     num_bytes = sum(tensor.num_bytes for tensor in tensors)
+    check_space(target.parent, num_bytes, "the model", "choose another output")
     try:
         with complete_folder(target) as partial:
             num_files = write_folder(partial, tensors, max_shard_bytes, start_stage("writing", num_bytes))
