@@ -2,45 +2,74 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 from megatron_runs import MODEL
+from warm import WarmProcess
 
 from nca_plugin import errors
 from nca_plugin.cli import main
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import resolve_data_source
 
-LAUNCH = (sys.executable, "-m", "nca_plugin.launch.megatron", *MODEL, "--train-iters", "1")
+LAUNCH = (*MODEL, "--train-iters", "1")
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[WarmProcess]:
+    with WarmProcess("warm_megatron") as process:
+        yield process
+
+
+def check_refusal(code: int, stderr: str, reason: str, folder: Path) -> None:
+    assert code == 2
+    errors = [line for line in stderr.splitlines() if line.startswith("nca-plugin: error:")]
+    assert len(errors) == 1 and reason in errors[0], stderr[-2000:]
+    assert "Traceback" not in stderr
+    assert not list(folder.iterdir())
+
+
+def test_the_lack_of_a_stack_is_one_line(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "nca_plugin.launch.bridge", "--recipe", "x")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    check_refusal(done.returncode, done.stderr, "Megatron-Bridge is not installed", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"),
+    ("arguments", "reason"),
     [
-        ((sys.executable, "-m", "nca_plugin.launch.bridge", "--recipe", "x"), "Megatron-Bridge is not installed"),
         ((*LAUNCH, "--data-source", "ncaa"), "unknown source 'ncaa': did you mean 'nca'?"),
         ((*LAUNCH, "--data-source", "nca", "--nca-preset", "wbe"), "unknown NCA preset 'wbe'"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band", "0.7:0.9"), "above the ceiling 0.674"),
         ((*LAUNCH, "--data-source", "nca", "--nca-band"), "expected one argument"),
         ((*LAUNCH, "--nca-preset", "web"), "needs --data-source"),
         ((*LAUNCH, "--data-source", "nca", "--seq-length", "64"), "too short for two frames"),
-        pytest.param(
+        (
             (*LAUNCH, "--data-source", "nca", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9984"),
             "vocabulary of 9984 is smaller than the 10002 ids",
-            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_errors_of_launches_are_one_line_and_code_2(tmp_path: Path, command: tuple[str, ...], reason: str) -> None:
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("nca-plugin: error:")]
-    assert len(errors) == 1 and reason in errors[0], done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_errors_of_launches_are_one_line_and_code_2(
+    launcher: WarmProcess, tmp_path: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    ended = launcher.run("warm_megatron", arguments, tmp_path)
+    check_refusal(ended.code, ended.stderr, reason, tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "begins"), [((), "Usage: nca-plugin"), (("--version",), "nca-plugin 0.")])
+def test_what_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], begins: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    shown = capsys.readouterr()
+    assert not exit_.value.code and shown.out.strip().startswith(begins) and not shown.err
 
 
 @pytest.mark.parametrize(
@@ -72,6 +101,12 @@ def test_errors_of_launches_are_one_line_and_code_2(tmp_path: Path, command: tup
         (("show", "nca", "--split", "training"), "unknown split 'training'"),
         (("show", "nca", "--fps", "0"), "fps 0: must"),
         (("transfr",), "No such command 'transfr'"),
+        (("doctor", "missing"), "checkpoint missing does not exist"),
+        (("doctor", "existing.txt"), "existing.txt is no folder"),
+        (("doctor", "folder"), "checkpoint folder is empty"),
+        (("doctor", "."), "is no checkpoint: it holds"),
+        (("doctor", "--data", "nca://web"), "--data is compared with a checkpoint: name one"),
+        (("doctor", "a", "--data", "0.9 nca://web 0.1"), "is malformed: 0.1 is no path"),
         (("generate", "ncaa", "--tokens", "1M", "--out", "c"), "unknown source 'ncaa': did you mean 'nca'?"),
         (("generate", "nca", "--out", "c"), "Missing option '--tokens'"),
         (("generate", "nca", "--tokens", "1M"), "Missing option '--out'"),

@@ -311,6 +311,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--lr-decay-style": ["WSD"]}, "--lr-decay-style WSD needs --lr-wsd-decay-iters"),
     ({"--clip-grad": ["nan"]}, "--clip-grad nan: must be a finite number"),
     ({"--skip-train": [], "--train-iters": None}, "--train-iters is missing"),
+    ({"--attention-backend": ["local"]}, "--attention-backend local needs --spec local"),
     ({"--kv-channels": ["7"]}, "--kv-channels 7: must be even"),
     ({"--hidden-size": ["28"], "--kv-channels": None}, "--hidden-size / --num-attention-heads = 7: must be even"),
     *(

@@ -117,6 +117,11 @@ def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
             f"{options.name('ffn_hidden_size')} {args.ffn_hidden_size}: must be a multiple of 2 on each of "
             f"{args.tensor_model_parallel_size} tensor-parallel ranks with {options.name('swiglu')}"
         )
+    if args.attention_backend.name == "local" and args.spec is None:
+        raise NCAPluginError(
+            f"{options.name('attention_backend')} local needs {options.name('spec')} local: Megatron looks at what "
+            "that names"
+        )
     if args.num_experts and args.moe_router_topk > args.num_experts:
         raise NCAPluginError(
             f"{options.name('moe_router_topk')} {args.moe_router_topk} is more than {options.name('num_experts')} "
