@@ -22,7 +22,7 @@ from nca_plugin.megatron import assertions
 
 SEED = 20
 #: In `make test`, and in `make test-all`.
-FEW, MANY = 48, 600
+FEW, MANY = 60, 660
 #: Exit codes of a run, a refusal, a lost rank, and an interrupt.
 CODES = (0, 2, 75, 130)
 SECONDS = 60
