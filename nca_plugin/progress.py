@@ -21,11 +21,11 @@ def silent_stage(name: str, size: int) -> Callable[[int], None]:
 @contextmanager
 def lines_now_and_then(line: Callable[[], str]) -> Iterator[None]:
     """Print what `line` returns on stderr every 30 s, also while a step of the work takes longer."""
-    ended = threading.Event()
+    ended, stream = threading.Event(), sys.stderr
 
     def tell() -> None:
         while not ended.wait(SECONDS_BETWEEN_LINES):
-            print(line(), file=sys.stderr, flush=True)
+            print(line(), file=stream, flush=True)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

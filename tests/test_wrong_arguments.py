@@ -4,6 +4,7 @@ A case is a valid list of arguments with one or two mistakes in it. Some are non
 """
 
 import contextlib
+import json
 import logging
 import random
 import re
@@ -231,7 +232,7 @@ def cases(number: int) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[WarmProcess]:
-    with WarmProcess("warm_megatron") as process:
+    with WarmProcess("warm_megatron", "nca_plugin.launch.hydra") as process:
         yield process
 
 
@@ -245,6 +246,12 @@ def refuse_or_train(
     fault = _fault(ended)
     if fault is None and message is not None and (ended.code != 2 or not re.search(message, ended.stderr)):
         fault = f"does not say '{message}'"
+    if (
+        fault is None
+        and message is not None
+        and re.search("^(INFO|WARNING):", ended.stdout + ended.stderr, re.MULTILINE)
+    ):
+        fault = "is among what Megatron logs"
     left = sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
     if fault is None and ended.code == 2 and left:
         fault = f"leaves {left}"
@@ -300,6 +307,10 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ),
     ({"--global-batch-size": ["3"]}, "divisible by --eval-micro-batch-size"),
     ({"--tensor-model-parallel-size": ["2"]}, "--tensor-model-parallel-size 2 needs a multiple of 2 ranks"),
+    (
+        {"--expert-model-parallel-size": ["3"], "--num-experts": ["3"]},
+        "--expert-model-parallel-size 3 needs a multiple of 3 ranks, and 1 is there",
+    ),
     ({"--lr-warmup-iters": ["5"]}, "--lr-warmup-iters 5: must be less than --train-iters 1"),
     ({"--lr-warmup-fraction": ["1.5"]}, "--lr-warmup-fraction 1.5: must be below 1"),
     (
@@ -320,12 +331,42 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ),
     ({"--save": ["s"]}, "--save needs --save-interval"),
     ({"--eval-interval": None}, "--eval-interval is missing"),
-    ({"--train-samples": ["8"]}, "expected iteration-based training .*--train-samples 8"),
+    ({"--train-samples": ["8"]}, "--train-iters 1 and --train-samples 8 are both there: leave one of them out"),
     ({"--step-batch-size-schedule": ["0:4"]}, "both --step-batch-size-schedule and --global-batch-size"),
+    # As a shell splits what is not quoted.
+    (
+        {"--step-batch-size-schedule": ["0:2", "9B:4", "12B:8"]},
+        "9B:4 12B:8 after --step-batch-size-schedule belongs to no option: quote a value",
+    ),
+    ({"--eval-iters": ["9" * 20]}, "--eval-iters 9{20}: must be 1099511627776 or less"),
+    ({"--eval-iters": ["-1"]}, "--eval-iters -1: must be 0 or more, 0 for no validation"),
+    ({"--optimizer": ["sgd"], "--use-distributed-optimizer": []}, "--optimizer sgd has no distributed optimizer"),
+    (
+        {"--tokenizer-type": ["Llama2Tokenizer"], "--tokenizer-model": ["missing.model"]},
+        "--tokenizer-model missing.model cannot be read: No such file",
+    ),
+    ({"--hybrid-layer-pattern": ["*-*-"], "--num-layers": None}, "-layer-pattern .*with Transformer Engine only"),
+    (
+        {
+            "--hybrid-layer-pattern": ["**"],
+            "--spec": ["megatron.core.models.hybrid.hybrid_layer_specs", "hybrid_stack_spec"],
+            "--num-layers": None,
+        },
+        "-layer-pattern .*with Transformer Engine only",
+    ),
+    ({"--hybrid-layer-pattern": ["M-M-"], "--num-layers": None}, "M layers need mamba-ssm"),
+    (
+        {"--spec": ["megatron.core.models.hybrid.hybrid_layer_specs", "hybrid_stack_spec"]},
+        "is that of a hybrid, whose layers --hybrid-layer-pattern names",
+    ),
+    # What can only be negated is not written as its negation.
+    ({"--overlap-p2p-communication-warmup-flush": []}, "compatible with overlap_p2p_comm but not batch_p2p_comm"),
+    ({"--main-grads-dtype": ["bf16"]}, "--main-grads-dtype bf16"),
+    ({"--trigger-path": ["x"]}, "unknown option '--trigger-path': .* --help-megatron shows all"),
     ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (
         {"--data-path": ["five"], "--split": ["1,0,0"]},
-        "GPT2BPETokenizer cannot be loaded: .*: name one with",
+        "GPT2BPETokenizer cannot be loaded: .*: name a folder with --tokenizer-type HuggingFaceTokenizer",
     ),
     (
         {"--tokenizer-type": ["HuggingFaceTokenizer"], "--tokenizer-model": ["no/such"]},
@@ -391,6 +432,34 @@ def test_what_differs_from_the_checkpoint_is_named(
     arguments = {"--data-path": ["nca://toy"], **{option: [value] for option, value in VALID}, **changes}
     given = [part for option, values in arguments.items() for part in (option, *values)]
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, "--load", str(saved)], message) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "model.num_attention_heads 4: must be a multiple of model.num_query_groups 3"),
+        (
+            {"model": {"num_query_groups": "${nowhere}"}},
+            "'nowhere' not found: name the file that the NeMo Framework La",
+        ),
+        (
+            {"arguments": {"num-query-groups": 8}},
+            "model.num_attention_heads 4: must be .* of arguments.num-query-group",
+        ),
+    ],
+)
+def test_a_nemo_1_file_is_told_of_by_its_keys(
+    launcher: WarmProcess, tmp_path: Path, changes: dict[str, dict[str, object]], line: str
+) -> None:
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 3}
+    batches = {"micro_batch_size": 2, "global_batch_size": 4, "encoder_seq_length": 96, "max_position_embeddings": 96}
+    model = {**sizes, **batches, **changes.get("model", {}), "optim": {"name": "fused_adam", "lr": 1e-3}}
+    trainer = {"devices": 1, "num_nodes": 1, "precision": 32, "max_steps": 2, "limit_val_batches": 0}
+    trainer["val_check_interval"] = 2
+    (tmp_path / "nemo.yaml").write_text(json.dumps({**changes, "trainer": trainer, "model": model}))
+    arguments = ["--config-dir", tmp_path, "--config-name", "nemo", "data.source=nca://toy"]
+    ended = launcher.run("nca_plugin.launch.hydra", arguments, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 2 and re.search(line, ended.stderr), ended.stderr[-3000:]
 
 
 def test_a_tokenizer_with_gaps_between_its_ids_needs_as_many_rows(launcher: WarmProcess, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A Hydra configuration file as Megatron-LM arguments: one of ours, or one of NeMo 1."""
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ class Run:
     translation: Translation | None
     """How they came from a NeMo 1 file; None for other files."""
 
+    keys: dict[str, str] = field(default_factory=dict)
+    """By option, the key of a NeMo 1 file that it comes from."""
+
+    def spelling(self, option: str) -> str:
+        """Return how the file spells an option."""
+        return self.keys.get(option) or key_of(option)
+
 
 def compose_run(file: ConfigFile) -> DictConfig:
     """Return a file after overrides, which may add keys to `arguments` and `data`: those are checked later, by name.
@@ -85,8 +93,7 @@ def load_run(file: ConfigFile) -> Run:
     with in_context(f"configuration file {file.path}"):
         translation = None
         if is_nemo1(config):
-            sections = {key: value for key, value in resolved(config).items() if key not in _OURS}
-            translation = translate(sections)
+            translation = translate({key: value for key, value in _resolved_nemo1(config).items() if key not in _OURS})
             config = OmegaConf.masked_copy(config, _OURS)
         ours = checked_by(LaunchConfig, config)
         for name in ours.arguments:
@@ -96,7 +103,26 @@ def load_run(file: ConfigFile) -> Run:
         paths = data_path(ours.data)
         argv = megatron_arguments(arguments)
         unset = unset_options(ours.arguments)
-        return Run(argv if paths is None else with_data_path(argv, paths), unset, translation)
+        keys = {} if translation is None else _keys(translation, ours.arguments)
+        return Run(argv if paths is None else with_data_path(argv, paths), unset, translation, keys)
+
+
+def _resolved_nemo1(config: DictConfig) -> dict[Any, Any]:
+    try:
+        return resolved(config)
+    except NCAPluginError as error:
+        if "Interpolation key" not in str(error):
+            raise
+        raise NCAPluginError(
+            f"{error}: name the file that the NeMo Framework Launcher writes, <results_dir>/<name>_hydra.yaml, which "
+            "has all values"
+        ) from error
+
+
+def _keys(translation: Translation, arguments: Container[str]) -> dict[str, str]:
+    """Return, by option, the key of NeMo 1's that it comes from, unless it is among the file's `arguments`."""
+    rows = (*translation.defaults, *translation.translated)
+    return {f"--{name}": key for key, _, names in rows for name in names if name not in arguments}
 
 
 def unset_options(arguments: dict[str, Any]) -> list[str]:

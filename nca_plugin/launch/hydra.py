@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.hydra_files import resolved, shipped_folder
-from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, key_of, load_run
+from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
 from nca_plugin.launch.process import Parser, die_with_spawning_process, die_with_torchrun
@@ -50,7 +50,7 @@ def main() -> None:
             check_world_size(run)
             if run.translation is not None and os.environ.get("RANK", "0") == "0":
                 print(report(run.translation), flush=True)
-            launch(run.arguments, key_of, run.unset)
+            launch(run.arguments, run.spelling, run.unset)
 
 
 def _parser() -> Parser:

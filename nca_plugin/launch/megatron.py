@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
+from nca_plugin.progress import lines_now_and_then
 from nca_plugin.sources import is_source
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ HELP: Final = "--help-megatron"
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
 
 #: Where a user finds all options.
-_WHERE: Final = "python -m nca_plugin.launch.megatron --help shows all"
+_WHERE: Final = f"python -m nca_plugin.launch.megatron {HELP} shows all"
 
 
 def main() -> None:
@@ -124,7 +126,7 @@ def parsed(
         check_unvalidated(unvalidated, options, is_run=is_run, world_size=world_size)
         return parser
 
-    with held_output(), argument_errors(partial(option_names, spelling)):
+    with _sign_of_life(), held_output(), argument_errors(partial(option_names, spelling)):
         if is_run:
             args = parse_and_validate_args(completed, args_defaults=DEFAULTS)
         else:
@@ -134,6 +136,13 @@ def parsed(
             set_global_variables(args)
         _check_validated(args, is_run=is_run)
     return args
+
+
+def _sign_of_life() -> AbstractContextManager[None]:
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    line = "nca-plugin: still checking the arguments: a tokenizer is looked for on the Hugging Face hub for a minute"
+    return lines_now_and_then(lambda: line)
 
 
 def option_names(spelling: Callable[[str], str]) -> "OptionNames":
@@ -210,6 +219,11 @@ def complete_parser(
         raise NCAPluginError(unknown_names("option", unknown, map(spelling, known), _WHERE))
 
     def error(message: str) -> NoReturn:
+        words = message.removeprefix("unrecognized arguments: ").split(" ")
+        if words[0] in sys.argv and message.startswith("unrecognized"):
+            before = [argument for argument in sys.argv[: sys.argv.index(words[0])] if argument.startswith("--")]
+            after = f" after {spelling(before[-1])}" if before else ""
+            message = f"{' '.join(words)}{after} belongs to no option: quote a value that has spaces"
         raise NCAPluginError(message)
 
     parser.error = error  # type: ignore[method-assign]

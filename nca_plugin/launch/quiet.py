@@ -15,6 +15,8 @@ _WARNINGS: Final = (
     r"MimoModelConfig is experimental",
     r"'pin_memory' argument is set as true but no accelerator is found",
     # What is overridden is the launcher's.
+    # A folder of NeMo's container; a group of files that is lacking says so itself.
+    r"provider=hydra\.searchpath in main",
     r"Overriding default arguments for tokenizer_type:GPT2BPETokenizer",
 )
 _LOGGED: Final = {"megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED"}

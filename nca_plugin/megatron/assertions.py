@@ -9,6 +9,7 @@ import ast
 import contextlib
 import functools
 import io
+import logging
 import os
 import re
 import sys
@@ -36,6 +37,8 @@ _TERSE: Final = (KeyError, IndexError, AttributeError, ZeroDivisionError, TypeEr
 #: that it calls. Of any other error, such as a lack of memory, the user needs the traceback.
 _CHECKS: Final = (AssertionError, ValueError, OverflowError, ImportError, FileNotFoundError)
 _LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+#: As options name them.
+_DTYPES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "fp8"}
 #: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
 _TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
 
@@ -65,7 +68,14 @@ class OptionNames:
         is_flag = action.nargs == 0
         if value is None or (is_flag and value == action.default):
             return f"no {self.name(dest)}"
-        return self.name(dest) if is_flag else f"{self.name(dest)} {getattr(value, 'name', value)}"
+        if is_flag:
+            return self.name(dest)
+        text = _DTYPES.get(value, value) if isinstance(value, torch.dtype) else getattr(value, "name", value)
+        return f"{self.name(dest)} {text}"
+
+    def is_negation(self, dest: str) -> bool:
+        """Whether the user can only write that an argument is not to be, such as `--no-rope-fusion`."""
+        return self.actions[dest].nargs == 0 and self.actions[dest].const is False
 
 
 class _HeldOutput(io.TextIOBase):
@@ -104,14 +114,22 @@ def held_output() -> Iterator[None]:
     """Print what is printed in the context only when it ends, and not at all if it ends with an `NCAPluginError`: the
     line that says what is wrong would be lost among hundreds."""
     output, errors = _HeldOutput(sys.stdout), _HeldOutput(sys.stderr)
+    # Megatron sets one up as it is imported.
+    loggers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    held = {sys.stdout: output, sys.stderr: errors}
+    before = {handler: handler.stream for handler in loggers if handler.stream in held}
     is_printed = True
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            for handler, stream in before.items():
+                handler.setStream(held[stream])
             yield
     except NCAPluginError:
         is_printed = False
         raise
     finally:
+        for handler, stream in before.items():
+            handler.setStream(stream)
         output.release(is_printed=is_printed)
         errors.release(is_printed=is_printed)
 
@@ -245,18 +263,21 @@ def _described_tokenizer(args: argparse.Namespace, options: OptionNames) -> str:
 
 
 def _way_out(args: argparse.Namespace, options: OptionNames) -> str:
-    """Return what to do about a tokenizer that Megatron has chosen, because the user has not."""
-    if args.tokenizer_type != "GPT2BPETokenizer" or args.vocab_file:
+    """Return what to do about a tokenizer that Megatron looks for on the hub, also where the user has its files."""
+    if args.tokenizer_type != "GPT2BPETokenizer":
         return ""
-    names = f"{options.name('tokenizer_type')} and {options.name('tokenizer_model')}"
-    return f": name one with {names}, or {options.name('vocab_file')} and {options.name('merge_file')}"
+    return (
+        f": name a folder with {options.name('tokenizer_type')} HuggingFaceTokenizer {options.name('tokenizer_model')}"
+    )
 
 
 def _translated(text: str, options: OptionNames) -> str:
     """Return a text with the names of arguments as the user writes them."""
 
     def spelled(match: re.Match[str]) -> str:
-        return options.name(match[1]) if match[1] in options.actions else match[0]
+        # A negation in place of what it negates would turn the sentence around.
+        is_other = match[1] not in options.actions or options.is_negation(match[1])
+        return match[0] if is_other else options.name(match[1])
 
     text = re.sub(r"(?<![\w.])(?:args|self|config)\.(\w+)", spelled, text)
     # A name without an underscore may be a word of the sentence.

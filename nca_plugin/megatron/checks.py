@@ -15,6 +15,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import is_number
+from nca_plugin.megatron.kernels import has_spec_of_megatron, installed
 from nca_plugin.megatron.text import split_shares
 from nca_plugin.sources import is_source
 
@@ -53,12 +54,23 @@ def check_loading(args: Any, has_source: bool) -> None:
 
 def _check_code_of_layers(args: Any) -> None:
     """Refuse layers that Megatron finds no code for, after it has begun to build them."""
-    is_of_megatron = args.spec is None or args.spec[0].startswith("megatron.")
-    if "M" in (args.hybrid_layer_pattern or "") and is_of_megatron and find_spec("mamba_ssm") is None:
-        raise NCAPluginError(
-            f"--hybrid-layer-pattern {args.hybrid_layer_pattern}: M layers need mamba-ssm, which is not installed: pip "
-            "install mamba-ssm, on a machine with CUDA"
-        )
+    pattern = args.hybrid_layer_pattern
+    if has_spec_of_megatron(args):
+        if "M" in (pattern or "") and find_spec("mamba_ssm") is None:
+            raise NCAPluginError(
+                f"--hybrid-layer-pattern {pattern}: M layers need mamba-ssm, which is not installed: pip install "
+                "mamba-ssm, on a machine with CUDA"
+            )
+        if pattern is not None and not installed().has_transformer_engine:
+            raise NCAPluginError(
+                f"--hybrid-layer-pattern {pattern}: Megatron makes layers of a hybrid with Transformer Engine only, "
+                "which is not installed: run where it is, or name layers of your own with --spec"
+            )
+        if pattern is None and args.spec is not None and ".hybrid." in args.spec[0]:
+            raise NCAPluginError(
+                f"--spec {' '.join(args.spec)} is that of a hybrid, whose layers --hybrid-layer-pattern names: add it, "
+                "or leave --spec out"
+            )
     has_torch_norms = args.transformer_impl == "local" and (args.normalization == "RMSNorm" or not find_spec("apex"))
     if getattr(args, "layernorm_zero_centered_gamma", False) and has_torch_norms:
         raise NCAPluginError(

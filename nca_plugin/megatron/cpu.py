@@ -13,6 +13,7 @@ import collections
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import types
 from collections.abc import Callable
@@ -56,6 +57,10 @@ def enable() -> None:
     _replace_accelerator()
     _force_gloo()
     _give_loaders_a_generator()
+    # CUDA's generator is the CPU's here.
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
+        lambda record: not record.getMessage().startswith("CPU RNG state changed within GPU RNG context")
+    )
     _CpuDevices().__enter__()  # type: ignore[no-untyped-call]
 
 

@@ -17,6 +17,10 @@ _READ: Final = (
 )
 #: What a NullTokenizer, that of sources, does not look at.
 _OF_TEXT: Final = ("vocab_file", "merge_file")
+#: Others may be a folder, or a name on the hub.
+_TOKENIZERS_IN_A_FILE: Final = (
+    *("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer"),
+)
 _FOLDERS_WRITTEN: Final = (
     *("save", "tensorboard_dir", "wandb_save_dir", "data_cache_path", "logits_save_dir", "ckpt_convert_save"),
     *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "config_logger_dir"),
@@ -42,6 +46,8 @@ def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) ->
             continue
         if (value := _local(args, argument)) is not None:
             _check_file(value, name(argument))
+    if args.tokenizer_type in _TOKENIZERS_IN_A_FILE and (value := _local(args, "tokenizer_model")) is not None:
+        _check_file(value, name("tokenizer_model"))
     if (value := _local(args, "per_dataset_sequences_path")) is not None:
         _check_mapping(value, name("per_dataset_sequences_path"))
     if is_run:

@@ -117,7 +117,9 @@ def check_kernels(args: Namespace, kernels: Kernels) -> None:
         "--multi-latent-attention": args.multi_latent_attention,
         "--use-precision-aware-optimizer": args.use_precision_aware_optimizer,
         f"--attention-backend {args.attention_backend.name}": args.attention_backend.name in ("flash", "fused"),
-        "--hybrid-layer-pattern without a --spec": args.hybrid_layer_pattern is not None and args.spec is None,
+        "--hybrid-layer-pattern without a --spec of your own": (
+            args.hybrid_layer_pattern is not None and has_spec_of_megatron(args)
+        ),
         # Apex has a layer norm only.
         "--normalization RMSNorm beside Apex": args.normalization == "RMSNorm" and kernels.has_apex,
     }
@@ -126,6 +128,11 @@ def check_kernels(args: Namespace, kernels: Kernels) -> None:
             f"without Transformer Engine, a run on CUDA cannot have {', '.join(asked)}: change the run, or install "
             "Transformer Engine"
         )
+
+
+def has_spec_of_megatron(args: Namespace) -> bool:
+    """Whether a run's layers are made as Megatron, rather than a module of the user's, says."""
+    return args.spec is None or args.spec[0].startswith("megatron.")
 
 
 def added_arguments(args: Namespace, kernels: Kernels) -> list[str]:

@@ -38,6 +38,8 @@ _LEAST: Final = {
 }
 _MOST: Final = {
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 1),
+    # More than any run; with their batches, they are still numbers of samples.
+    **dict.fromkeys(("train_iters", "train_samples", "eval_iters"), 1 << 40),
     # Of processes on each rank, and what NumPy takes.
     **{"num_workers": 1024, "seed": (1 << 31) - 1},
 }
@@ -94,7 +96,8 @@ def _check_numbers(args: Namespace, options: OptionNames) -> None:
         if not math.isfinite(value):
             raise NCAPluginError(f"{options.name(argument)} {value}: must be a finite number")
         if value < least:
-            raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more")
+            meaning = ", 0 for no validation" if argument == "eval_iters" else ""
+            raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more{meaning}")
         if value > _MOST.get(argument, math.inf):
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {_MOST[argument]} or less")
 
@@ -180,8 +183,18 @@ def _check_length(args: Namespace, options: OptionNames) -> None:
             f"{options.name('train_iters')} is missing: say how long to train, with it or with "
             f"{options.name('train_samples')}"
         )
+    if args.train_iters is not None and args.train_samples is not None:
+        raise NCAPluginError(
+            f"{options.name('train_iters')} {args.train_iters} and {options.name('train_samples')} "
+            f"{args.train_samples} are both there: leave one of them out"
+        )
     if args.skip_train:
         return
+    if args.optimizer == "sgd" and args.use_distributed_optimizer:
+        raise NCAPluginError(
+            f"{options.name('optimizer')} sgd has no distributed optimizer: leave "
+            f"{options.name('use_distributed_optimizer')} out"
+        )
     if args.eval_interval is None and not args.full_validation:
         raise NCAPluginError(
             f"{options.name('eval_interval')} is missing, which Megatron divides by also with "
@@ -194,14 +207,25 @@ def _check_length(args: Namespace, options: OptionNames) -> None:
 
 
 def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None:
-    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    sizes = {name: getattr(args, name) for name in names}
-    if world_size % math.prod(sizes.values()):
-        shown = " x ".join(f"{options.name(name)} {size}" for name, size in sizes.items() if size > 1)
-        raise NCAPluginError(
-            f"{shown} needs a multiple of {math.prod(sizes.values())} ranks, and {world_size} "
-            f"{'is' if world_size == 1 else 'are'} there: start more with torchrun, or change the sizes"
-        )
+    of_experts = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    for sizes in (
+        {
+            name: getattr(args, name)
+            for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+        },
+        {
+            "pipeline_model_parallel_size": args.pipeline_model_parallel_size,
+            "expert_model_parallel_size": args.expert_model_parallel_size,
+            "expert_tensor_parallel_size": of_experts,
+        },
+    ):
+        needed = math.prod(sizes.values())
+        if world_size % needed:
+            shown = " x ".join(f"{options.name(name)} {size}" for name, size in sizes.items() if size > 1)
+            raise NCAPluginError(
+                f"{shown} needs a multiple of {needed} ranks, and {world_size} {'is' if world_size == 1 else 'are'} "
+                "there: start more with torchrun, or change the sizes"
+            )
 
 
 def _check_packages(args: Namespace, options: OptionNames) -> None:
