@@ -141,7 +141,7 @@ def parsed(
 def _sign_of_life() -> AbstractContextManager[None]:
     if os.environ.get("RANK", "0") != "0":
         return nullcontext()
-    line = "nca-plugin: still checking the arguments: a tokenizer is looked for on the Hugging Face hub for a minute"
+    line = "nca-plugin: still checking the arguments; to look for a tokenizer on the Hugging Face hub can take a minute"
     return lines_now_and_then(lambda: line)
 
 
