@@ -38,6 +38,26 @@ def check_folder(folder: Path) -> None:
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is read-only for this user; choose another output")
 
 
+def read_lines(path: Path, option: str) -> list[str]:
+    """Return the lines of a text file that an option names. Raises `NCAPluginError` if it is none."""
+    # What is no plain file, such as a pipe, may have no end.
+    if path.exists() and not path.is_file():
+        raise NCAPluginError(f"{option} {path} is no file")
+    try:
+        return path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise NCAPluginError(f"{option} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise NCAPluginError(f"{option} {path} is not UTF-8 text") from error
+
+
+def check_outside(target: Path, *sources: Path) -> None:
+    """Raise `NCAPluginError` if an output lies within a folder that is only read."""
+    for folder in sources:
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise NCAPluginError(f"output {target} lies within {folder}, which is only read: choose another place")
+
+
 def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:
     """Raise `NCAPluginError` if the disk of `folder`, which need not exist, has less than `num_bytes` left for `what`.
 

@@ -66,6 +66,8 @@ def parse_count(text: str, name: str = "") -> int:
         count = None if rest else count
     if count is None:
         shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        if _COUNT.fullmatch(text.strip().upper().removeprefix("-")) and "-" in text:
+            raise NCAPluginError(f"{name}{name and ' '}{shown}: must not be below 0")
         raise NCAPluginError(
             f"{name}{name and ' '}'{shown}': must be a whole number, such as 164000000, 164,000,000, 164_000_000, "
             "1.64e8, 164M or 2.5B"

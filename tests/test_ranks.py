@@ -203,6 +203,14 @@ def test_what_is_not_enough_is_one_line(environment: dict[str, str], message: st
         ({"RANK": "0", "WORLD_SIZE": "2"}, True),
         # Rank 0 says it.
         ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, False),
+        # What is no rank of its job says it too.
+        ({"PMI_RANK": "3", "PMI_SIZE": "2"}, True),
+        ({"PMIX_RANK": "1"}, True),
+        ({"ALPS_APP_PE": "1"}, True),
+        ({"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": "29511"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nope.invalid", "MASTER_PORT": "29511"}, True),
     ],
 )
 def test_a_process_that_is_no_rank_says_why(

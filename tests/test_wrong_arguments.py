@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -285,6 +286,8 @@ def lay_out(folder: Path) -> None:
         (folder / f"{name}.idx").write_bytes(b"".join(layout.chunks()))
         (folder / f"{name}.bin").write_bytes(bytes(documents * layout.document_bytes))
     (folder / "cut.bin").write_bytes(b"ab")
+    shutil.copy(folder / "five.idx", folder / "high.idx")
+    (folder / "high.bin").write_bytes(b"\x2c\x01" * (5 * 40))
     (folder / "short.idx").write_bytes((folder / "short.idx").read_bytes()[:50])
     (folder / "no-header.idx").write_bytes(b"MMIDIDX")
     (folder / "no-header.bin").write_bytes(b"")
@@ -362,6 +365,21 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     # What can only be negated is not written as its negation.
     ({"--overlap-p2p-communication-warmup-flush": []}, "compatible with overlap_p2p_comm but not batch_p2p_comm"),
     ({"--main-grads-dtype": ["bf16"]}, "--main-grads-dtype bf16"),
+    *(
+        ({"--data-path": [path], "--split": ["0,1,0"], **NULL_TOKENIZER}, "--split 0,1,0 leaves nothing to train on")
+        for path in ("nca://toy?vocab_offset=0", "five")
+    ),
+    *(
+        ({"--data-path": ["nca://toy"], "--split": [split]}, "--split .*: must be up to three numbers")
+        for split in ("nan,1,0", "1e-9,1,0", "a", "99;1;0", "1,-1", "0,0,0", "")
+    ),
+    ({"--spec": ["no_such_module", "x"]}, "--spec no_such_module x cannot be imported: No module named"),
+    ({"--gpu-sniff-test-interval": ["0"]}, "CPU mode cannot do --gpu-sniff-test-interval 0"),
+    ({"--save-activations-interval": ["-1"]}, "--save-activations-interval -1: must be 1 or more"),
+    (
+        {"--data-path": None, "--train-data-path": ["five"], "--valid-data-path": ["five"], **NULL_TOKENIZER},
+        "--eval-iters 0 reads nothing of --valid-data-path",
+    ),
     ({"--trigger-path": ["x"]}, "unknown option '--trigger-path': .* --help-megatron shows all"),
     ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (
@@ -412,6 +430,16 @@ RESUMED: Sequence[tuple[dict[str, list[str]], str]] = (
         "--train-iters 1 with --global-batch-size 2, in the checkpoint 1 with --global-batch-size 4",
     ),
     ({"--train-iters": ["2"]}, "--train-iters 2, in the checkpoint 1"),
+    # Other tensors, or others computed with the same ones.
+    ({"--normalization": ["LayerNorm"]}, "--normalization LayerNorm, in the checkpoint RMSNorm"),
+    ({"--untie-embeddings-and-output-weights": []}, "--untie-embeddings-and-output-weights is not in the checkpoint"),
+    ({"--add-qkv-bias": []}, "--add-qkv-bias is not in the checkpoint"),
+    ({"--qk-layernorm": []}, "--qk-layernorm is not in the checkpoint"),
+    ({"--num-experts": ["2"]}, "--num-experts is not in the checkpoint"),
+    ({"--position-embedding-type": ["none"]}, "--position-embedding-type none, in the checkpoint rope"),
+    ({"--rotary-base": ["500000"]}, "--rotary-base 500000, in the checkpoint 10000"),
+    ({"--rotary-percent": ["0.5"]}, "--rotary-percent 0.5, in the checkpoint 1.0"),
+    ({"--bf16": []}, "--bf16 is not in the checkpoint"),
 )
 
 
@@ -460,6 +488,26 @@ def test_a_nemo_1_file_is_told_of_by_its_keys(
     arguments = ["--config-dir", tmp_path, "--config-name", "nemo", "data.source=nca://toy"]
     ended = launcher.run("nca_plugin.launch.hydra", arguments, tmp_path, ENVIRONMENT, SECONDS)
     assert ended.code == 2 and re.search(line, ended.stderr), ended.stderr[-3000:]
+
+
+def test_a_checkpoint_that_lacks_its_description_is_one_line(
+    launcher: WarmProcess, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "iter_0000001" / "metadata.json").unlink()
+    given = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    for option in ("--load", "--pretrained-checkpoint"):
+        arguments = [*given, option, str(tmp_path / "copy")]
+        assert refuse_or_train(launcher, tmp_path / option, arguments, "lacks metadata.json") is None
+
+
+def test_ids_of_text_that_the_model_has_no_rows_for_are_one_line(launcher: WarmProcess, tmp_path: Path) -> None:
+    arguments = ["--data-path", "high", "--split", "1,0,0", "--tokenizer-type", "NullTokenizer", "--vocab-size", "9"]
+    arguments += [*(part for pair in VALID for part in pair), *FIXED]
+    lay_out(tmp_path)
+    ended = launcher.run("warm_megatron", arguments, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 2 and "Traceback" not in ended.stderr
+    assert "has the id 300, and the model only 128 rows" in ended.stderr
 
 
 def test_a_tokenizer_with_gaps_between_its_ids_needs_as_many_rows(launcher: WarmProcess, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_folder, check_outside
 from nca_plugin.json_files import shown
 from nca_plugin.progress import StartStage, silent_stage
 
@@ -94,6 +94,7 @@ def import_hf(
         raise NCAPluginError(f"--seed {seed}: must lie in 0 .. 2^64 - 1")
     if not origin.is_dir():
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
+    check_outside(target, origin)
     tensors, llama, notes = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
     dtypes = {WEIGHT_DTYPES[tensor.dtype].name for tensor in tensors.values()}

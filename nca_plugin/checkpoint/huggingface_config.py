@@ -27,7 +27,8 @@ _QUANTIZATION: Final = ("quantization_config", "compression_config")
 #: Entries that make another model of a Llama, for some program that reads such folders, and the values that do not.
 _CHANGES: Final[Mapping[str, tuple[object, ...]]] = {
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "no_rope_layers"), (0, [])),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ()),
+    # Code of the model's own among them.
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "auto_map"), ()),
     **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "use_bidirectional_attention"), ()),
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), (1,)),
     **dict.fromkeys(("scale_emb", "attention_multiplier", "scale_depth"), (1,)),
@@ -163,7 +164,7 @@ def _check_number(name: str, number: Any) -> None:
 
 def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> Iterator[str]:
     """Yield what makes it another model than Megatron's."""
-    if config.hidden_act != "silu":
+    if config.hidden_act not in ("silu", "swish"):
         yield f"hidden_act {shown(config.hidden_act)}, where Megatron's --swiglu has SiLU"
     for name in _QUANTIZATION:
         if values.get(name):

@@ -24,7 +24,7 @@ from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.checkpoint.vocabulary import ROW_TENSORS
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder, check_space
+from nca_plugin.files import check_folder, check_outside, check_space
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 
@@ -75,6 +75,7 @@ def export_hf(
     check_absent(target)
     check_folder(target.parent)
     checkpoint = read_checkpoint(origin)
+    check_outside(target, origin, checkpoint.root)
     found, notes = _found(checkpoint)
     embedding = next((rows for (name, _), rows in found.items() if name == EMBEDDING), None)
     if embedding is None:

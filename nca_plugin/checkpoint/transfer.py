@@ -17,7 +17,7 @@ from nca_plugin.checkpoint.start import context_files, data_folder, new_common_s
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.write import Entry, KeptBlock, Writer, check_records, why_no_link
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_folder, check_outside
 from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.trained_on import Lineage
 
@@ -59,9 +59,7 @@ def transfer(
     lineage = read_trained(source).ended
     changes, vocabulary = changes_of(checkpoint, transition)
     check_freeze(checkpoint, transition.freeze)
-    for folder in (origin, checkpoint.root):
-        if target.resolve().is_relative_to(folder.resolve()):
-            raise NCAPluginError(f"output {target} lies within {folder}, which is only read: choose another place")
+    check_outside(target, origin, checkpoint.root)
     tokenizer = saved_tokenizer(checkpoint)
     report: dict[str, Any] = {
         "from": str(checkpoint.root),

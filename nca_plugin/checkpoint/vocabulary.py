@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nca_plugin.checkpoint.contents import Tensor
 from nca_plugin.checkpoint.dtypes import Values
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import read_lines
 
 #: Tensors with a row for every token id.
 ROW_TENSORS: Final = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
@@ -63,10 +64,7 @@ def read_row_map(path: Path) -> RowMap:
     Raises:
         NCAPluginError: a file that cannot be read, a line of another form, or a new row twice.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise NCAPluginError(f"--row-map {path} cannot be read: {error}") from error
+    lines = read_lines(path, "--row-map")
     new, old = [], []
     for number, line in enumerate(lines, 1):
         fields = line.split("#", 1)[0].split()

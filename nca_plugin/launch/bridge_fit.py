@@ -20,7 +20,7 @@ from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
-from nca_plugin.megatron.text import check_text, parts
+from nca_plugin.megatron.text import check_text, check_trains, parts
 from nca_plugin.nemo.bridge import SourceDatasetConfig
 from nca_plugin.sources import is_source
 
@@ -79,6 +79,7 @@ def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) 
         way_out="set model.vocab_size={} or more, or tokenizer.vocab_size with a NullTokenizer",
     )
     dataset.vocab_size = vocab_size
+    check_trains(dataset.split or "", "dataset.split")
     check_text(parts(dataset.blend, None, dataset.split, "dataset.split"), (1, 1, 1), "dataset.split")
 
 
@@ -144,10 +145,14 @@ def describe_data(config: Any) -> None:
     config.dataset.resumed_samples = None if resumed is None else _resumed_samples(config, find_checkpoint(resumed))
 
 
-def _resumed_samples(config: Any, checkpoint: Path) -> list[int]:
-    """Return the samples of training and validation that a run reads in all that resumes a checkpoint."""
+def _resumed_samples(config: Any, checkpoint: Path) -> list[int] | None:
+    """Return the samples of training and validation that a run reads in all that resumes a checkpoint; None for one of
+    Megatron-LM's."""
     train, validation = config.train, config.validation
-    state = read_train_state(get_checkpoint_train_state_filename(str(checkpoint)))
+    file = get_checkpoint_train_state_filename(str(checkpoint))
+    if not Path(file).exists():
+        return None
+    state = read_train_state(file)
     steps = train.train_iters or train.train_samples // train.global_batch_size
     read = state.consumed_train_samples + max(0, steps - state.step) * train.global_batch_size
     if not validation.eval_interval:

@@ -5,6 +5,7 @@ torchrun's variables come first: where they are set, as in a torchrun that a sch
 
 import os
 import re
+import socket
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 #: Ports from which one is taken by the job's identity; below those that the system gives to connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
@@ -62,6 +63,8 @@ _STARTERS: Final = (
     ),
     _PMI,
     _SLURM,
+    _Starter("PALS", "PALS_RANKID", ("PALS_SIZE",), ("PALS_LOCAL_RANKID",), ("PALS_LOCAL_SIZE",), ("PALS_APID",)),
+    _Starter("aprun", "ALPS_APP_PE", (), (), (), ()),
     _Starter("PMIx", "PMIX_RANK", ("PMIX_SIZE",), ("PMIX_LOCAL_RANK",), ("PMIX_LOCAL_SIZE",), ("PMIX_NAMESPACE",)),
 )
 
@@ -91,13 +94,27 @@ def take_rank_beside_lightning() -> None:
 
 def _checked_variables() -> dict[str, str]:
     try:
-        return rank_variables(os.environ)
+        variables = rank_variables(os.environ)
+        # torchrun has spoken to the machine already.
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            _check_address({**os.environ, **variables})
+        return variables
     except NCAPluginError:
         # The line that says why is printed once, by each process if none of them knows which it is.
         rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
         if not (_is_number(rank) and _is_number(world) and int(rank) < int(world)):
-            os.environ["RANK"] = next((os.environ[each.rank] for each in _STARTERS if each.rank in os.environ), "0")
+            os.environ["RANK"] = _rank_that_tells()
         raise
+
+
+def _rank_that_tells() -> str:
+    """Return the rank by what started this process, "0" if it is none, so that the line is never left unsaid."""
+    for starter in _STARTERS:
+        if starter.rank in os.environ:
+            rank = os.environ[starter.rank]
+            size = next((os.environ[name] for name in starter.sizes if name in os.environ), "")
+            return rank if _is_number(rank) and _is_number(size) and int(rank) < int(size) else "0"
+    return "0"
 
 
 def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -151,7 +168,7 @@ def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
     if "LOCAL_RANK" in environment:
         _number(environment, "LOCAL_RANK")
     _check_port(environment)
-    missing = [name for name in _ALONE if name not in environment]
+    missing = [name for name in _ALONE if not environment.get(name)]
     if missing and size > 1:
         raise NCAPluginError(
             f"RANK={rank} and WORLD_SIZE={size} are set without {' and '.join(missing)}: set MASTER_ADDR to the "
@@ -160,8 +177,19 @@ def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: _ALONE[name] for name in missing}
 
 
+def _check_address(environment: Mapping[str, str]) -> None:
+    """Refuse a name that no machine has: the ranks would look for it for many minutes."""
+    address = environment["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise NCAPluginError(
+            f"MASTER_ADDR={address} cannot be found: {one_line(error)}; set it to the machine of rank 0"
+        ) from error
+
+
 def _check_port(environment: Mapping[str, str]) -> None:
-    if "MASTER_PORT" in environment and not _number(environment, "MASTER_PORT") < 1 << 16:
+    if environment.get("MASTER_PORT") and not _number(environment, "MASTER_PORT") < 1 << 16:
         raise NCAPluginError(f"MASTER_PORT={environment['MASTER_PORT']} is no port: ports end at 65535")
 
 
@@ -200,9 +228,9 @@ def _rank_of(starter: _Starter, size: int, environment: Mapping[str, str]) -> di
         variables["LOCAL_WORLD_SIZE"] = str(local_size)
     _check_port(environment)
     is_one_machine = local_size == size
-    if "MASTER_ADDR" not in environment:
+    if not environment.get("MASTER_ADDR"):
         variables["MASTER_ADDR"] = _address(starter, is_one_machine=is_one_machine, environment=environment)
-    if "MASTER_PORT" not in environment:
+    if not environment.get("MASTER_PORT"):
         job = "/".join(environment[name] for name in starter.jobs if name in environment)
         if not job and is_one_machine:
             job = str(_starting_process(starter.rank))

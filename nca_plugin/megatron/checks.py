@@ -5,6 +5,7 @@ Each is refused before any model is built. The facts are those of megatron-core 
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.arguments import is_number
+from nca_plugin.megatron.dataset import is_ours
 from nca_plugin.megatron.kernels import has_spec_of_megatron, installed
-from nca_plugin.megatron.text import split_shares
+from nca_plugin.megatron.text import check_trains, split_shares
 from nca_plugin.sources import is_source
 
 #: What needs a dataset or a forward step of its own.
@@ -55,6 +57,12 @@ def check_loading(args: Any, has_source: bool) -> None:
 def _check_code_of_layers(args: Any) -> None:
     """Refuse layers that Megatron finds no code for, after it has begun to build them."""
     pattern = args.hybrid_layer_pattern
+    if args.spec and args.spec[0] != "local":
+        try:
+            import_module(args.spec[0])
+        except ImportError as error:
+            # Megatron would take layers of its own.
+            raise NCAPluginError(f"--spec {' '.join(args.spec)} cannot be imported: {one_line(error)}") from error
     if has_spec_of_megatron(args):
         if "M" in (pattern or "") and find_spec("mamba_ssm") is None:
             raise NCAPluginError(
@@ -195,6 +203,8 @@ def _check_validation(args: Any) -> None:
             present, missing = missing, present
         raise NCAPluginError(f"Megatron's {present} works only with {missing}: add it, for one validation set too")
     blend, blend_per_split = get_blend_and_blend_per_split(args)
+    if blend is not None and not args.skip_train and args.split:
+        check_trains(args.split, "--split")
     if args.full_validation:
         _check_full_validation(args, _paths(blend_per_split[1] if blend_per_split else blend))
         has_test = blend_per_split[2] is not None if blend_per_split else _shares(args)[2] > 0
@@ -206,6 +216,10 @@ def _check_validation(args: Any) -> None:
         raise NCAPluginError(
             "--eval-iters above 0 without validation data ends the run when it validates: add --eval-iters 0, or give "
             "--split a second part or the run --valid-data-path"
+        )
+    elif blend_per_split and not args.eval_iters and not all(map(is_ours, _paths(blend_per_split[1]))):
+        raise NCAPluginError(
+            "--eval-iters 0 reads nothing of --valid-data-path, which Megatron refuses: leave one of the two out"
         )
     elif len(_paths(blend)) > 1 and not args.eval_iters and any(_shares(args)[1:]):
         raise NCAPluginError(

@@ -67,13 +67,18 @@ def check_memory(args: Namespace) -> None:
         )
 
 
+def _is_given(args: Namespace, name: str, options: OptionNames) -> bool:
+    value = getattr(args, name)
+    return value is not None and value is not False and value != options.actions[name].default
+
+
 def check_cpu_mode(args: Namespace, options: OptionNames) -> None:
     """Raise `NCAPluginError`, with all of them, if arguments need a GPU, and print those that have no effect.
 
     Args:
         args: Megatron-LM's, parsed; those of `CPU_ARGUMENTS` among them.
     """
-    given = [n for n in _NEEDS_GPU if n in options.actions and getattr(args, n) not in (None, False, 0, 0.0)]
+    given = [n for n in _NEEDS_GPU if n in options.actions and _is_given(args, n, options)]
     given += [n for n, values in _VALUES_NEED_GPU.items() if n in options.actions and getattr(args, n) in values]
     if given:
         shown = ", ".join(options.shown(name, getattr(args, name)) for name in given)

@@ -6,6 +6,7 @@ time and memory do not depend on the length of the run.
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -110,7 +111,10 @@ class SourceGPTDataset(GPTDataset):
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
         if isinstance(self.dataset, IndexedDataset):
-            return super().__getitem__(idx)
+            text: dict[str, torch.Tensor] = super().__getitem__(idx)
+            if isinstance(self.config, SourceGPTDatasetConfig) and self.config.vocab_size is not None:
+                check_ids(text, self.config.vocab_size, f"data path {self.dataset_path}")
+            return text
         length = self.config.sequence_length
         if self.num_samples is None and idx is not None and idx >= self.dataset.num_documents:
             idx = None
@@ -172,6 +176,17 @@ def is_ours(path: str) -> bool:
 def open_path(path: str) -> Source | IndexedSource:
     """Return the corpus or the source that a data path names. Raises `NCAPluginError` if it cannot be."""
     return IndexedSource(path) if is_corpus(path) else parse(path)
+
+
+def check_ids(batch: Mapping[str, torch.Tensor | None], rows: int, what: str) -> None:
+    """Raise `NCAPluginError` for ids that a model has no rows for: the index of text does not say which it has."""
+    tensors = map(batch.get, ("tokens", "labels"))
+    highest = max((int(tensor.max()) for tensor in tensors if tensor is not None), default=0)
+    if highest >= rows:
+        raise NCAPluginError(
+            f"{what} has the id {highest}, and the model only {rows} rows: give the vocabulary of the tokenizer that "
+            "the text was prepared with"
+        )
 
 
 def check_fit(source: Source | IndexedSource, seq_length: int, vocab_size: int | None) -> None:

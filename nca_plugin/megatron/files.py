@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.files import check_folder
 
@@ -99,8 +100,10 @@ def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
     for argument in ("load", "pretrained_checkpoint"):
         if (path := _local(args, argument)) is not None and path.exists() and not path.is_dir():
             raise NCAPluginError(f"{name(argument)} {path} is no folder")
-    if args.load is not None and checkpoint_exists(args.load):
-        return
+    for path in (args.load, args.pretrained_checkpoint):
+        if path is not None and checkpoint_exists(path):
+            _check_described(find_checkpoint(Path(path)))
+            return
     if (path := _local(args, "pretrained_checkpoint")) is not None and not checkpoint_exists(str(path)):
         raise NCAPluginError(f"{name('pretrained_checkpoint')} {path} holds no checkpoint{_whether_there(path)}")
     needs = next((n for n in ("finetune", "exit_on_missing_checkpoint", "use_checkpoint_args") if getattr(args, n)), "")
@@ -110,6 +113,12 @@ def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
             raise NCAPluginError(
                 f"{name(needs)} needs a checkpoint, and {name('load')} {path} holds none{_whether_there(path)}"
             )
+
+
+def _check_described(folder: Path) -> None:
+    """Refuse a checkpoint without the file by which Megatron tells its format: it would look for another one's."""
+    if (folder / ".metadata").exists() and not (folder / "metadata.json").exists():
+        raise NCAPluginError(f"checkpoint {folder} lacks metadata.json: copy all of it again")
 
 
 def _whether_there(path: Path) -> str:

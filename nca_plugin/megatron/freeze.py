@@ -10,17 +10,14 @@ import torch
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.selectors import Selector, parse_selector
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import read_lines
 
 _LAYER: Final = re.compile(r"(.*decoder\.layers)\.(\d+)\.(.+)")
 
 
 def read_freeze_list(path: Path) -> list[str]:
     """Return the selectors of a file, one on each line. Raises `NCAPluginError` if it cannot be read or has none."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise NCAPluginError(f"--freeze-list {path} cannot be read: {error}") from error
-    selectors = [line.strip() for line in lines if line.strip()]
+    selectors = [line.strip() for line in read_lines(path, "--freeze-list") if line.strip()]
     if not selectors:
         raise NCAPluginError(f"--freeze-list {path} names nothing")
     return selectors

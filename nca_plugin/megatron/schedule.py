@@ -17,6 +17,20 @@ from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_t
 from nca_plugin.errors import NCAPluginError
 
 _STATE: Final = "opt_param_scheduler"
+#: Arguments beside sizes that decide which tensors a model has.
+_STRUCTURE: Final = (
+    *("normalization", "untie_embeddings_and_output_weights", "add_qkv_bias", "qk_layernorm", "add_bias_linear"),
+    *("swiglu", "multi_latent_attention", "num_experts", "hybrid_layer_pattern"),
+)
+#: That decide what is computed with the same tensors. A run with --finetune may begin with others.
+_COMPUTATION: Final = (
+    *("position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "squared_relu", "bf16", "fp16"),
+    *("layernorm_epsilon", "apply_layernorm_1p", "use_rope_scaling"),
+)
+_OPTIMIZER: Final = ("optimizer",)
+#: Where an option is not its argument's name, and of those the ones that it negates.
+_SPELLING: Final = {"add_bias_linear": "--disable-bias-linear", "layernorm_epsilon": "--norm-epsilon"}
+_NEGATED: Final = ("add_bias_linear",)
 
 
 def check_resumed(args: Namespace) -> None:
@@ -46,20 +60,39 @@ def _check_model(folder: Path, state: Mapping[str, Any], args: Namespace, *, is_
     if not isinstance(before, Namespace) or args.moe_use_upcycling:
         return
     own, stored = _sizes(args), _sizes(before)
-    if is_optimizer_loaded and not getattr(before, "no_save_optim", None):
-        own["--optimizer"], stored["--optimizer"] = args.optimizer, getattr(before, "optimizer", None)
-    differing = [o for o in own if o in stored and None not in (own[o], stored[o]) and own[o] != stored[o]]
-    if differing:
-        differences = "; ".join(f"{option} {own[option]}, in the checkpoint {stored[option]}" for option in differing)
+    differences = [
+        f"{option} {own[option]}, in the checkpoint {stored[option]}"
+        for option in own
+        if option in stored and None not in (own[option], stored[option]) and own[option] != stored[option]
+    ]
+    names = list(_STRUCTURE)
+    if is_optimizer_loaded:
+        names += _COMPUTATION
+        if not getattr(before, "no_save_optim", None):
+            names += _OPTIMIZER
+    differences += filter(None, (_difference(name, vars(args), vars(before)) for name in names))
+    if differences:
         raise NCAPluginError(
-            f"checkpoint {folder} does not fit the run: {differences}. Give the values of before, or another --load"
+            f"checkpoint {folder} does not fit the run: {'; '.join(differences)}. Give the checkpoint's values, or "
+            "another --load"
         )
+
+
+def _difference(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
+    """Return how an argument differs; None if it does not, or the checkpoint does not have it."""
+    if name not in own or name not in stored or own[name] == stored[name]:
+        return None
+    option = _SPELLING.get(name) or f"--{name.replace('_', '-')}"
+    if own[name] in (None, False) or stored[name] in (None, False):
+        is_own = (own[name] not in (None, False)) != (name in _NEGATED)
+        return f"{option} is {'not in the checkpoint' if is_own else 'only in the checkpoint'}"
+    return f"{option} {own[name]}, in the checkpoint {stored[name]}"
 
 
 def _sizes(args: Namespace) -> dict[str, Any]:
     """Return the sizes that a model's tensors follow from, by their options."""
     values = vars(args)
-    names = ["num_layers", "hidden_size", "num_attention_heads", "num_experts"]
+    names = ["num_layers", "hidden_size", "num_attention_heads"]
     # A size is not compared where other ones count.
     names.append("moe_ffn_hidden_size" if values.get("num_experts") else "ffn_hidden_size")
     sizes = {f"--{name.replace('_', '-')}": values.get(name) for name in names}

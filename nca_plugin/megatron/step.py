@@ -18,6 +18,8 @@ from megatron.core.utils import (
 from megatron.training import get_args, get_timers
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
+from nca_plugin.megatron.dataset import check_ids
+
 Batch = dict[str, torch.Tensor | None]
 # Megatron-LM's pretrain_gpt.py calls a loss of ten times the largest one seen a spike.
 _SPIKE = 10
@@ -60,6 +62,8 @@ def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch
     if tp_rank == 0:
         loaded = next(data_iterator)
         tensors = {key: loaded.get(key) for key in _BATCH_KEYS}
+        # On the host, where it waits for no device.
+        check_ids(tensors, args.padded_vocab_size, "a sample of the data")
         batch = {key: None if t is None else t.cuda(non_blocking=True) for key, t in tensors.items()}
     batch = get_batch_on_this_tp_rank(
         batch,

@@ -4,6 +4,7 @@ Megatron maps the files into memory without looking at their sizes, and looks fo
 without tokens.
 """
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from nca_plugin.indexed.layout import MAGIC
 from nca_plugin.indexed.source import IndexedSource, is_corpus
 
 _HEADER: Final = struct.Struct("<9sQBQQ")
+#: Numbers that Megatron reads, with what people put between and around them.
+_SPLIT: Final = re.compile(r"""[\s'"\[(]*(?:\d*\.?\d+|\d+\.)(?:[\s,/]+(?:\d*\.?\d+|\d+\.))*[\s,'"\])]*""")
 #: Lengths of sequences that are looked at together, until one is above 0.
 _AT_ONCE: Final = 1 << 20
 
@@ -65,12 +68,19 @@ def split_shares(split: str, option: str) -> list[float]:
     """
     with np.errstate(invalid="ignore"):
         try:
-            shares = list(parse_and_normalize_split(split))
+            # It looks for numbers, and passes over signs and all else.
+            shares = list(parse_and_normalize_split(split)) if _SPLIT.fullmatch(split) else []
         except (AssertionError, ValueError):
             shares = []
     if not shares or not np.isfinite(shares).all():
         raise NCAPluginError(f"{option} {split}: must be up to three numbers with a sum above 0, such as 98,1,1")
     return shares
+
+
+def check_trains(split: str, option: str) -> None:
+    """Raise `NCAPluginError` if the shares of a run that trains leave nothing to train on: it would end at once."""
+    if split_shares(split, option)[0] == 0:
+        raise NCAPluginError(f"{option} {split} leaves nothing to train on: give its first part a share, as in 99,1,0")
 
 
 def check_text(read: Iterable[Part], num_samples: Sequence[int | None], option: str) -> None:

@@ -32,6 +32,8 @@ _LEAST: Final = {
     **dict.fromkeys(("lr_wsd_decay_iters", "lr_wsd_decay_samples"), 1),
     **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "lr_warmup_fraction", "weight_decay"), 0),
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 0),
+    **dict.fromkeys(("save_params_interval", "save_activations_interval", "save_tokens_per_expert_interval"), 1),
+    **dict.fromkeys(("save_wgrads_interval", "save_dgrads_interval"), 1),
     **dict.fromkeys(("init_method_std", "layernorm_epsilon", "adam_eps", "mtp_num_layers"), 0),
     # Megatron clips only above 0.
     "clip_grad": -math.inf,
@@ -121,10 +123,7 @@ def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
             f"{args.tensor_model_parallel_size} tensor-parallel ranks with {options.name('swiglu')}"
         )
     if args.attention_backend.name == "local" and args.spec is None:
-        raise NCAPluginError(
-            f"{options.name('attention_backend')} local needs {options.name('spec')} local: Megatron looks at what "
-            "that names"
-        )
+        raise NCAPluginError(f"{options.name('attention_backend')} local needs {options.name('spec')} local")
     if args.num_experts and args.moe_router_topk > args.num_experts:
         raise NCAPluginError(
             f"{options.name('moe_router_topk')} {args.moe_router_topk} is more than {options.name('num_experts')} "

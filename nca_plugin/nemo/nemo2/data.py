@@ -27,7 +27,7 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
-from nca_plugin.megatron.text import check_text, parts
+from nca_plugin.megatron.text import check_text, check_trains, parts
 from nca_plugin.sources.section import source_uri
 from nca_plugin.trained_on import KEY, Lineage, TrainingData
 
@@ -148,6 +148,7 @@ class SourceDataModule(pl.LightningDataModule):
         self._lineage = self._continued(data)
         self.data_sampler.seq_len = self.seq_length
         num_samples = self._num_samples()
+        check_trains(self.split, "data.split")
         check_text(parts((self.paths, self.weights), None, self.split, "data.split"), num_samples, "data.split")
         self._build(num_samples)
         if stage == "fit" and self.trainer.is_global_zero:
