@@ -384,11 +384,11 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (
         {"--data-path": ["five"], "--split": ["1,0,0"]},
-        "GPT2BPETokenizer cannot be loaded: .*: name a folder with --tokenizer-type HuggingFaceTokenizer",
+        "GPT2BPETokenizer.* cannot be .*: name a folder with --tokenizer-type HuggingFaceTokenizer",
     ),
     (
         {"--tokenizer-type": ["HuggingFaceTokenizer"], "--tokenizer-model": ["no/such"]},
-        "HuggingFaceTokenizer --tokenizer-model no/such cannot be loaded",
+        "--tokenizer-model no/such: the Hugging Face hub, .*, cannot be reached: name a folder with",
     ),
     ({"--wandb-project": ["p"], "--wandb-exp-name": ["e"]}, "--wandb-project needs the Python package wandb"),
     (

@@ -49,7 +49,9 @@ def run_benchmark(
         NCAPluginError: a source or a length that cannot be, or no process or time to measure.
     """
     if processes < 1 or not 0 < seconds <= 3600:
-        raise NCAPluginError(f"bench with {processes} processes for {seconds:g} s: at least one, for up to 3600 s")
+        raise NCAPluginError(
+            f"bench with {processes} processes for {seconds:g} s: it takes 1 process or more, and up to 3600 s"
+        )
     source = parse(uri)
     # What no sample can be made of is an error here, not in a process of its own.
     source.sample(0, seq_length)

@@ -88,6 +88,15 @@ def _number(value: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def _is_of_unknown_format(path: Path) -> bool:
+    """Whether Megatron may read a checkpoint that this package cannot: one that is damaged neither can."""
+    try:
+        folder = find_checkpoint(path)
+    except NCAPluginError:
+        return False
+    return not (is_torch_dist(folder) or is_legacy(folder))
+
+
 def continued(data: TrainingData, *, resumed: Path | None, start: Path | None, allow: str, is_allowed: bool) -> Lineage:
     """Return the lineage of a run on `data`.
 
@@ -106,6 +115,8 @@ def continued(data: TrainingData, *, resumed: Path | None, start: Path | None, a
     except NCAPluginError as error:
         if resumed is None or is_allowed or not data.has_source:
             return Lineage(data)
+        if not _is_of_unknown_format(resumed):
+            raise
         raise NCAPluginError(f"{error}; to resume it without comparing the data, add {allow}") from error
     if trained is None or trained.lineage is None:
         return Lineage(data)

@@ -5,6 +5,7 @@ Only what it would find out after it has built the model, or not at all, or say 
 
 import importlib.util
 import math
+import os
 from argparse import Namespace
 from contextlib import suppress
 from typing import Final
@@ -14,6 +15,8 @@ from nca_plugin.megatron import device
 from nca_plugin.megatron.assertions import OptionNames
 from nca_plugin.megatron.cpu_limits import check_cpu_mode
 from nca_plugin.megatron.files import check_files
+from nca_plugin.text.folders import exists
+from nca_plugin.text.hub import is_reachable
 
 #: The least value of numbers; those that are left out have no such limit, or are allowed to be missing.
 _LEAST: Final = {
@@ -85,6 +88,8 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
         check_cpu_mode(args, options)
     if is_run:
         _check_packages(args, options)
+        if os.environ.get("RANK", "0") == "0":
+            _check_hub(args, options)
     check_files(args, options.name, is_run=is_run)
 
 
@@ -225,6 +230,23 @@ def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None
                 f"{shown} needs a multiple of {needed} ranks, and {world_size} {'is' if world_size == 1 else 'are'} "
                 "there: start more with torchrun, or change the sizes"
             )
+
+
+def _check_hub(args: Namespace, options: OptionNames) -> None:
+    """Refuse a tokenizer of the Hugging Face hub that cannot be had, for which Megatron would ask for a minute."""
+    name = args.tokenizer_model if args.tokenizer_type == "HuggingFaceTokenizer" else None
+    shown = f"{options.name('tokenizer_model')} {name}"
+    if args.tokenizer_type == "GPT2BPETokenizer" and args.vocab_file is None:
+        name, shown = "gpt2", f"{options.name('tokenizer_type')} GPT2BPETokenizer"
+    if name is None or exists(name) or is_reachable(name, "model", options.name("tokenizer_model")):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str):
+        raise NCAPluginError(
+            f"{shown}: the Hugging Face hub, which may have '{name}', cannot be reached: name a folder with "
+            f"{options.name('tokenizer_type')} HuggingFaceTokenizer {options.name('tokenizer_model')}"
+        )
 
 
 def _check_packages(args: Namespace, options: OptionNames) -> None:

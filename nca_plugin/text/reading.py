@@ -158,6 +158,8 @@ def _beginning(path: Path, stream: BinaryIO) -> bytes:
     """Return the first character that is no space, b"" if there is none."""
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise NCAPluginError(f"{path} is UTF-16 text: convert it to UTF-8, or leave it out with --pattern or --exclude")
     if b"\0" in head:
         raise not_text(path, "a zero byte", head.index(b"\0"))
     return head.removeprefix(BOM).lstrip()[:1]
