@@ -294,7 +294,7 @@ def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar", mtime=0), "a tar archive"),
         ("text in UTF-16".encode("utf-16"), "is UTF-16 text: convert it to UTF-8"),
         ("text in UTF-16".encode("utf-16-le"), "is not UTF-8 text \\(a zero byte"),
-        (b"\xff\xfea\0", "is not UTF-8 text"),
+        (b"\xff\xfea\0", "is UTF-16 text"),
         ("text \u00e4".encode("latin-1"), "is not UTF-8 text"),
     ],
 )
