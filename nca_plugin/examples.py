@@ -9,7 +9,7 @@ from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.json_files import kind_of, shown_names
-from nca_plugin.text.compressed import open_bytes
+from nca_plugin.text.compressed import open_bytes, read_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     Raises:
         NCAPluginError: a file that is missing, that is not JSONL in UTF-8, or a line that is no object.
     """
-    # What is no plain file, such as a pipe, may have no end.
-    if path.exists() and not path.is_file():
-        raise NCAPluginError(f"{path} is no file: name a JSONL file")
+    with read_errors(path):
+        # What is no plain file, such as a pipe, may have no end.
+        if path.exists() and not path.is_file():
+            raise NCAPluginError(f"{path} is no file: name a JSONL file")
     with open_bytes(path) as (_, lines):
         for number, line in enumerate(lines, 1):
             if number == 1:

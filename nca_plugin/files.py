@@ -40,10 +40,10 @@ def check_folder(folder: Path) -> None:
 
 def read_lines(path: Path, option: str) -> list[str]:
     """Return the lines of a text file that an option names. Raises `NCAPluginError` if it is none."""
-    # What is no plain file, such as a pipe, may have no end.
-    if path.exists() and not path.is_file():
-        raise NCAPluginError(f"{option} {path} is no file")
     try:
+        # What is no plain file, such as a pipe, may have no end.
+        if path.exists() and not path.is_file():
+            raise NCAPluginError(f"{option} {path} is no file")
         return path.read_text("utf-8").splitlines()
     except OSError as error:
         raise NCAPluginError(f"{option} {path} cannot be read: {error.strerror}") from error

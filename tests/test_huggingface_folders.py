@@ -127,6 +127,8 @@ VALUES: Final[tuple[tuple[dict[str, Any], str], ...]] = (
     ({"attention_bias": True}, "has no 'model.layers.0.self_attn.q_proj.bias'"),
     ({"logits_scaling": 8.0}, "logits_scaling 8.0"),
     ({"num_local_experts": 8}, "num_local_experts 8"),
+    ({"clip_qkv": 8.0}, "clip_qkv 8.0"),
+    ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "auto_map"),
 )
 
 
@@ -135,6 +137,25 @@ def test_values_of_another_model(models: Path, tmp_path: Path, values: dict[str,
     model = copy(models, "grouped", tmp_path)
     change_config(model, **values)
     refused_by_function(model, reason)
+
+
+def test_two_names_of_one_activation(models: Path, tmp_path: Path) -> None:
+    model = copy(models, "grouped", tmp_path)
+    change_config(model, hidden_act="swish")
+    assert import_hf(model, tmp_path / "out").notes == ()
+
+
+def test_nothing_is_written_into_what_is_read(models: Path, tmp_path: Path) -> None:
+    model = copy(models, "grouped", tmp_path)
+    import_hf(model, tmp_path / "megatron")
+    for action, origin in ((import_hf, model), (export_hf, tmp_path / "megatron")):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(origin)
+        for target in (origin / "out", tmp_path / "link" / "out", origin / "x" / ".." / "out"):
+            before = sorted(origin.rglob("*"))
+            with pytest.raises(NCAPluginError, match=r"lies within .*, which is only read"):
+                action(origin, target)
+            assert sorted(origin.rglob("*")) == before
 
 
 def test_values_that_say_nothing_of_the_model_are_left_out_aloud(models: Path, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import COMMON_STATE
 from nca_plugin.checkpoint.transfer import transfer
+from nca_plugin.checkpoint.vocabulary import read_row_map
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.freeze import read_freeze_list
 
 EMBEDDING = "embedding.word_embeddings.weight"
 MLP = "decoder.layers.mlp.linear_fc1.weight"
@@ -361,3 +363,18 @@ def test_a_killed_transfer_leaves_nothing_half_there(source: Path, transition: T
         assert {path.name for path in source.parent.iterdir()} == {"source", "out"}
     assert finished < 10
     assert digests(source) == before
+
+
+def test_lists_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    for name, reason in (
+        ("pipe", "is no file"),
+        (".", "is no file"),
+        ("binary", "is not UTF-8 text"),
+        ("missing", "cannot be read: No such file"),
+        ("x" * 300, "cannot be read: File name too long"),
+    ):
+        for read in (read_row_map, read_freeze_list):
+            with pytest.raises(NCAPluginError, match=reason):
+                read(tmp_path / name)

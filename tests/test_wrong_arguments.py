@@ -6,6 +6,7 @@ A case is a valid list of arguments with one or two mistakes in it. Some are non
 import contextlib
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -175,7 +176,9 @@ def bad_path(draw: random.Random, arguments: Arguments) -> None:
         "",
         "/proc/x",
         "/dev/null",
+        "/dev/zero",
         "empty",
+        "pipe",
     )
     if option in ("--data-args-path", "--per-split-data-args-path"):
         del arguments["--data-path"]
@@ -281,6 +284,7 @@ def lay_out(folder: Path) -> None:
     """Put files into a folder that arguments name."""
     (folder / "empty").mkdir(parents=True)
     (folder / "file").write_text("{")
+    os.mkfifo(folder / "pipe")
     for name, documents in (("five", 5), ("cut", 5), ("short", 5), ("zero", 0)):
         layout = IndexLayout(documents, 40, "uint16")
         (folder / f"{name}.idx").write_bytes(b"".join(layout.chunks()))

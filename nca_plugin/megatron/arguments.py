@@ -199,11 +199,14 @@ def data_paths(argv: list[str]) -> list[str]:
         parser.add_argument(option)
     given = parser.parse_known_args(argv)[0]
     items = [*given.data_path, *given.train_data_path, *given.valid_data_path, *given.test_data_path]
-    with contextlib.suppress(OSError, ValueError):
-        if given.data_args_path is not None:
-            items += Path(given.data_args_path).read_text().split()
-        if given.per_split_data_args_path is not None:
-            of_splits = json.loads(Path(given.per_split_data_args_path).read_text())
+    files = (Path(path or "") for path in (given.data_args_path, given.per_split_data_args_path))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        # What is no plain file, such as a pipe, may have no end.
+        blend_file, splits_file = (file if file.is_file() else None for file in files)
+        if blend_file is not None:
+            items += blend_file.read_text().split()
+        if splits_file is not None:
+            of_splits = json.loads(splits_file.read_text())
             for blend in of_splits.values() if isinstance(of_splits, dict) else ():
                 items += blend.split() if isinstance(blend, str) else map(str, blend or [])
     return [item for item in items if not is_number(item)]

@@ -66,6 +66,9 @@ def _local(args: Namespace, argument: str) -> Path | None:
 
 def _check_file(file: Path, option: str) -> None:
     try:
+        # What is no plain file, such as a pipe, may have no end, and can be read only once.
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise NCAPluginError(f"{option} {file} is no file")
         with file.open("rb") as stream:
             stream.read(1)
     except OSError as error:
