@@ -44,7 +44,6 @@ def test_a_number_can_be_typed_as_it_is_printed(number: int) -> None:
             "",
             "M",
             "1.M",
-            "-1",
             "2.5",
             "0.0001K",
             "1 M",
@@ -155,3 +154,9 @@ def test_a_studys_progress_tells_what_is_left_of_all(
     assert lines[0] == "starting: at work for 0:00:00" and "text: at work for 0:00:00" in lines
     assert "all: 50 of 200 updates: at work for 0:00:00" in lines
     assert any(re.fullmatch(r"all: 100 of 200 updates, [0-9.]+/s, 0:00:00 left", line) for line in lines)
+
+
+@pytest.mark.parametrize("text", ["-1", "-5M", "-1e6", "-1,000"])
+def test_a_number_below_0_is_refused_as_that(text: str) -> None:
+    with pytest.raises(NCAPluginError, match=f"^--tokens {text}: must not be below 0$"):
+        parse_count(text, "--tokens")
