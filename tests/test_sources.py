@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from refusals import assert_refused_in_one_line
 
@@ -19,6 +19,16 @@ from nca_plugin.sources import Sample, is_source, parse, register, registry, sho
 from nca_plugin.sources.nca import NCASource
 
 
+@example(
+    preset="toy",
+    seed=1,
+    temperature=0.0,
+    identity_bias=-0.0,
+    burn_in=0,
+    band=None,
+    first_state="softmax",
+    split="train",
+)
 @given(
     preset=st.sampled_from(sorted(PRESETS)),
     seed=st.integers(0, 2**63 - 1),

@@ -142,7 +142,7 @@ PLAIN: dict[str, Any] = {
         (NEITHER, {"use_precision_aware_optimizer": True}, "--use-precision-aware-optimizer"),
         (NEITHER, {"attention_backend": SimpleNamespace(name="flash")}, "--attention-backend flash"),
         (NEITHER, {"attention_backend": SimpleNamespace(name="local")}, None),
-        (NEITHER, {"hybrid_layer_pattern": "M*"}, "--hybrid-layer-pattern without a --spec"),
+        (NEITHER, {"hybrid_layer_pattern": "M*"}, "--hybrid-layer-pattern without a --spec of your own"),
         (NEITHER, {"hybrid_layer_pattern": "M*", "spec": ["mine", "SPEC"]}, None),
         (NEITHER, {"normalization": "RMSNorm"}, None),
         (NO_TRANSFORMER_ENGINE, {"normalization": "RMSNorm"}, "--normalization RMSNorm beside Apex"),

@@ -94,8 +94,8 @@ def format_value(value: object) -> str:
     if isinstance(value, tuple):
         return (":" if isinstance(value[0], int | float) else ",").join(map(format_value, value))
     if isinstance(value, float):
-        # float(): NumPy's is one too, and shows itself otherwise.
-        return repr(float(value)).removesuffix(".0")
+        # float(): NumPy's is one too, and shows itself otherwise. + 0.0: a negative zero is no other value.
+        return repr(float(value) + 0.0).removesuffix(".0")
     return str(value)
 
 
