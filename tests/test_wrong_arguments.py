@@ -384,6 +384,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
         {"--data-path": None, "--train-data-path": ["five"], "--valid-data-path": ["five"], **NULL_TOKENIZER},
         "--eval-iters 0 reads nothing of --valid-data-path",
     ),
+    ({"--tokenizer-type": []}, "argument --tokenizer-type: expected one argument"),
     ({"--trigger-path": ["x"]}, "unknown option '--trigger-path': .* --help-megatron shows all"),
     ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (

@@ -11,7 +11,7 @@ import math
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
@@ -168,8 +168,15 @@ def _positive(value: str | None, option: str) -> Fraction:
     return number
 
 
+class _Parser(argparse.ArgumentParser):
+    """For a few of Megatron's options: argparse would answer a mistake with the usage of those alone."""
+
+    def error(self, message: str) -> NoReturn:
+        raise NCAPluginError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    return _Parser(add_help=False, allow_abbrev=False)
 
 
 def megatron_arguments(values: dict[str, Any]) -> list[str]:
