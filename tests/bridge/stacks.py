@@ -37,10 +37,10 @@ class Job:
     """Iteration to stop at, before the last."""
 
     data: tuple[str, ...] = (f"data.source={SOURCE}",)
-    """Of Megatron-Bridge: what the run trains on."""
+    """What the run trains on; only Megatron-Bridge's command reads it."""
 
     batch: int = 8
-    """Of Megatron-Bridge: samples of an iteration."""
+    """Samples of an iteration; only Megatron-Bridge's command reads it."""
 
 
 def megatron(job: Job) -> list[str | Path]:
