@@ -108,7 +108,8 @@ def test_an_added_token_counts_by_its_id(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("empty.txt", b"", "holds no text"),
-        ("binary.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("binary.txt", b"\x80\x81\x00", "is not UTF-8 text"),
+        ("utf16.txt", "text".encode("utf-16"), "is UTF-16 text"),
         ("missing.txt", None, "does not exist"),
     ],
 )
