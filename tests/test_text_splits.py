@@ -16,6 +16,7 @@ from nca_plugin.indexed.layout import IndexLayout
 from nca_plugin.megatron.text import check_text, parts, read_lengths, split_shares
 
 SAMPLES = (1, 0, 0)
+SEQ_LENGTH = 16
 
 
 def text(prefix: Path, documents: int, length: int = 8) -> str:
@@ -36,10 +37,10 @@ def test_a_split_is_refused_where_megatron_gives_it_no_document(
     counts = [round(high * float(documents)) - round(low * float(documents)) for low, high in filter(None, matrix)]
     read = parts(([prefix], None), None, split, "--split")
     if all(counts):
-        check_text(read, SAMPLES, "--split")
+        check_text(read, SAMPLES, SEQ_LENGTH, "--split")
     else:
         with pytest.raises(NCAPluginError, match=f"split of data path .* holds none of its {documents} documents"):
-            check_text(read, SAMPLES, "--split")
+            check_text(read, SAMPLES, SEQ_LENGTH, "--split")
 
 
 def test_every_path_of_every_split_is_looked_at(tmp_path: Path) -> None:
@@ -50,14 +51,36 @@ def test_every_path_of_every_split_is_looked_at(tmp_path: Path) -> None:
         (None, [([some], None), None, ([some, none], [1, 1])], None),
     ):
         with pytest.raises(NCAPluginError, match="none holds no documents"):
-            check_text(parts(blend, blend_per_split, split, "--split"), SAMPLES, "--split")
+            check_text(parts(blend, blend_per_split, split, "--split"), SAMPLES, SEQ_LENGTH, "--split")
 
 
 def test_a_source_has_no_end_and_a_document_without_tokens_is_none(tmp_path: Path) -> None:
-    check_text(parts((["nca://toy", "s3://bucket/text"], None), None, "90,5,5", "--split"), SAMPLES, "--split")
+    blend = (["nca://toy", "s3://bucket/text"], [1, 1])
+    check_text(parts(blend, None, "90,5,5", "--split"), SAMPLES, SEQ_LENGTH, "--split")
     empty = text(tmp_path / "empty", 3, 0)
     with pytest.raises(NCAPluginError, match=r"train split of data path .*empty holds no token"):
-        check_text(parts(([empty], None), None, "1,0,0", "--split"), SAMPLES, "--split")
+        check_text(parts(([empty], None), None, "1,0,0", "--split"), SAMPLES, SEQ_LENGTH, "--split")
+
+
+def test_a_blend_without_weights_reads_each_path_once_and_needs_a_sample_of_each(tmp_path: Path) -> None:
+    many, few, exact = text(tmp_path / "many", 9), text(tmp_path / "few", 2), text(tmp_path / "exact", 1, 17)
+
+    def check(paths: list[str], weights: list[float] | None = None) -> None:
+        for blend, blend_per_split in (((paths, weights), None), (None, [(paths, weights), None, None])):
+            check_text(parts(blend, blend_per_split, "1,0,0", "--split"), SAMPLES, SEQ_LENGTH, "--split")
+
+    check([many, exact])
+    check([few])
+    check([many, few], [0.5, 0.5])
+    # 71 tokens after the first hold 4 samples of 16, and 16 hold one.
+    read = parts(([many, exact], None), None, "1,0,0", "--split")
+    check_text(read, (5, 0, 0), SEQ_LENGTH, "--split")
+    with pytest.raises(NCAPluginError, match="the training reads 6 samples, and its blend holds 5: without weights"):
+        check_text(read, (6, 0, 0), SEQ_LENGTH, "--split")
+    with pytest.raises(NCAPluginError, match=r"few holds 16 tokens, less than a sample of 17, .*after its weight"):
+        check([many, few])
+    with pytest.raises(NCAPluginError, match=r"nca://toy has no end, .* as in 0\.5 nca://web 0\.5 text"):
+        check([many, "nca://toy"])
 
 
 @pytest.mark.parametrize("split", ["'99,1,0'", "[99,1,0]", "99/1/0", "99, 1", "969, 30, 1"])

@@ -19,6 +19,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from warm import Ended, WarmProcess
 
+from nca_plugin.checkpoint.changes import Transition
+from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
 from nca_plugin.megatron import assertions
@@ -404,6 +406,28 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
         {"--pretrained-checkpoint": ["missing"]},
         "--pretrained-checkpoint missing holds no checkpoint: it does",
     ),
+    # What Megatron says without the option, or with a traceback.
+    ({"--decoder-last-pipeline-num-layers": ["3"]}, r"Mismatch: .* \(the run has --decoder-last-pipeline-num-layers 3"),
+    ({"--squared-relu": []}, r"--swiglu must be left out here \(the run has --squared-relu"),
+    ({"--moe-ffn-hidden-size": ["32"]}, "set but --num-experts is None"),
+    ({"--window-size": ["/nope"]}, "--window-size '/nope': is not what the option takes"),
+    ({"--window-size": ["3"]}, "--window-size 3: must be two numbers"),
+    ({"--tokenizer-type": ["TikTokenizer"], "--tokenizer-model": ["file"]}, r"requires path.endswith\('.json'\)"),
+    (
+        {"--tokenizer-type": ["MultimodalTokenizer"], "--rl-profile": [], "--config-logger-dir": ["d"]},
+        "--rl-profile, --config-logger-dir, --tokenizer-type MultimodalTokenizer are not supported here",
+    ),
+    (
+        {"--train-data-path": ["nca://toy"], "--valid-data-path": ["nca://toy"], "--mock-data": []},
+        "--data-path, --train-data-path, --mock-data are given together",
+    ),
+    (
+        {
+            **{"--data-path": ["five", "five"], "--split": ["1,0,0"], **NULL_TOKENIZER},
+            **{"--seq-length": ["200"], "--max-position-embeddings": ["200"]},
+        },
+        "five holds 200 tokens, less than a sample of 201, and a blend without weights",
+    ),
     ({"--checkpoint-activations": []}, "--checkpoint-activations is no longer valid"),
     ({"--data-path": ["."], **NULL_TOKENIZER}, "data path .: ..idx does not exist"),
     (
@@ -423,24 +447,27 @@ def test_the_line_names_the_argument(
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED], message) is None
 
 
-#: Of a run that resumes the valid one, and what the line says.
-RESUMED: Sequence[tuple[dict[str, list[str]], str]] = (
-    (
-        {"--num-layers": ["3"], "--optimizer": ["sgd"]},
-        "--num-layers 3, in the checkpoint 2; --optimizer sgd, in the checkpoint adam",
-    ),
+#: Of a run that begins with the weights of the valid one, and what the line says.
+OTHER_MODEL: Sequence[tuple[dict[str, list[str]], str]] = (
     ({"--num-query-groups": ["4"]}, "--num-query-groups 4, in the checkpoint 2"),
-    (
-        {"--global-batch-size": ["2"]},
-        "--train-iters 1 with --global-batch-size 2, in the checkpoint 1 with --global-batch-size 4",
-    ),
-    ({"--train-iters": ["2"]}, "--train-iters 2, in the checkpoint 1"),
-    # Other tensors, or others computed with the same ones.
     ({"--normalization": ["LayerNorm"]}, "--normalization LayerNorm, in the checkpoint RMSNorm"),
     ({"--untie-embeddings-and-output-weights": []}, "--untie-embeddings-and-output-weights is not in the checkpoint"),
     ({"--add-qkv-bias": []}, "--add-qkv-bias is not in the checkpoint"),
     ({"--qk-layernorm": []}, "--qk-layernorm is not in the checkpoint"),
     ({"--num-experts": ["2"]}, "--num-experts is not in the checkpoint"),
+)
+#: Of a run that resumes the valid one.
+RESUMED: Sequence[tuple[dict[str, list[str]], str]] = (
+    (
+        {"--num-layers": ["3"], "--optimizer": ["sgd"]},
+        "--num-layers 3, in the checkpoint 2; --optimizer sgd, in the checkpoint adam",
+    ),
+    ({"--use-distributed-optimizer": []}, "--use-distributed-optimizer is not in the checkpoint"),
+    (
+        {"--global-batch-size": ["2"]},
+        "--train-iters 1 with --global-batch-size 2, in the checkpoint 1 with --global-batch-size 4",
+    ),
+    ({"--train-iters": ["2"]}, "--train-iters 2, in the checkpoint 1"),
     ({"--position-embedding-type": ["none"]}, "--position-embedding-type none, in the checkpoint rope"),
     ({"--rotary-base": ["500000"]}, "--rotary-base 500000, in the checkpoint 10000"),
     ({"--rotary-percent": ["0.5"]}, "--rotary-percent 0.5, in the checkpoint 1.0"),
@@ -458,13 +485,36 @@ def saved(launcher: WarmProcess, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "saved"
 
 
-@pytest.mark.parametrize(("changes", "message"), RESUMED)
+@pytest.mark.parametrize(
+    ("option", "changes", "message"),
+    [
+        *(("--load", *case) for case in (*OTHER_MODEL, *RESUMED)),
+        *(("--pretrained-checkpoint", *case) for case in OTHER_MODEL),
+    ],
+)
 def test_what_differs_from_the_checkpoint_is_named(
-    launcher: WarmProcess, saved: Path, tmp_path: Path, changes: dict[str, list[str]], message: str
+    launcher: WarmProcess, saved: Path, tmp_path: Path, option: str, changes: dict[str, list[str]], message: str
 ) -> None:
     arguments = {"--data-path": ["nca://toy"], **{option: [value] for option, value in VALID}, **changes}
     given = [part for option, values in arguments.items() for part in (option, *values)]
-    assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, "--load", str(saved)], message) is None
+    assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, option, str(saved)], message) is None
+
+
+@pytest.mark.parametrize("dropped", ("final_norm", "mlp", "attention.proj", "norm"))
+def test_a_start_that_lacks_tensors_of_the_model_is_one_line(
+    launcher: WarmProcess, saved: Path, tmp_path: Path, dropped: str
+) -> None:
+    transfer(saved, tmp_path / "start", Transition(drop=[dropped]))
+    given = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    arguments = [*given, "--pretrained-checkpoint", str(tmp_path / "start")]
+    if dropped == "norm":
+        # A model of other layers may have none: Megatron finds it out, and has written its log by then.
+        lay_out(tmp_path / "run")
+        ended = launcher.run("warm_megatron", arguments, tmp_path / "run", ENVIRONMENT, SECONDS)
+        assert _fault(ended) is None and "fit the model of the run: it holds no decoder.layers." in ended.stderr
+    else:
+        message = f"start.* does not fit the run: it holds no {dropped}"
+        assert refuse_or_train(launcher, tmp_path / "run", arguments, message) is None
 
 
 @pytest.mark.parametrize(
@@ -531,6 +581,14 @@ ACCEPTED: Sequence[dict[str, list[str]]] = (
     {"--skip-train": [], "--train-iters": ["0"]},
     {"--save-interval": ["0"]},
     {"--vocab-file": ["missing"], "--merge-file": ["missing"]},
+    {"--window-size": ["3,0"]},
+    # Two paths without weights, each with one sample.
+    {
+        "--data-path": ["./2024", "./2024"],
+        **{"--seq-length": ["199"], "--max-position-embeddings": ["199"], "--split": ["1,0,0"]},
+        **{"--tokenizer-type": ["NullTokenizer"], "--vocab-size": ["300"]},
+        **{"--micro-batch-size": ["1"], "--global-batch-size": ["2"]},
+    },
     {"--data-path": ["2024"], "--split": ["100,0,0"], "--tokenizer-type": ["NullTokenizer"], "--vocab-size": ["300"]},
 )
 

@@ -8,7 +8,7 @@ device.prepare()
 from megatron.core.tokenizers import text  # noqa: E402
 from megatron.training import arguments, global_vars  # noqa: E402
 
-from nca_plugin.megatron import assertions, lineage, pretraining, schedule, unvalidated  # noqa: E402
+from nca_plugin.megatron import assertions, lineage, loaded, pretraining, unvalidated  # noqa: E402
 from nca_plugin.sources import parse  # noqa: E402
 
 # Compile, or load, what makes samples.
@@ -19,9 +19,9 @@ __all__ = [
     "assertions",
     "global_vars",
     "lineage",
+    "loaded",
     "main",
     "pretraining",
-    "schedule",
     "text",
     "unvalidated",
 ]

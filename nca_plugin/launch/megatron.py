@@ -7,6 +7,7 @@ CPU mode and says so.
 """
 
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
@@ -160,8 +161,8 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     from nca_plugin.megatron.dataset_provider import check_arguments
     from nca_plugin.megatron.gaps import check_gaps
     from nca_plugin.megatron.lineage import described_data
+    from nca_plugin.megatron.loaded import check_loaded
     from nca_plugin.megatron.pretraining import check_configurations
-    from nca_plugin.megatron.schedule import check_resumed
 
     if device.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
         check_memory(args)
@@ -171,7 +172,7 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     if is_run:
         described_data(args)
         _check_vocabulary(args)
-        check_resumed(args)
+        check_loaded(args)
 
 
 def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
@@ -224,6 +225,10 @@ def complete_parser(
             before = [argument for argument in sys.argv[: sys.argv.index(words[0])] if argument.startswith("--")]
             after = f" after {spelling(before[-1])}" if before else ""
             message = f"{' '.join(words)}{after} belongs to no option: quote a value that has spaces"
+        # Megatron names functions of its own where argparse says what a value is to be.
+        unreadable = re.fullmatch(r"argument (\S+): invalid (?!int |float |str )\w+ value: (.*)", message)
+        if unreadable is not None:
+            message = f"{spelling(unreadable[1])} {unreadable[2]}: is not what the option takes; {_WHERE}"
         raise NCAPluginError(message)
 
     parser.error = error  # type: ignore[method-assign]

@@ -24,6 +24,9 @@ from typing import Any, Final, TextIO
 
 import megatron.core
 import torch
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.training import argument_utils
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nca_plugin.errors import SECONDS_FOR_RANK_0, NCAPluginError, one_line
 
@@ -39,6 +42,8 @@ _CHECKS: Final = (AssertionError, ValueError, OverflowError, ImportError, FileNo
 _LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 #: As options name them.
 _DTYPES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "fp8"}
+#: Megatron's function that sets fields of its configuration from arguments of other names.
+_SETS_FIELDS: Final = "core_transformer_config_from_args"
 #: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
 _TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
 
@@ -70,6 +75,8 @@ class OptionNames:
             return f"no {self.name(dest)}"
         if is_flag:
             return self.name(dest)
+        if isinstance(value, list | tuple):
+            return f"{self.name(dest)} {' '.join(map(str, value))}"
         text = _DTYPES.get(value, value) if isinstance(value, torch.dtype) else getattr(value, "name", value)
         return f"{self.name(dest)} {text}"
 
@@ -163,17 +170,35 @@ def set_up_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
     """The same for errors of Megatron's own checks between its start and the first iteration, once for the job."""
     try:
         yield
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         frames = _frames(error.__traceback__)
         is_training = any(frame.f_code.co_name in _TRAINING for frame, _ in frames)
         is_check = _is_stated(frames) or (isinstance(error, _CHECKS) and _is_megatrons(frames))
-        if is_training or not is_check:
+        line = _misfit(error, frames)
+        if line is None and (is_training or not is_check):
             raise
         if not _is_first_to_say():
             # torchrun ends all ranks as soon as one has ended, the one that is about to say it too.
             time.sleep(SECONDS_FOR_RANK_0)
             sys.exit(2)
-        raise NCAPluginError(_line(error, options())) from error
+        raise NCAPluginError(line or _line(error, options())) from error
+
+
+def _misfit(error: BaseException, frames: list[tuple[FrameType, int]]) -> str | None:
+    """Return how a checkpoint differs from the model that loads it; None for an error that says nothing of it."""
+    loading = next((frame for frame, _ in frames if frame.f_code.co_name == "load_checkpoint"), None)
+    if loading is None or not _is_below(_MEGATRON, loading):
+        return None
+    # PyTorch gathers the errors of all ranks, each with its traceback.
+    cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+    missing = re.search(r"([\w.]+) from model not in state dict", one_line(cause))
+    if missing is not None:
+        text = f"it holds no {missing[1]}"
+    elif isinstance(cause, CheckpointingException) or "loading state_dict" in str(cause):
+        text = one_line(cause).rstrip(".")
+    else:
+        return None
+    return f"checkpoint {loading.f_locals.get('load_dir')} does not fit the model of the run: {text}"
 
 
 def _is_first_to_say() -> bool:
@@ -231,21 +256,20 @@ def _line(error: BaseException, options: OptionNames) -> str:
     if args is None:
         # An object of Megatron's has no hold of them.
         args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
-    if any(frame.f_code.co_name == "build_tokenizer" for frame, _ in frames) and args is not None:
-        return f"{_described_tokenizer(args, options)} cannot be loaded: {text.rstrip('.')}{_way_out(args, options)}"
     frame, line = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)][-1]
     test, around = _failed(frame.f_code.co_filename, line)
-    if not text and test is not None:
-        text = _asserted(test, options)
+    if not text:
+        text = type(error).__name__ if test is None else _asserted(test, options)
+    if any(frame.f_code.co_name == "build_tokenizer" for frame, _ in frames) and args is not None:
+        return f"{_described_tokenizer(args, options)} cannot be loaded: {text.rstrip('.')}{_way_out(args, options)}"
     shown: list[str] = []
     if args is not None:
         # What leads to the check is of interest where the user has said it.
-        names = [*_names(test, options), *(n for n in _names(around, options) if _is_given(args, n, options))]
+        names = _names(test, options)
+        names += [n for condition in around for n in _names(condition, options) if _is_given(args, n, options)]
         shown = [options.shown(name, getattr(args, name)) for name in dict.fromkeys(names) if hasattr(args, name)]
     shown = [part for part in shown if part not in text and not text.startswith(part.removeprefix("no "))]
-    return f"Megatron refuses the arguments: {text or type(error).__name__}" + (
-        f" (the run has {', '.join(shown)})" if shown else ""
-    )
+    return f"Megatron refuses the arguments: {text}" + (f" (the run has {', '.join(shown)})" if shown else "")
 
 
 def _has_arguments(value: Any) -> bool:
@@ -275,17 +299,22 @@ def _translated(text: str, options: OptionNames) -> str:
     """Return a text with the names of arguments as the user writes them."""
 
     def spelled(match: re.Match[str]) -> str:
+        dest = _argument(match[1])
         # A negation in place of what it negates would turn the sentence around.
-        is_other = match[1] not in options.actions or options.is_negation(match[1])
-        return match[0] if is_other else options.name(match[1])
+        is_other = dest not in options.actions or options.is_negation(dest)
+        return match[0] if is_other else options.name(dest)
 
-    text = re.sub(r"(?<![\w.])(?:args|self|config)\.(\w+)", spelled, text)
+    text = re.sub(rf"(?<![\w.])(?:{'|'.join(_HOLDERS)})\.(\w+)", spelled, text)
     # A name without an underscore may be a word of the sentence.
     return re.sub(r"(?<![\w.'/\-])([a-z]\w*_\w+)(?![\w/(])", spelled, text)
 
 
 def _asserted(test: ast.expr, options: OptionNames) -> str:
     """Return what is asserted: of one argument that has to be there, or must not be, in words."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and isinstance(test.operand, ast.Attribute):
+        names = _names(test, options)
+        if names:
+            return f"{options.name(names[0])} must be left out here"
     if isinstance(test, ast.Compare) and isinstance(test.comparators[0], ast.Constant):
         names = _names(test, options)
         if test.comparators[0].value is None and isinstance(test.left, ast.Attribute) and names:
@@ -298,25 +327,44 @@ def _names(node: ast.AST | None, options: OptionNames) -> list[str]:
     """Return the arguments that a piece of source looks at, in its order."""
     attributes = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Attribute)]
     attributes.sort(key=lambda n: (n.lineno, n.col_offset))
-    found = [n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id in _HOLDERS]
+    found = [_argument(n.attr) for n in attributes if isinstance(n.value, ast.Name) and n.value.id in _HOLDERS]
     return list(dict.fromkeys(name for name in found if name in options.actions))
 
 
-def _failed(file: str, line: int) -> tuple[ast.expr | None, ast.AST | None]:
-    """Return the condition that a statement at a line checks, or its expression, and the innermost one around it."""
+def _failed(file: str, line: int) -> tuple[ast.expr | None, list[ast.expr]]:
+    """Return the condition that a statement at a line checks, or its expression, and those around it, innermost
+    first."""
     statements = _statements(file, line)
     if not statements:
-        return None, None
+        return None, []
     inner = statements[-1]
-    conditions = [node.test for node in statements[:-1] if isinstance(node, ast.If)]
-    around = conditions.pop() if conditions else None
+    around = [node.test for node in reversed(statements[:-1]) if isinstance(node, ast.If)]
     if isinstance(inner, ast.Assert):
         return inner.test, around
     if isinstance(inner, ast.Raise):
-        return around, conditions.pop() if conditions else None
+        return (around[0], around[1:]) if around else (None, [])
     if isinstance(inner, ast.Assign | ast.Expr | ast.Return | ast.AugAssign):
         return inner.value, around
     return (inner.test, around) if isinstance(inner, ast.If) else (None, around)
+
+
+def _argument(field: str) -> str:
+    """Return the argument that a field of Megatron's configuration is set from, by the source that sets it."""
+    return _fields().get(field, field)
+
+
+@functools.cache
+def _fields() -> dict[str, str]:
+    function = next(n for n in _parsed(argument_utils.__file__).body if getattr(n, "name", None) == _SETS_FIELDS)
+    found = {}
+    for statement in getattr(function, "body", ()):
+        match statement:
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name("kw_args"), slice=ast.Constant(str(field)))],
+                value=ast.Attribute(value=ast.Name("args"), attr=dest),
+            ):
+                found[field] = dest
+    return found
 
 
 def _statements(file: str, line: int) -> list[ast.stmt]:

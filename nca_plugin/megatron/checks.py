@@ -21,15 +21,6 @@ from nca_plugin.megatron.kernels import has_spec_of_megatron, installed
 from nca_plugin.megatron.text import check_trains, split_shares
 from nca_plugin.sources import is_source
 
-#: What needs a dataset or a forward step of its own.
-_UNSUPPORTED = (
-    "fim_data",
-    "logits_load_dir",
-    "dataloader_inter_document_masking",
-    "hybrid_context_parallel",
-    "overlap_moe_expert_parallel_comm",
-)
-
 
 def check_loading(args: Any, has_source: bool) -> None:
     """Raise `NCAPluginError` if the data of Megatron's arguments cannot be loaded as they say.
@@ -37,10 +28,6 @@ def check_loading(args: Any, has_source: bool) -> None:
     Args:
         has_source: whether a source, or a corpus of one, is among the data.
     """
-    for name in _UNSUPPORTED:
-        if getattr(args, name, None):
-            option = "--" + name.replace("_", "-")
-            raise NCAPluginError(f"{option} is not supported here: leave it out, or use Megatron-LM's pretrain_gpt.py")
     if args.dataloader_type == "external":
         raise NCAPluginError(
             "--dataloader-type external expects a data loader of your own, and this launcher has none: use single"

@@ -21,6 +21,7 @@ _NEEDS_GPU: Final = (
     *("batch_invariant_mode", "profile", "record_memory_history", "gpu_sniff_test_interval", "log_straggler"),
     *("use_grouped_gemm_for_dense_mlp", "use_grouped_gemm_for_shared_expert", "optimizer_cuda_graph"),
     *("moe_shared_expert_overlap", "inprocess_restart", "use_ring_exchange_p2p"),
+    *("tensor_parallel_num_weight_shards", "expert_tensor_parallel_num_weight_shards"),
 )
 #: What chooses among kernels or streams of a GPU: the results are the same but for rounding.
 _NO_EFFECT: Final = (

@@ -116,7 +116,11 @@ def check_arguments(args: Any) -> None:
         return
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     validation = None if args.full_validation else args.eval_iters
-    check_text(parts(blend, blend_per_split, args.split, "--split"), (1, validation, args.eval_iters), "--split")
+    # Such a run may end before its last iteration.
+    is_cut = args.skip_train or args.exit_interval or args.exit_duration_in_mins
+    training = 1 if is_cut else args.train_samples or args.train_iters * args.global_batch_size
+    num_samples = (training, validation, args.eval_iters)
+    check_text(parts(blend, blend_per_split, args.split, "--split"), num_samples, args.seq_length, "--split")
     paths = list(filter(is_meant_as_ours, data_paths(args)))
     if paths:
         vocab_size = _vocab_size(args, build_tokenizer(args))

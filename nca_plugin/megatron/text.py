@@ -22,6 +22,7 @@ from megatron.core.datasets.utils import Split
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import MAGIC
 from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.sources import is_source
 
 _HEADER: Final = struct.Struct("<9sQBQQ")
 #: Numbers that Megatron reads, with what people put between and around them.
@@ -32,12 +33,17 @@ _AT_ONCE: Final = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """What a split of a run reads of a data path: documents from a share of them to another one."""
+    """What a split of a run reads of a data path: documents from a share of them to another one.
+
+    Attributes:
+        is_one_epoch: whether it reads them once, as Megatron does in a blend of several paths without weights.
+    """
 
     split: str
     path: str
     low: float = 0.0
     high: float = 1.0
+    is_one_epoch: bool = False
 
 
 def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> list[Part]:
@@ -51,13 +57,18 @@ def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> l
         NCAPluginError: `split` is none.
     """
     if blend_per_split:
-        blends = [(name, of_split[0]) for name, of_split in zip(_names(), blend_per_split, strict=True) if of_split]
-        return [Part(name, path) for name, paths in blends for path in paths]
+        blends = [(name, of_split) for name, of_split in zip(_names(), blend_per_split, strict=True) if of_split]
+        return [Part(name, path, is_one_epoch=_is_one_epoch(blend)) for name, blend in blends for path in blend[0]]
     if blend is None:
         return []
     matrix = convert_split_vector_to_split_matrix(split_shares(split or "", option))
     ranges = [(name, share) for name, share in zip(_names(), matrix, strict=True) if share is not None]
-    return [Part(name, path, *share) for path in blend[0] for name, share in ranges]
+    return [Part(name, path, *share, _is_one_epoch(blend)) for path in blend[0] for name, share in ranges]
+
+
+def _is_one_epoch(blend: Any) -> bool:
+    paths, weights = blend
+    return len(paths) > 1 and weights is None
 
 
 def split_shares(split: str, option: str) -> list[float]:
@@ -83,16 +94,24 @@ def check_trains(split: str, option: str) -> None:
         raise NCAPluginError(f"{option} {split} leaves nothing to train on: give its first part a share, as in 99,1,0")
 
 
-def check_text(read: Iterable[Part], num_samples: Sequence[int | None], option: str) -> None:
-    """Raise `NCAPluginError` for an indexed dataset that is damaged, or a split of it without tokens.
+def check_text(read: Iterable[Part], num_samples: Sequence[int | None], seq_length: int, option: str) -> None:
+    """Raise `NCAPluginError` for an indexed dataset that is damaged, or a split of it without tokens, and for a blend
+    without weights that a path has no sample for, or that holds less than the training reads.
 
     Args:
-        read: what the splits of the run read. Sources, which have no end, and object storage are passed over.
-        num_samples: of training, validation and test; None for all.
+        read: what the splits of the run read. Object storage is passed over.
+        num_samples: of training, validation and test; None for all. Training may read no fewer.
+        seq_length: inputs of a sample.
         option: how the user names the shares of the splits.
     """
     lengths: dict[str, Any] = {}
+    samples_of_training: list[int] = []
     for part in read:
+        if part.is_one_epoch and is_source(part.path):
+            raise NCAPluginError(
+                f"source {part.path} has no end, and a blend without weights reads each path once: write each path "
+                "after its weight, as in 0.5 nca://web 0.5 text"
+            )
         # A source, object storage, or a scheme of neither, which is told when it is opened.
         if "://" in part.path:
             continue
@@ -114,6 +133,26 @@ def check_text(read: Iterable[Part], num_samples: Sequence[int | None], option: 
             )
         if not any(of_path[at : min(at + _AT_ONCE, last)].any() for at in range(first, last, _AT_ONCE)):
             raise NCAPluginError(f"the {part.split} split of data path {part.path} holds no token in its documents")
+        if part.is_one_epoch:
+            samples = last - first if is_ours else _samples(part, of_path[first:last], seq_length)
+            samples_of_training += [samples] if part.split == Split.train.name else []
+    needed = num_samples[Split.train.value]
+    if samples_of_training and needed is not None and sum(samples_of_training) < needed:
+        raise NCAPluginError(
+            f"the training reads {needed:,} samples, and its blend holds {sum(samples_of_training):,}: without weights "
+            "each path is read once; write each path after its weight, or train for less"
+        )
+
+
+def _samples(part: Part, lengths: Any, seq_length: int) -> int:
+    """Return the samples that Megatron cuts out of documents in one epoch: each has the next one's first token too."""
+    tokens = int(lengths.sum(dtype=np.int64))
+    if tokens <= seq_length:
+        raise NCAPluginError(
+            f"the {part.split} split of data path {part.path} holds {tokens} tokens, less than a sample of "
+            f"{seq_length + 1}, and a blend without weights reads each path once: write each path after its weight"
+        )
+    return (tokens - 1) // seq_length
 
 
 def read_lengths(prefix: str) -> Any:

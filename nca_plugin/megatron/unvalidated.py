@@ -48,6 +48,14 @@ _MOST: Final = {
     # Of processes on each rank, and what NumPy takes.
     **{"num_workers": 1024, "seed": (1 << 31) - 1},
 }
+_DATA_OF_SPLITS: Final = ("train_data_path", "valid_data_path", "test_data_path")
+_DATA: Final = ("data_path", "data_args_path", *_DATA_OF_SPLITS, "per_split_data_args_path", "mock_data")
+#: What needs a dataset or a forward step of its own, or what megatron-core 0.19.2 ends in a traceback for.
+_UNSUPPORTED: Final = (
+    *("perform_rl_step", "rl_profile", "config_logger_dir", "fim_data", "logits_load_dir"),
+    *("dataloader_inter_document_masking", "hybrid_context_parallel", "overlap_moe_expert_parallel_comm"),
+)
+_TOKENIZERS_OF_IMAGES: Final = ("MultimodalTokenizer", "NullMultimodalTokenizer")
 #: The package that an argument needs, and that Megatron looks for late, on one rank, or goes on without.
 _PACKAGES: Final = {
     "wandb_project": "wandb",
@@ -72,8 +80,10 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
         # The arguments are in that file.
         check_files(args, options.name, is_run=is_run)
         return
+    _check_supported(args, options)
     _check_numbers(args, options)
     _check_length(args, options)
+    _check_kinds_of_data(args, options)
     if not args.skip_train:
         _check_learning_rate(args, options)
     _check_sizes_of_layers(args, options)
@@ -93,6 +103,17 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
     check_files(args, options.name, is_run=is_run)
 
 
+def _check_supported(args: Namespace, options: OptionNames) -> None:
+    given = [options.name(name) for name in _UNSUPPORTED if getattr(args, name, None)]
+    if args.tokenizer_type in _TOKENIZERS_OF_IMAGES:
+        given.append(options.shown("tokenizer_type", args.tokenizer_type))
+    if given:
+        raise NCAPluginError(
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} not supported here: leave it out, or use "
+            "Megatron-LM's pretrain_gpt.py"
+        )
+
+
 def _check_numbers(args: Namespace, options: OptionNames) -> None:
     for argument, least in _LEAST.items():
         value = getattr(args, argument, None)
@@ -107,6 +128,18 @@ def _check_numbers(args: Namespace, options: OptionNames) -> None:
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more{meaning}")
         if value > _MOST.get(argument, math.inf):
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {_MOST[argument]} or less")
+
+
+def _check_kinds_of_data(args: Namespace, options: OptionNames) -> None:
+    given = [name for name in _DATA if getattr(args, name)]
+    # Those of the splits go together.
+    of_splits = [name for name in given if name in _DATA_OF_SPLITS]
+    kinds = [name for name in given if name not in of_splits[1:]]
+    if len(kinds) > 1:
+        raise NCAPluginError(
+            f"{', '.join(map(options.name, kinds))} are given together, and a run reads only one of them: leave the "
+            "others out"
+        )
 
 
 def _is_unused(args: Namespace, argument: str) -> bool:
@@ -126,6 +159,11 @@ def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
         raise NCAPluginError(
             f"{options.name('ffn_hidden_size')} {args.ffn_hidden_size}: must be a multiple of 2 on each of "
             f"{args.tensor_model_parallel_size} tensor-parallel ranks with {options.name('swiglu')}"
+        )
+    if args.window_size is not None and len(args.window_size) != 2:
+        raise NCAPluginError(
+            f"{options.shown('window_size', args.window_size)}: must be two numbers, the positions before and after, "
+            "such as 127,0"
         )
     if args.attention_backend.name == "local" and args.spec is None:
         raise NCAPluginError(f"{options.name('attention_backend')} local needs {options.name('spec')} local")

@@ -149,7 +149,8 @@ class SourceDataModule(pl.LightningDataModule):
         self.data_sampler.seq_len = self.seq_length
         num_samples = self._num_samples()
         check_trains(self.split, "data.split")
-        check_text(parts((self.paths, self.weights), None, self.split, "data.split"), num_samples, "data.split")
+        read = parts((self.paths, self.weights), None, self.split, "data.split")
+        check_text(read, num_samples, self.seq_length, "data.split")
         self._build(num_samples)
         if stage == "fit" and self.trainer.is_global_zero:
             for line in announcements(data, num_samples[0]):

@@ -1,11 +1,12 @@
-"""Whether a run has the model and the schedule of its checkpoint, which Megatron compares after it has built a model.
+"""Whether a run has the model, the optimizer and the schedule of the checkpoint that it loads.
 
-It names neither the arguments that differ nor those that settle it.
+Megatron compares them after it has built the model, and names neither the arguments that differ nor those that settle
+it.
 """
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from megatron.training.checkpointing import checkpoint_exists
 
 from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy_state
+from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
 from nca_plugin.errors import NCAPluginError
 
@@ -27,38 +29,53 @@ _COMPUTATION: Final = (
     *("position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "squared_relu", "bf16", "fp16"),
     *("layernorm_epsilon", "apply_layernorm_1p", "use_rope_scaling"),
 )
-_OPTIMIZER: Final = ("optimizer",)
+#: Selectors of what every transformer has, whatever its arguments are.
+_TRANSFORMER: Final = ("embedding", "attention.qkv", "attention.proj", "mlp", "final_norm")
+_OPTIMIZER: Final = ("optimizer", "use_distributed_optimizer")
 #: Where an option is not its argument's name, and of those the ones that it negates.
 _SPELLING: Final = {"add_bias_linear": "--disable-bias-linear", "layernorm_epsilon": "--norm-epsilon"}
 _NEGATED: Final = ("add_bias_linear",)
 
 
-def check_resumed(args: Namespace) -> None:
-    """Raise `NCAPluginError` if Megatron would refuse the model, the optimizer, or the schedule of the learning rate or
-    the weight decay.
+def check_loaded(args: Namespace) -> None:
+    """Raise `NCAPluginError` if Megatron would refuse the model of a checkpoint or, where the run resumes it, its
+    optimizer or the schedule of its learning rate or weight decay.
 
     Does nothing on other ranks than the first, because it reads the checkpoint.
     """
-    if os.environ.get("RANK", "0") != "0" or args.load is None or not Path(args.load).is_dir():
+    if os.environ.get("RANK", "0") != "0":
         return
-    if not checkpoint_exists(args.load):
+    is_resumed = checkpoint_exists(args.load)
+    option = "load" if is_resumed else "pretrained_checkpoint"
+    path = getattr(args, option)
+    if path is None or not Path(path).is_dir() or not checkpoint_exists(path):
         return
-    folder = find_checkpoint(Path(args.load))
+    folder = find_checkpoint(Path(path))
     if args.ckpt_step:
-        folder = Path(args.load) / f"iter_{args.ckpt_step:07d}"
+        folder = Path(path) / f"iter_{args.ckpt_step:07d}"
     if not folder.is_dir():
         return
-    state = _state(folder)
-    is_optimizer_loaded = not (args.finetune or args.no_load_optim or args.skip_train or folder.name == "release")
-    _check_model(folder, state, args, is_optimizer_loaded=is_optimizer_loaded)
+    state, names = _state(folder)
+    is_optimizer_loaded = is_resumed and not (
+        args.finetune or args.no_load_optim or args.skip_train or folder.name == "release"
+    )
+    differences = _model_differences(state, args, is_optimizer_loaded=is_optimizer_loaded)
+    missing = _missing(names, args)
+    if missing and not differences:
+        differences = [f"it holds no {', '.join(missing)}"]
+    if differences:
+        raise NCAPluginError(
+            f"checkpoint {folder} does not fit the run: {'; '.join(differences)}. Give the checkpoint's values, or "
+            f"another --{option.replace('_', '-')}"
+        )
     if is_optimizer_loaded and not (args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler):
         _check_schedule(folder, state, args)
 
 
-def _check_model(folder: Path, state: Mapping[str, Any], args: Namespace, *, is_optimizer_loaded: bool) -> None:
+def _model_differences(state: Mapping[str, Any], args: Namespace, *, is_optimizer_loaded: bool) -> list[str]:
     before = state.get("args")
     if not isinstance(before, Namespace) or args.moe_use_upcycling:
-        return
+        return []
     own, stored = _sizes(args), _sizes(before)
     differences = [
         f"{option} {own[option]}, in the checkpoint {stored[option]}"
@@ -70,12 +87,16 @@ def _check_model(folder: Path, state: Mapping[str, Any], args: Namespace, *, is_
         names += _COMPUTATION
         if not getattr(before, "no_save_optim", None):
             names += _OPTIMIZER
-    differences += filter(None, (_difference(name, vars(args), vars(before)) for name in names))
-    if differences:
-        raise NCAPluginError(
-            f"checkpoint {folder} does not fit the run: {'; '.join(differences)}. Give the checkpoint's values, or "
-            "another --load"
-        )
+    return [*differences, *filter(None, (_difference(name, vars(args), vars(before)) for name in names))]
+
+
+def _missing(names: Collection[str], args: Namespace) -> list[str]:
+    """Return what a transformer has and a checkpoint does not, by selectors: a transition may have left it out."""
+    has_other_layers = args.hybrid_layer_pattern or args.heterogeneous_layers_config_path or args.spec
+    if not names or has_other_layers or args.experimental_attention_variant:
+        return []
+    stored = {parameter(name).role for name in names}
+    return [role for role in _TRANSFORMER if role not in stored]
 
 
 def _difference(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
@@ -120,14 +141,16 @@ def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> 
         raise NCAPluginError(
             f"checkpoint {folder} has another schedule than the run: {'; '.join(dict.fromkeys(differences))}. Add "
             "--override-opt_param-scheduler to go on with the run's, --use-checkpoint-opt_param-scheduler for the "
-            "checkpoint's, or give the values of before"
+            "checkpoint's, or give the values of the run that wrote it"
         )
 
 
-def _state(folder: Path) -> Mapping[str, Any]:
+def _state(folder: Path) -> tuple[Mapping[str, Any], Collection[str]]:
+    """Return what is stored once for all ranks, and the names of tensors where these are at hand."""
     if is_torch_dist(folder):
-        return common_state(folder, read_torch_dist(folder)[1]) or {}
-    return read_legacy_state(folder) if is_legacy(folder) else {}
+        tensors, objects = read_torch_dist(folder)
+        return common_state(folder, objects) or {}, tensors.keys()
+    return (read_legacy_state(folder) if is_legacy(folder) else {}), ()
 
 
 def _schedule(args: Namespace) -> dict[str, tuple[str, Any]]:
