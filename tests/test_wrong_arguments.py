@@ -10,10 +10,12 @@ import os
 import random
 import re
 import shutil
+from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from megatron.training.arguments import add_megatron_arguments
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -410,6 +412,12 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--decoder-last-pipeline-num-layers": ["3"]}, r"Mismatch: .* \(the run has --decoder-last-pipeline-num-layers 3"),
     ({"--squared-relu": []}, r"--swiglu must be left out here \(the run has --squared-relu"),
     ({"--moe-ffn-hidden-size": ["32"]}, "set but --num-experts is None"),
+    ({"--num-distributed-optimizer-instances": ["3"]}, r"run has --num-distributed-optimizer-instances 3"),
+    ({"--pipeline-model-parallel-layout": ["x"]}, r"\(the run has --pipeline-model-parallel-layout x\)"),
+    ({"--heterogeneous-layers-config-encoded-json": ["[]"]}, "encoded-json must be a JSON object"),
+    ({"--cuda-graph-modules": ["x"]}, "--cuda-graph-modules 'x': is not what the option takes"),
+    ({"--save-params-interval": ["1"]}, "--save-params-interval needs --save, the folder"),
+    ({"--no-pad-vocab-size": []}, "--no-pad-vocab-size needs --padded-vocab-size"),
     ({"--window-size": ["/nope"]}, "--window-size '/nope': is not what the option takes"),
     ({"--window-size": ["3"]}, "--window-size 3: must be two numbers"),
     ({"--tokenizer-type": ["TikTokenizer"], "--tokenizer-model": ["file"]}, r"requires path.endswith\('.json'\)"),
@@ -664,3 +672,25 @@ def test_wrong_arguments_are_one_line(launcher: WarmProcess, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_many_wrong_arguments_are_one_line(launcher: WarmProcess, tmp_path: Path) -> None:
     run_cases(launcher, tmp_path, list(cases(MANY))[FEW:])
+
+
+def every_option() -> Iterator[list[str]]:
+    """Yield the valid arguments with each option of Megatron's in turn, with each value that it has or one at all."""
+    for action in add_megatron_arguments(ArgumentParser(allow_abbrev=False))._actions:
+        numbers = {int: "3", float: "0.5"}
+        if action.nargs == 0 or isinstance(action, BooleanOptionalAction):
+            values = [[]]
+        elif action.choices is not None:
+            values = [[str(getattr(choice, "name", choice))] for choice in action.choices]
+        else:
+            count = action.nargs if isinstance(action.nargs, int) else 1
+            values = [[numbers.get(action.type, "x")] * count]  # type: ignore[call-overload]
+        for value in values if action.dest != "help" else ():
+            arguments = {"--data-path": ["nca://toy"], **{option: [number] for option, number in VALID}}
+            arguments[action.option_strings[-1]] = value
+            yield [part for option, given in arguments.items() for part in (option, *given)] + list(FIXED)
+
+
+@pytest.mark.slow
+def test_every_option_of_megatron_is_one_line_or_trains(launcher: WarmProcess, tmp_path: Path) -> None:
+    run_cases(launcher, tmp_path, list(every_option()))

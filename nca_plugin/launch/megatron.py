@@ -210,6 +210,8 @@ def complete_parser(
         NCAPluginError: an unknown option, or what a run on this device lacks; the parser returned raises it for any
             other mistake.
     """
+    from nca_plugin.megatron.assertions import unreadable
+
     parser = add_arguments(parser)
     # A package of NVIDIA's own, for which Megatron would ask the user.
     parser.set_defaults(enable_one_logger=find_spec("one_logger") is not None)
@@ -226,9 +228,9 @@ def complete_parser(
             after = f" after {spelling(before[-1])}" if before else ""
             message = f"{' '.join(words)}{after} belongs to no option: quote a value that has spaces"
         # Megatron names functions of its own where argparse says what a value is to be.
-        unreadable = re.fullmatch(r"argument (\S+): invalid (?!int |float |str )\w+ value: (.*)", message)
-        if unreadable is not None:
-            message = f"{spelling(unreadable[1])} {unreadable[2]}: is not what the option takes; {_WHERE}"
+        unread = re.fullmatch(r"argument (\S+): invalid (?!int |float |str )\w+ value: (.*)", message)
+        if unread is not None:
+            message = unreadable(spelling(unread[1]), unread[2])
         raise NCAPluginError(message)
 
     parser.error = error  # type: ignore[method-assign]

@@ -44,6 +44,8 @@ _LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib",
 _DTYPES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "fp8"}
 #: Megatron's function that sets fields of its configuration from arguments of other names.
 _SETS_FIELDS: Final = "core_transformer_config_from_args"
+#: Options that are all named where it is not clear which of them an error is about.
+_MOST_NAMES: Final = 3
 #: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
 _TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
 
@@ -154,7 +156,7 @@ def argument_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
         raise
     except SystemExit as end:
         # Megatron prints some refusals and ends the process, with exit code 0.
-        if end.code not in (None, 0) or any(_is_help(frame) for frame, _ in _frames(end.__traceback__)):
+        if end.code not in (None, 0) or any(_is_in_argparse(frame) for frame, _ in _frames(end.__traceback__)):
             raise
         printed = sys.stdout.text().split("\n") if isinstance(sys.stdout, _HeldOutput) else []
         said = next((line for line in reversed(printed) if line.strip()), "it ended the process without a word")
@@ -201,6 +203,11 @@ def _misfit(error: BaseException, frames: list[tuple[FrameType, int]]) -> str | 
     return f"checkpoint {loading.f_locals.get('load_dir')} does not fit the model of the run: {text}"
 
 
+def unreadable(option: str, value: str) -> str:
+    """Return what to say of a value that an option cannot be read from."""
+    return f"{option} {value}: is not what the option takes, which --help-megatron shows"
+
+
 def _is_first_to_say() -> bool:
     """Whether no other rank has said what is wrong: the same check may fail on all of them, or on some."""
     distributed = torch.distributed
@@ -238,7 +245,7 @@ def _is_librarys(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith("<") or any(_is_below(folder, frame) for folder in _LIBRARIES)
 
 
-def _is_help(frame: FrameType) -> bool:
+def _is_in_argparse(frame: FrameType) -> bool:
     return frame.f_code.co_filename == argparse.__file__
 
 
@@ -247,16 +254,23 @@ def _is_below(folder: Path, frame: FrameType) -> bool:
 
 
 def _line(error: BaseException, options: OptionNames) -> str:
+    frames = _frames(error.__traceback__)
+    unread = next((f.f_locals for f, _ in frames if _is_in_argparse(f) and f.f_code.co_name == "_get_value"), None)
+    if unread is not None:
+        # A function of Megatron's that reads a value may fail in a way that argparse does not expect.
+        return unreadable(options.spelling(unread["action"].option_strings[0]), repr(unread["arg_string"]))
     # An assertion without a text says what it asserts.
     text = _translated(one_line(error), options) if str(error).strip() else ""
-    if text and isinstance(error, _TERSE):
-        text = f"{type(error).__name__}: {text}"
-    frames = _frames(error.__traceback__)
+    if isinstance(error, KeyError) and error.args:
+        text = f"'{error.args[0]}' is unknown"
+    elif text and isinstance(error, _TERSE):
+        text = f"{type(error).__name__}: {text.removeprefix(f'{type(error).__name__}: ')}"
     args = next((f.f_locals["args"] for f, _ in reversed(frames) if _has_arguments(f.f_locals.get("args"))), None)
     if args is None:
         # An object of Megatron's has no hold of them.
         args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
-    frame, line = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)][-1]
+    frames = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)]
+    frame, line = frames[-1]
     test, around = _failed(frame.f_code.co_filename, line)
     if not text:
         text = type(error).__name__ if test is None else _asserted(test, options)
@@ -267,6 +281,8 @@ def _line(error: BaseException, options: OptionNames) -> str:
         # What leads to the check is of interest where the user has said it.
         names = _names(test, options)
         names += [n for condition in around for n in _names(condition, options) if _is_given(args, n, options)]
+        if not names:
+            names = _names_nearby(frames, args, options)
         shown = [options.shown(name, getattr(args, name)) for name in dict.fromkeys(names) if hasattr(args, name)]
     shown = [part for part in shown if part not in text and not text.startswith(part.removeprefix("no "))]
     return f"Megatron refuses the arguments: {text}" + (f" (the run has {', '.join(shown)})" if shown else "")
@@ -278,6 +294,26 @@ def _has_arguments(value: Any) -> bool:
 
 def _is_given(args: argparse.Namespace, name: str, options: OptionNames) -> bool:
     return hasattr(args, name) and getattr(args, name) not in (None, options.actions[name].default)
+
+
+def _names_nearby(frames: list[tuple[FrameType, int]], args: argparse.Namespace, options: OptionNames) -> list[str]:
+    """Return what the user has given of the arguments that the function of an error looks at, or else the nearest
+    statement that called it; none if they are too many to tell which it is."""
+    sources: list[ast.AST] = [] if (function := _function(frames[-1][0])) is None else [function]
+    for frame, line in reversed(frames):
+        sources += _statements(frame.f_code.co_filename, line)[-1:]
+    for source in sources:
+        names = [name for name in _names(source, options) if _is_given(args, name, options)]
+        if 0 < len(names) <= _MOST_NAMES:
+            return names
+    return []
+
+
+def _function(frame: FrameType) -> ast.AST | None:
+    """Return the source of the function that a frame runs."""
+    code = frame.f_code
+    functions = (n for n in ast.walk(_parsed(code.co_filename)) if isinstance(n, ast.FunctionDef))
+    return next((n for n in functions if n.name == code.co_name and _covers(n, code.co_firstlineno)), None)
 
 
 def _described_tokenizer(args: argparse.Namespace, options: OptionNames) -> str:

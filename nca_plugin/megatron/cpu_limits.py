@@ -20,7 +20,8 @@ _NEEDS_GPU: Final = (
     *("moe_permute_fusion", "moe_router_fusion", "mla_down_proj_fusion", "use_fused_weighted_squared_relu"),
     *("batch_invariant_mode", "profile", "record_memory_history", "gpu_sniff_test_interval", "log_straggler"),
     *("use_grouped_gemm_for_dense_mlp", "use_grouped_gemm_for_shared_expert", "optimizer_cuda_graph"),
-    *("moe_shared_expert_overlap", "inprocess_restart", "use_ring_exchange_p2p"),
+    *("moe_shared_expert_overlap", "inprocess_restart", "use_ring_exchange_p2p", "log_device_memory_used"),
+    *("save_activations_interval", "save_dgrads_interval", "save_tokens_per_expert_interval"),
     *("tensor_parallel_num_weight_shards", "expert_tensor_parallel_num_weight_shards"),
 )
 #: What chooses among kernels or streams of a GPU: the results are the same but for rounding.

@@ -49,8 +49,11 @@ def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) ->
             _check_file(value, name(argument))
     if args.tokenizer_type in _TOKENIZERS_IN_A_FILE and (value := _local(args, "tokenizer_model")) is not None:
         _check_file(value, name("tokenizer_model"))
-    if (value := _local(args, "per_dataset_sequences_path")) is not None:
-        _check_mapping(value, name("per_dataset_sequences_path"))
+    for argument in ("per_dataset_sequences_path", "heterogeneous_layers_config_path"):
+        if (value := _local(args, argument)) is not None:
+            _check_mapping(value.read_bytes(), f"{name(argument)} {value}")
+    if (layers := getattr(args, "heterogeneous_layers_config_encoded_json", None)) is not None:
+        _check_mapping(layers, name("heterogeneous_layers_config_encoded_json"))
     if is_run:
         for argument in _FOLDERS_WRITTEN:
             if (value := _local(args, argument)) is not None:
@@ -75,13 +78,13 @@ def _check_file(file: Path, option: str) -> None:
         raise NCAPluginError(f"{option} {file} cannot be read: {error.strerror or error}") from error
 
 
-def _check_mapping(file: Path, option: str) -> None:
+def _check_mapping(text: str | bytes, where: str) -> None:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise NCAPluginError(f"{option} {file} is no JSON: {one_line(error)}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NCAPluginError(f"{where} is no JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise NCAPluginError(f"{option} {file} holds no mapping of data paths")
+        raise NCAPluginError(f"{where} must be a JSON object, with names and values")
 
 
 def _check_written(folder: Path) -> None:

@@ -63,7 +63,8 @@ def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> l
         return []
     matrix = convert_split_vector_to_split_matrix(split_shares(split or "", option))
     ranges = [(name, share) for name, share in zip(_names(), matrix, strict=True) if share is not None]
-    return [Part(name, path, *share, _is_one_epoch(blend)) for path in blend[0] for name, share in ranges]
+    is_one_epoch = _is_one_epoch(blend)
+    return [Part(name, path, low, high, is_one_epoch) for path in blend[0] for name, (low, high) in ranges]
 
 
 def _is_one_epoch(blend: Any) -> bool:

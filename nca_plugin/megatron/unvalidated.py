@@ -18,6 +18,11 @@ from nca_plugin.megatron.files import check_files
 from nca_plugin.text.folders import exists
 from nca_plugin.text.hub import is_reachable
 
+#: How often to save what is saved beside checkpoints, below the same folder.
+_INTERVALS_OF_SAVED: Final = (
+    *("save_params_interval", "save_activations_interval", "save_tokens_per_expert_interval"),
+    *("save_wgrads_interval", "save_dgrads_interval"),
+)
 #: The least value of numbers; those that are left out have no such limit, or are allowed to be missing.
 _LEAST: Final = {
     **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"), 1),
@@ -35,8 +40,7 @@ _LEAST: Final = {
     **dict.fromkeys(("lr_wsd_decay_iters", "lr_wsd_decay_samples"), 1),
     **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "lr_warmup_fraction", "weight_decay"), 0),
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 0),
-    **dict.fromkeys(("save_params_interval", "save_activations_interval", "save_tokens_per_expert_interval"), 1),
-    **dict.fromkeys(("save_wgrads_interval", "save_dgrads_interval"), 1),
+    **dict.fromkeys(_INTERVALS_OF_SAVED, 1),
     **dict.fromkeys(("init_method_std", "layernorm_epsilon", "adam_eps", "mtp_num_layers"), 0),
     # Megatron clips only above 0.
     "clip_grad": -math.inf,
@@ -52,7 +56,8 @@ _DATA_OF_SPLITS: Final = ("train_data_path", "valid_data_path", "test_data_path"
 _DATA: Final = ("data_path", "data_args_path", *_DATA_OF_SPLITS, "per_split_data_args_path", "mock_data")
 #: What needs a dataset or a forward step of its own, or what megatron-core 0.19.2 ends in a traceback for.
 _UNSUPPORTED: Final = (
-    *("perform_rl_step", "rl_profile", "config_logger_dir", "fim_data", "logits_load_dir"),
+    *("perform_rl_step", "rl_profile", "config_logger_dir", "init_method_xavier_uniform", "lazy_mpu_init"),
+    *("fim_data", "logits_load_dir"),
     *("dataloader_inter_document_masking", "hybrid_context_parallel", "overlap_moe_expert_parallel_comm"),
 )
 _TOKENIZERS_OF_IMAGES: Final = ("MultimodalTokenizer", "NullMultimodalTokenizer")
@@ -62,7 +67,10 @@ _PACKAGES: Final = {
     "tensorboard_dir": "tensorboard",
     "enable_ft_package": "nvidia_resiliency_ext",
     "inprocess_restart": "nvidia_resiliency_ext",
+    "fault_injector_ranks": "nvidia_resiliency_ext",
+    "fault_injector_num_ranks": "nvidia_resiliency_ext",
     "log_energy": "pynvml",
+    "log_device_memory_used": "pynvml",
     "adlr_autoresume": "userlib",
     "enable_msc": "multistorageclient",
 }
@@ -94,6 +102,11 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
                 "the data have"
             )
         _check_ranks(args, options, world_size)
+    if not args.pad_vocab_size and args.padded_vocab_size is None:
+        raise NCAPluginError(
+            f"{options.name('pad_vocab_size')} needs {options.name('padded_vocab_size')}: say how many rows the "
+            "embedding has"
+        )
     if device.prepare():
         check_cpu_mode(args, options)
     if is_run:
@@ -244,6 +257,9 @@ def _check_length(args: Namespace, options: OptionNames) -> None:
         )
     if args.lr is None:
         raise NCAPluginError(f"{options.name('lr')} is missing: give the highest learning rate")
+    for name in _INTERVALS_OF_SAVED:
+        if getattr(args, name, None) and args.save is None:
+            raise NCAPluginError(f"{options.name(name)} needs {options.name('save')}, the folder to save to")
     if args.save is not None and args.save_interval is None:
         raise NCAPluginError(f"{options.name('save')} needs {options.name('save_interval')}, in iterations")
 
