@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,17 @@ def check_target(target: Path) -> None:
         raise NCAPluginError(f"cannot write {target}: the name is too long; choose another output")
     if os.path.isdir(target):  # noqa: PTH112
         raise NCAPluginError(f"cannot write {target}: it is a folder; name a file")
+
+
+def path_option(text: str) -> Path:
+    """Return the path that an option names: the `type` of an argument of argparse.
+
+    Raises:
+        ArgumentTypeError: the text is empty, which `Path` would take for the folder that the process runs in.
+    """
+    if not text:
+        raise ArgumentTypeError("the value is empty: name a path")
+    return Path(text)
 
 
 def check_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -25,7 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, empty_value
 from nca_plugin.progress import StartStage, lines_now_and_then
 
 #: Of the work, from which on a rate is shown.
@@ -41,6 +42,25 @@ MAX_PROCESSES: Final = 4096
 #: A sequence is in memory as a whole.
 MAX_SEQ_LENGTH: Final = 1 << 24
 _SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses an empty value, as a shell passes for a variable that is not set.
+
+    Read as a path it would stand for the folder that the command runs in. Where an empty value means something, it is
+    the default.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # What typer makes of the values no longer tells an empty path from ".".
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if parameter.default != "" and "" in (value if isinstance(value, list | tuple) else (value,)):
+                # In capitals, as the help shows the name of an argument.
+                name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+                raise NCAPluginError(empty_value(name))
+        return super().parse_args(ctx, args)
 
 
 def parse_count(text: str, name: str = "") -> int:

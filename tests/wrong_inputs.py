@@ -133,6 +133,7 @@ class Parameter:
     options: tuple[str, ...]
     kind: Any
     is_required: bool
+    is_empty_by_default: bool
 
 
 @dataclass(frozen=True)
@@ -152,20 +153,21 @@ def commands() -> dict[str, list[Parameter]]:
         defaults = function.__defaults__ or ()
         hints = typing.get_type_hints(function, include_extras=True)
         names = [name for name in hints if name != "return"]
-        required = len(names) - len(defaults)
+        values = [*[...] * (len(names) - len(defaults)), *defaults]
         found[command.name or function.__name__.replace("_", "-")] = [
-            _parameter(name, hints[name], number < required) for number, name in enumerate(names)
+            _parameter(name, hints[name], value) for name, value in zip(names, values, strict=True)
         ]
     return found
 
 
-def _parameter(name: str, hint: Any, is_required: bool) -> Parameter:
+def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     kind, info = typing.get_args(hint)
-    given = tuple(text for text in info.param_decls or () if text.startswith("-"))
+    # typer takes the first of them for a default until it looks at the function.
+    given = tuple(text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--"))
     is_option = type(info).__name__ == "OptionInfo"
     options = (given or (f"--{name.replace('_', '-')}",)) if is_option else ()
     kinds = [each for each in typing.get_args(kind) if each is not type(None)] if typing.get_args(kind) else [kind]
-    return Parameter(name, options, kinds[0] if kinds else str, is_required)
+    return Parameter(name, options, kinds[0] if kinds else str, default is ..., default == "")
 
 
 def make_files(folder: Path) -> None:
