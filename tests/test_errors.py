@@ -1,6 +1,7 @@
 """The wrong thing typed: one line that says what is wrong, exit code 2, nothing half-written."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -256,6 +257,41 @@ def test_an_empty_value_of_a_file_is_refused(schema: type, values: dict[str, Any
 def test_an_empty_path_of_a_launcher_is_refused(parse: Callable[[list[str]], Any], arguments: list[str]) -> None:
     with pytest.raises(NCAPluginError, match=r"^argument [a-z-]+: the value is empty: name a path"):
         parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(("prepare", "existing.txt", "--out"), id="prepare"),
+        pytest.param(("generate", "iid", "--tokens", "2000", "--workers", "1", "--out"), id="generate"),
+        pytest.param(("merge", "a-1-of-2", "--out"), id="merge"),
+        pytest.param(("transfer", "--from", "checkpoint", "--to"), id="transfer"),
+        pytest.param(("export", "--from", "hf", "checkpoint"), id="import"),
+        pytest.param(("export", "--to", "hf", "checkpoint"), id="export"),
+        pytest.param(("bench", "iid", "--seconds", "0.01", "--json"), id="bench"),
+        pytest.param(("inspect", "iid", "--count", "1", "--out"), id="inspect"),
+        pytest.param(("eval", "checkpoint", "--perplexity", "a", "--out"), id="eval"),
+        pytest.param(("tokenizer",), id="tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("target", ["nope/../x", "nope/../x/y", "nope/.."])
+def test_no_folder_is_made_to_go_back_from(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: tuple[str, ...],
+    target: str,
+) -> None:
+    (tmp_path / "existing.txt").write_text("mine")
+    shutil.copytree(Path(__file__).with_name("data") / "checkpoints/core016", tmp_path / "checkpoint")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *call, target])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("nca-plugin: error: ")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_source_takes_the_place_of_every_other_data_argument() -> None:

@@ -83,6 +83,7 @@ def import_hf(
             missing, of another shape or type; a target that exists or cannot be written.
     """
     check_absent(target)
+    check_outside(target, origin)
     check_folder(target.parent)
     for option, value in (
         ("tensor-model-parallel-size", tensor_model_parallel_size),
@@ -94,7 +95,6 @@ def import_hf(
         raise NCAPluginError(f"--seed {seed}: must lie in 0 .. 2^64 - 1")
     if not origin.is_dir():
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
-    check_outside(target, origin)
     tensors, llama, notes = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
     dtypes = {WEIGHT_DTYPES[tensor.dtype].name for tensor in tensors.values()}

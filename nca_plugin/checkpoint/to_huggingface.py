@@ -73,9 +73,10 @@ def export_hf(
             a tokenizer that does not fit; a target that exists or cannot be written.
     """
     check_absent(target)
+    check_outside(target, origin, *([] if tokenizer is None else [tokenizer]))
     check_folder(target.parent)
     checkpoint = read_checkpoint(origin)
-    check_outside(target, origin, checkpoint.root)
+    check_outside(target, checkpoint.root)
     found, notes = _found(checkpoint)
     embedding = next((rows for (name, _), rows in found.items() if name == EMBEDDING), None)
     if embedding is None:
