@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.json_files import kind_of, shown_names
+from nca_plugin.json_files import check_line_ends, kind_of, shown_names
 from nca_plugin.text.compressed import open_bytes, read_errors
 
 
@@ -60,6 +60,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise NCAPluginError(f"{where} cannot be read: it is nested too deeply") from None
     except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            check_line_ends(line.decode(), error, where)
         raise NCAPluginError(f"{where} is not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
         raise NCAPluginError(f"{where} is no object")

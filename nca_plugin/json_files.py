@@ -46,6 +46,20 @@ def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     return value
 
 
+class LineEndError(NCAPluginError):
+    """Lines of JSON end in a carriage return alone, which no reader of them takes for the end of a line."""
+
+
+def check_line_ends(line: str, error: json.JSONDecodeError, where: str) -> None:
+    """Raise `LineEndError` if that is why a line, which stands at `where`, is not JSON."""
+    space = line[len(line[: error.pos].rstrip()) : error.pos]
+    if error.msg == "Extra data" and "\r" in space and line[error.pos] in "{[":
+        raise LineEndError(
+            f"{where} is several lines, each ended by a carriage return (\\r) alone: end them with line feeds, such as "
+            "with tr '\\r' '\\n'"
+        ) from error
+
+
 def kind_of(value: Any) -> str:
     """Return what JSON calls a value of this kind, for a message."""
     return _KINDS[type(value)]
