@@ -150,7 +150,7 @@ def flush_path(path: Path) -> None:
 def complete_files(*targets: Path) -> Iterator[list[Path]]:
     """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.
 
-    What the block leaves open or unwritten is its own fault; a target that exists is replaced.
+    The block writes and closes the files; a target that exists is replaced.
 
     Raises:
         NCAPluginError: a folder that cannot be made or written to.
