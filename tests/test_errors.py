@@ -116,6 +116,17 @@ def test_what_is_no_error(
         (("doctor", "."), "is no checkpoint: it holds"),
         (("doctor", "--data", "nca://web"), "--data is compared with a checkpoint: name one"),
         (("doctor", "a", "--data", "0.9 nca://web 0.1"), "is malformed: 0.1 is no path"),
+        (
+            ("doctor", "a", "--data", "nca://web 0.5"),
+            "--data: 'nca://web 0.5' is malformed: 0.5 is no path; the weight comes before its path: '0.5 nca://web'",
+        ),
+        (
+            ("doctor", "a", "--data", "nca://web 0.5 a 1"),
+            "is malformed: 1 is no path; the weight comes before its path: '0.5 nca://web 1 a'",
+        ),
+        (("doctor", "a", "--data", "0.5 nca://web a 1"), "is malformed: 1 is no path; write each path after"),
+        (("doctor", "a", "--data", "0.5 0.5"), "is malformed: 0.5 is no path; write each path after"),
+        (("doctor", "a", "--data", "0.5 a b c"), "is malformed: 0.5 is no path; write each path after"),
         (("generate", "ncaa", "--tokens", "1M", "--out", "c"), "unknown source 'ncaa': did you mean 'nca'?"),
         (("generate", "nca", "--out", "c"), "Missing option '--tokens'"),
         (("generate", "nca", "--tokens", "1M"), "Missing option '--out'"),

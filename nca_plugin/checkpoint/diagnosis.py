@@ -62,8 +62,8 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
         if difference is not None:
             lines.append(
                 "to put right: use the data that it was trained on, begin another stage with nca-plugin transfer "
-                f"--from {path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset and "
-                "NeMo 2's data)"
+                f"--from {path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset "
+                "and NeMo 2's data)"
             )
     return Diagnosis(tuple(lines), not any(faults))
 

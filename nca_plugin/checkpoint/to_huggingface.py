@@ -217,8 +217,8 @@ def _hf_tensors(
             shape = (max(mapped.rows, rows.num_rows), *mapped.columns)
         if rows.shape != shape:
             raise NCAPluginError(
-                f"checkpoint {checkpoint.root} does not hold a Llama: {where} is {list(rows.shape)}, its configuration says "
-                f"{list(shape)}"
+                f"checkpoint {checkpoint.root} does not hold a Llama: {where} is {list(rows.shape)}, its configuration "
+                f"says {list(shape)}"
             )
         if rows.dtype not in WEIGHT_DTYPES.values():
             raise NCAPluginError(f"checkpoint {checkpoint.root}: {where} is stored as {rows.dtype.name}")

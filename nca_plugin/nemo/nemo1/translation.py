@@ -78,6 +78,13 @@ def is_nemo1(config: Mapping[Any, Any]) -> bool:
     return "trainer" in config and "model" in config
 
 
+def unset_required(config: Any) -> list[str]:
+    """Return the keys of a configuration that are `???` and must have a value, for which neither NeMo nor Megatron-LM
+    has a default."""
+    unset = [key for key, value in _entries(config) if value == "???"]
+    return [key for key in unset if isinstance(row := ROWS.get(key), Translated) and row.is_required]
+
+
 def translate(config: Mapping[Any, Any]) -> Translation:
     """Return a NeMo 1 configuration, resolved, as Megatron-LM arguments.
 
