@@ -29,7 +29,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     examples = [_example(row, where) for row, where in read_rows(path)]
     if not examples:
-        raise NCAPluginError(f"{path} holds no example: each line is to be an object with 'prompt' and 'answer'")
+        raise NCAPluginError(f"{path} holds no example: each line must be an object with 'prompt' and 'answer'")
     return examples
 
 
@@ -73,7 +73,7 @@ def _example(row: dict[str, Any], where: str) -> Example:
         if name not in row or row[name] == "":
             raise NCAPluginError(f"{where} has no text in field '{name}' (fields: {shown_names(list(row)) or 'none'})")
         if not isinstance(row[name], str):
-            raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is due")
+            raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is expected")
         # Tokenizers take none.
         if any("\ud800" <= character <= "\udfff" for character in row[name]):
             raise NCAPluginError(f"{where} has half of a surrogate pair in field '{name}', which is no character")

@@ -42,7 +42,7 @@ def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise NCAPluginError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
-        raise NCAPluginError(f"{path} holds {shown(value)}, where an object is due")
+        raise NCAPluginError(f"{path} holds {shown(value)}, where an object is expected")
     return value
 
 

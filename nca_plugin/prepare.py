@@ -97,7 +97,7 @@ class PreparedCorpus:
             )
             notes.append(
                 f"Megatron's default --split {split} leaves no document of {self.documents:,} for "
-                f"{' and '.join(lacking)}, for which Megatron then waits without end: {way_out}"
+                f"{' and '.join(lacking)}, and Megatron then waits for them for ever: {way_out}"
             )
         return notes
 

@@ -92,9 +92,9 @@ def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
             ("a.jsonl", template % value, reason)
             for value, what in KINDS.items()
             for template, reason in (
-                ('{"text": "x"}\n{"text": %s}', f"line 2 has {what} in field 'text', where text is due"),
-                ('[{"text": "x"}, {"text": %s}]', f"row 2 has {what} in field 'text', where text is due"),
-                ('{"text": "x"}\n%s', f"line 2 is {what}, where an object with the field 'text' is due"),
+                ('{"text": "x"}\n{"text": %s}', f"line 2 has {what} in field 'text', where text is expected"),
+                ('[{"text": "x"}, {"text": %s}]', f"row 2 has {what} in field 'text', where text is expected"),
+                ('{"text": "x"}\n%s', f"line 2 is {what}, where an object with the field 'text' is expected"),
             )
             if value != "{}" or "has" in reason
         ),

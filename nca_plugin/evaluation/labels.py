@@ -29,7 +29,7 @@ def labelled(checkpoints: Sequence[str]) -> dict[str, Path]:
         if not Path(path).is_dir():
             raise NCAPluginError(f"checkpoint {path} " + ("is no folder" if Path(path).exists() else "does not exist"))
         if label in result or not _is_name(label):
-            raise NCAPluginError(f"checkpoint {path}: label '{label}' will not do; write another, as LABEL={path}")
+            raise NCAPluginError(f"checkpoint {path}: label '{label}' cannot be used; write another, as LABEL={path}")
         result[label] = Path(path)
     return result
 

@@ -91,7 +91,7 @@ def launch(options: Options) -> None:
     require("torch")
     check_training_loop()
     if find_spec("megatron.bridge") is None:
-        raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how it is")
+        raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how to install it")
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:

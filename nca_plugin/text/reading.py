@@ -129,7 +129,7 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
         NCAPluginError: it has none. The message names `where`.
     """
     if not isinstance(row, dict):
-        raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is due")
+        raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is expected")
     if text_key not in row:
         known = " ".join(", ".join(row).split())
         raise NCAPluginError(
@@ -137,7 +137,7 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
         )
     text = row[text_key]
     if not isinstance(text, str):
-        raise NCAPluginError(f"{where} has {kind_of(text)} in field '{text_key}', where text is due")
+        raise NCAPluginError(f"{where} has {kind_of(text)} in field '{text_key}', where text is expected")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,8 +2,7 @@
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
-what counts. The tables are in `run`, `model`, `system`, `data` and
-`optimizer`.
+what counts. The tables are in `run`, `model`, `system`, `data` and `optimizer`.
 """
 
 import math
