@@ -20,6 +20,7 @@ from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require
 from nca_plugin.terminal import (
     MAX_PROCESSES,
     MAX_SEQ_LENGTH,
+    Command,
     StudyProgress,
     at_work,
     num_cores,
@@ -123,7 +124,7 @@ def _without_command(
         print(context.get_help())
 
 
-@app.command()
+@app.command(cls=Command)
 def prepare(
     inputs: _Inputs,
     out: Annotated[str, typer.Option(help="Prefix of the .bin and .idx to write.")],
@@ -156,7 +157,7 @@ def prepare(
         print(f"Note: {note}.")
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
     tokens: Annotated[
@@ -195,7 +196,7 @@ def generate(
         print(f"When all {count} parts are there: nca-plugin merge --out {whole}")
 
 
-@app.command()
+@app.command(cls=Command)
 def merge(
     out: Annotated[str, typer.Option(help="Prefix of the corpus to write.")],
     parts: Annotated[
@@ -215,7 +216,7 @@ def merge(
     print(f"Before you remove the parts: nca-plugin verify {prefix}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     prefix: Annotated[str, typer.Argument(help="Prefix of a corpus that `generate` wrote, or one of its files.")],
     documents: Annotated[int, number_option("--documents", "Documents to generate anew and compare.", least=0)] = 16,
@@ -235,7 +236,7 @@ def verify(
     print(f"{prefix} is right: every byte is as it was written{generated} ({time.monotonic() - start:.1f} s)")
 
 
-@app.command()
+@app.command(cls=Command)
 def transfer(
     origin: Annotated[
         Path, typer.Option("--from", help="A checkpoint: a save folder, one iteration's, or NeMo 2's folder.")
@@ -316,7 +317,7 @@ def transfer(
         print(line)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint of a Llama, or its Hugging Face folder.")],
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
@@ -381,7 +382,7 @@ def export(
     print(f"Start a run with {start_arguments('megatron', target)} {' '.join(imported.arguments)}")
 
 
-@app.command()
+@app.command(cls=Command)
 def study(
     config: Annotated[Path, typer.Argument(help="A study file, such as conf/study/laptop.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as seeds=[1,2,3].")] = None,
@@ -431,7 +432,7 @@ def study(
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def match(
     inputs: _Inputs,
     source: Annotated[str, typer.Option(help="The automata, such as 'nca://web?num_colors=15'.")] = "nca://web",
@@ -451,7 +452,7 @@ def match(
     print(summary(found))
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint, to say what it was trained on.")] = None,
     data: Annotated[
@@ -485,7 +486,7 @@ def doctor(
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def chain(
     config: Annotated[Path, typer.Argument(help="A chain file, such as conf/chain/demo.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, as the launcher gets.")] = None,
@@ -520,7 +521,7 @@ def chain(
     print(f"\nAll stages can be trained by {ranks} rank{'s' if ranks > 1 else ''}.")
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     uris: Annotated[
         list[str] | None, typer.Argument(help="Sources; nca://web and nca://code if none is named.")
@@ -555,7 +556,7 @@ def bench(
     console.print(f"Written: {json}", soft_wrap=True, highlight=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; runs/inspect/<uri> if absent.")] = None,
@@ -575,7 +576,7 @@ def inspect(
     print(f"Written: {page}, and its pictures beside it. Open it in a browser.")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
     index: Annotated[int, number_option("--index", "Which sample, 0 or more.", least=0)] = 0,
@@ -591,6 +592,6 @@ def show(
     show_sample(source if split is None else source.for_split(split), index, seq_length, fps, Console(highlight=False))
 
 
-app.command("eval")(cli_tasks.evaluate)
-app.command()(cli_tasks.examples)
-app.command()(cli_tasks.tokenizer)
+app.command("eval", cls=Command)(cli_tasks.evaluate)
+app.command(cls=Command)(cli_tasks.examples)
+app.command(cls=Command)(cli_tasks.tokenizer)

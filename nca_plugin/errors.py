@@ -136,6 +136,11 @@ def _edits(one: str, other: str) -> int:
     return min(row[-1], 3)
 
 
+def empty_value(name: str) -> str:
+    """Return the message for an option, or an entry of a file, whose value is an empty text."""
+    return f"{name} is empty: give it a value, or set the variable that it was to come from"
+
+
 def require(*packages: str) -> None:
     """Check that packages of extras are installed, before work that would end for want of them.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.json_files import kind_of, shown_names
+from nca_plugin.json_files import check_line_ends, kind_of, shown_names
 from nca_plugin.text.compressed import open_bytes, read_errors
 
 
@@ -29,7 +29,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     examples = [_example(row, where) for row, where in read_rows(path)]
     if not examples:
-        raise NCAPluginError(f"{path} holds no example: each line is to be an object with 'prompt' and 'answer'")
+        raise NCAPluginError(f"{path} holds no example: each line must be an object with 'prompt' and 'answer'")
     return examples
 
 
@@ -60,6 +60,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise NCAPluginError(f"{where} cannot be read: it is nested too deeply") from None
     except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            check_line_ends(line.decode(), error, where)
         raise NCAPluginError(f"{where} is not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
         raise NCAPluginError(f"{where} is no object")
@@ -71,7 +73,7 @@ def _example(row: dict[str, Any], where: str) -> Example:
         if name not in row or row[name] == "":
             raise NCAPluginError(f"{where} has no text in field '{name}' (fields: {shown_names(list(row)) or 'none'})")
         if not isinstance(row[name], str):
-            raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is due")
+            raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is expected")
         # Tokenizers take none.
         if any("\ud800" <= character <= "\udfff" for character in row[name]):
             raise NCAPluginError(f"{where} has half of a surrogate pair in field '{name}', which is no character")

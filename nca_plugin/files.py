@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,20 @@ def check_target(target: Path) -> None:
     check_folder(target.parent)
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise NCAPluginError(f"cannot write {target}: the name is too long; choose another output")
-    if os.path.isdir(target):  # noqa: PTH112
+    # Of a missing folder, `..` would be one too.
+    if os.path.isdir(target) or target.name == "..":  # noqa: PTH112
         raise NCAPluginError(f"cannot write {target}: it is a folder; name a file")
+
+
+def path_option(text: str) -> Path:
+    """Return the path that an option names: the `type` of an argument of argparse.
+
+    Raises:
+        ArgumentTypeError: the text is empty, which `Path` would take for the folder that the process runs in.
+    """
+    if not text:
+        raise ArgumentTypeError("the value is empty: name a path")
+    return Path(text)
 
 
 def check_folder(folder: Path) -> None:
@@ -36,6 +49,13 @@ def check_folder(folder: Path) -> None:
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder; choose another output")
     if not os.access(nearest, os.W_OK):
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is read-only for this user; choose another output")
+    # The system takes no `..` after a folder that is missing, which would have to be made, and would stay empty.
+    for path in (folder, *folder.parents):
+        if path.name == ".." and not os.path.lexists(path.parent):
+            raise NCAPluginError(
+                f"cannot write to {folder}: {path.parent} does not exist, so that .. leads nowhere from there; write "
+                "the path without it"
+            )
 
 
 def read_lines(path: Path, option: str) -> list[str]:
@@ -52,10 +72,40 @@ def read_lines(path: Path, option: str) -> list[str]:
 
 
 def check_outside(target: Path, *sources: Path) -> None:
-    """Raise `NCAPluginError` if an output lies within a folder that is only read."""
+    """Raise `NCAPluginError` if an output lies within a folder that is only read, or beside what it only links."""
+    real = Path(os.path.realpath(target))
     for folder in sources:
-        if target.resolve().is_relative_to(folder.resolve()):
+        if real.is_relative_to(folder.resolve()):
             raise NCAPluginError(f"output {target} lies within {folder}, which is only read: choose another place")
+        for store, link in _linked_folders(folder):
+            if real.is_relative_to(store):
+                raise NCAPluginError(
+                    f"output {target} lies within {store}, which is only read, because {link} links to it: choose "
+                    "another place"
+                )
+
+
+def _linked_folders(source: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folders elsewhere that hold what a folder links, each with a link to it or to a file in it.
+
+    A folder that holds the source itself is none of them: other things may lie there.
+    """
+    root = source.resolve()
+    waiting, seen = [root], {root}
+    while waiting:
+        # What cannot be looked at says so when it is read.
+        for place, folders, files in os.walk(waiting.pop()):
+            for path in (Path(place, name) for name in (*folders, *files)):
+                if not os.path.islink(path) or not os.path.exists(path):  # noqa: PTH110, PTH114
+                    continue
+                target = path.resolve()
+                store = target if target.is_dir() else target.parent
+                if store not in seen and not store.is_relative_to(root) and not root.is_relative_to(store):
+                    seen.add(store)
+                    yield store, path
+                    # Links may go on from there.
+                    if store is target:
+                        waiting.append(store)
 
 
 def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:
@@ -100,7 +150,7 @@ def flush_path(path: Path) -> None:
 def complete_files(*targets: Path) -> Iterator[list[Path]]:
     """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.
 
-    What the block leaves open or unwritten is its own fault; a target that exists is replaced.
+    The block writes and closes the files; a target that exists is replaced.
 
     Raises:
         NCAPluginError: a folder that cannot be made or written to.

@@ -20,7 +20,7 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from nca_plugin.errors import NCAPluginError, in_context, one_line, unknown_name, unknown_names
+from nca_plugin.errors import NCAPluginError, empty_value, in_context, one_line, unknown_name, unknown_names
 from nca_plugin.yaml_files import check_interpolations, check_yaml
 
 #: The package of the configuration files that come with nca-plugin.
@@ -190,6 +190,9 @@ def checked_by[T](schema: type[T], config: DictConfig) -> T:
     except _FAULTS as error:
         raise NCAPluginError(_described(error)) from error
     assert isinstance(result, schema)
+    empty = list(_empty_values(result, ""))
+    if empty:
+        raise NCAPluginError("; ".join(map(empty_value, empty[:_MAX_REPORTED])))
     return result
 
 
@@ -227,6 +230,18 @@ def _unknown_keys(schema: Any, section: DictConfig, prefix: str) -> Iterator[tup
             for name, member in members.items():
                 if isinstance(member, DictConfig) and not member._is_interpolation():
                     yield from _unknown_keys(inner, member, f"{prefix}{name}.")
+
+
+def _empty_values(section: Any, prefix: str) -> Iterator[str]:
+    """Yield every key whose value is an empty text, where that is not the default: no path or name is one."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        members = value.items() if isinstance(value, dict) else [("", value)]
+        for name, member in members:
+            if dataclasses.is_dataclass(member):
+                yield from _empty_values(member, f"{key}.{name}." if name else f"{key}.")
+        if (value == "" and field.default != "") or (isinstance(value, list) and "" in value):
+            yield key
 
 
 def _dataclass_of(hint: Any) -> Any:

@@ -42,8 +42,22 @@ def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise NCAPluginError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
-        raise NCAPluginError(f"{path} holds {shown(value)}, where an object is due")
+        raise NCAPluginError(f"{path} holds {shown(value)}, where an object is expected")
     return value
+
+
+class LineEndError(NCAPluginError):
+    """Lines of JSON end in a carriage return alone, which no reader of them takes for the end of a line."""
+
+
+def check_line_ends(line: str, error: json.JSONDecodeError, where: str) -> None:
+    """Raise `LineEndError` if that is why a line, which stands at `where`, is not JSON."""
+    space = line[len(line[: error.pos].rstrip()) : error.pos]
+    if error.msg == "Extra data" and "\r" in space and line[error.pos] in "{[":
+        raise LineEndError(
+            f"{where} is several lines, each ended by a carriage return (\\r) alone: end them with line feeds, such as "
+            "with tr '\\r' '\\n'"
+        ) from error
 
 
 def kind_of(value: Any) -> str:

@@ -61,6 +61,7 @@ class PreparedCorpus:
         empty: documents without text, which are left out.
         repaired: documents in which U+FFFD stands for what was no character.
         json_texts: files of JSON without rows, which are taken as text.
+        tables: files of tables, which are taken as text.
     """
 
     prefix: Path
@@ -70,6 +71,7 @@ class PreparedCorpus:
     empty: int = 0
     repaired: int = 0
     json_texts: int = 0
+    tables: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -81,6 +83,11 @@ class PreparedCorpus:
             notes.append(f"{self.repaired:,} documents held half of a surrogate pair: U+FFFD stands for it")
         if self.json_texts:
             notes.append(f"{self.json_texts:,} .json files hold no rows and are taken as text, braces and all")
+        if self.tables:
+            notes.append(
+                f"{self.tables:,} files of tables, such as .csv, are taken as text, with all columns and their "
+                "separators: leave them out with --exclude or --pattern, or write their rows as JSON lines"
+            )
         if lacking := empty_splits(self.documents):
             split = ",".join(map(str, _DEFAULT_SPLIT))
             way_out = (
@@ -90,7 +97,7 @@ class PreparedCorpus:
             )
             notes.append(
                 f"Megatron's default --split {split} leaves no document of {self.documents:,} for "
-                f"{' and '.join(lacking)}, for which Megatron then waits without end: {way_out}"
+                f"{' and '.join(lacking)}, and Megatron then waits for them for ever: {way_out}"
             )
         return notes
 
@@ -214,6 +221,7 @@ def _write(
                 result.tokens += ids.size
                 result.repaired += document.is_repaired
                 result.json_texts += document.is_json
+                result.tables += document.is_table
             else:
                 result.empty += 1
             on_progress(document.size)

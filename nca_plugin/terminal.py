@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -25,22 +26,36 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, empty_value
 from nca_plugin.progress import StartStage, lines_now_and_then
+from nca_plugin.typed_numbers import whole_number
 
 #: Of the work, from which on a rate is shown.
 _SHARE_THAT_TELLS: Final = 0.01
-#: Digits, perhaps in groups of three; a fraction; a power of ten; a suffix.
-_COUNT: Final = re.compile(
-    r"([0-9]{1,30}|[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,3}(?:_[0-9]{3}){1,9})"
-    r"(?:\.([0-9]{1,30}))?(?:E\+?([0-9]{1,2}))?([KMGBT]?)"
-)
 _MAX_SHOWN: Final = 40
 #: No machine has more cores.
 MAX_PROCESSES: Final = 4096
 #: A sequence is in memory as a whole.
 MAX_SEQ_LENGTH: Final = 1 << 24
-_SUFFIXES: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses an empty value, as a shell passes for a variable that is not set.
+
+    Read as a path it would stand for the folder that the command runs in. Where an empty value means something, it is
+    the default.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # What typer makes of the values no longer tells an empty path from ".".
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if parameter.default != "" and "" in (value if isinstance(value, list | tuple) else (value,)):
+                # In capitals, as the help shows the name of an argument.
+                name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+                raise NCAPluginError(empty_value(name))
+        return super().parse_args(ctx, args)
 
 
 def parse_count(text: str, name: str = "") -> int:
@@ -55,18 +70,10 @@ def parse_count(text: str, name: str = "") -> int:
     Raises:
         NCAPluginError: anything else, a fraction or a negative number among it.
     """
-    match = _COUNT.fullmatch(text.strip().upper())
-    count = None
-    if match:
-        whole, fraction, exponent, suffix = match.groups("")
-        digits = re.sub("[_,]", "", whole) + fraction
-        shift = int(exponent or 0) - len(fraction)
-        value = int(digits) * _SUFFIXES[suffix] * 10 ** max(shift, 0)
-        count, rest = divmod(value, 10 ** max(-shift, 0))
-        count = None if rest else count
+    count = whole_number(text.strip())
     if count is None:
         shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-        if _COUNT.fullmatch(text.strip().upper().removeprefix("-")) and "-" in text:
+        if whole_number(text.strip().removeprefix("-")) is not None and "-" in text:
             raise NCAPluginError(f"{name}{name and ' '}{shown}: must not be below 0")
         raise NCAPluginError(
             f"{name}{name and ' '}'{shown}': must be a whole number, such as 164000000, 164,000,000, 164_000_000, "

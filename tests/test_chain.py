@@ -286,7 +286,7 @@ def test_a_length_in_samples(tmp_path: Path, args: dict[str, int], is_complete: 
         ({"one": {"train_iters": 1, "train_samples": 1}}, "give its length"),
         ({"one": {"train_iters": 0}}, "a length of 0"),
         ({"one": {"train_iter": 1}}, "unknown key '?stages.one.train_iter'?: did you mean '?stages.one.train_iters"),
-        ({"../one": {"train_iters": 1}}, "a stage's name is a folder's"),
+        ({"../one": {"train_iters": 1}}, "a stage's name becomes that of a folder"),
         ({"one": {"train_iters": 1, "transition": {"seed": 1}}}, "no meaning for the first stage"),
         (
             {**STAGES, "two": {"train_iters": 1, "transition": {"preset": "al"}}},

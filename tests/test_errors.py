@@ -1,19 +1,28 @@
 """The wrong thing typed: one line that says what is wrong, exit code 2, nothing half-written."""
 
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from megatron_runs import MODEL
+from omegaconf import OmegaConf
 from warm import WarmProcess
+from wrong_inputs import commands
 
 from nca_plugin import errors
+from nca_plugin.chain.config import ChainConfig
 from nca_plugin.cli import main
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.hydra_files import checked_by
+from nca_plugin.launch import bridge, chain, evaluate, hydra
 from nca_plugin.megatron.arguments import resolve_data_source
+from nca_plugin.study.config import StudyConfig
 
 LAUNCH = (*MODEL, "--train-iters", "1")
 
@@ -107,6 +116,17 @@ def test_what_is_no_error(
         (("doctor", "."), "is no checkpoint: it holds"),
         (("doctor", "--data", "nca://web"), "--data is compared with a checkpoint: name one"),
         (("doctor", "a", "--data", "0.9 nca://web 0.1"), "is malformed: 0.1 is no path"),
+        (
+            ("doctor", "a", "--data", "nca://web 0.5"),
+            "--data: 'nca://web 0.5' is malformed: 0.5 is no path; the weight comes before its path: '0.5 nca://web'",
+        ),
+        (
+            ("doctor", "a", "--data", "nca://web 0.5 a 1"),
+            "is malformed: 1 is no path; the weight comes before its path: '0.5 nca://web 1 a'",
+        ),
+        (("doctor", "a", "--data", "0.5 nca://web a 1"), "is malformed: 1 is no path; write each path after"),
+        (("doctor", "a", "--data", "0.5 0.5"), "is malformed: 0.5 is no path; write each path after"),
+        (("doctor", "a", "--data", "0.5 a b c"), "is malformed: 0.5 is no path; write each path after"),
         (("generate", "ncaa", "--tokens", "1M", "--out", "c"), "unknown source 'ncaa': did you mean 'nca'?"),
         (("generate", "nca", "--out", "c"), "Missing option '--tokens'"),
         (("generate", "nca", "--tokens", "1M"), "Missing option '--out'"),
@@ -122,7 +142,7 @@ def test_what_is_no_error(
             "--workers 1e6: must be at most 4,096",
         ),
         (("generate", "nca", "--tokens", "1M", "--out", "folder"), "folder is a folder: name the files to write in it"),
-        (("generate", "nca", "--tokens", "1M", "--out", ""), "'' names no corpus"),
+        (("generate", "nca", "--tokens", "1M", "--out", ""), "--out is empty: give it a value"),
         (("generate", "nca", "--tokens", "1M", "--out", "c", "--shard", "3/2"), "shard 3/2: must be i/N"),
         (("generate", "nca", "--tokens", "1M", "--out", "c", "--shard", "0/0"), "shard 0/0: must be i/N"),
         (("merge", "--out", "c", "a", "a"), "part a is named twice"),
@@ -184,6 +204,105 @@ def test_errors_of_commands_are_one_line_and_code_2(
     assert len(errors) == 1 and reason in errors[0], shown
     assert "Traceback" not in shown
     assert sorted(tmp_path.iterdir()) == before
+
+
+def empty_values() -> Iterator[Any]:
+    """Yield a call of every command for each of its values, that one empty and every other that it needs as x."""
+    for name, parameters in commands().items():
+        for empty in parameters:
+            if empty.kind is bool or empty.is_empty_by_default:
+                continue
+            call = [name]
+            for parameter in parameters:
+                if parameter is empty or parameter.is_required:
+                    call += [*parameter.options[:1], "" if parameter is empty else "1" if parameter.options else "x"]
+            shown = empty.options[0] if empty.options else empty.name.upper()
+            yield pytest.param(call, shown, id=f"{name}-{empty.name}")
+
+
+@pytest.mark.parametrize(("call", "shown"), list(empty_values()))
+def test_an_empty_value_is_refused_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: list[str], shown: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *call])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    check_refusal(int(str(exit_.value.code)), capsys.readouterr().err, f"error: {shown} is empty: give it a", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "shown"),
+    [
+        (StudyConfig, {"output": ""}, "output"),
+        (StudyConfig, {"domains": {"a": {"corpus": {"path": ""}}}}, "domains.a.corpus.path"),
+        (StudyConfig, {"domains": {"a": {"corpus": {"inputs": ["x", ""]}}}}, "domains.a.corpus.inputs"),
+        (StudyConfig, {"tasks": {"a": {"train": ""}}}, "tasks.a.train"),
+        (ChainConfig, {"folder": ""}, "folder"),
+        (ChainConfig, {"stages": {"a": {"config_dir": ""}}}, "stages.a.config_dir"),
+        (ChainConfig, {"stages": {"a": {"transition": {"row_map": ""}}}}, "stages.a.transition.row_map"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_empty_value_of_a_file_is_refused(schema: type, values: dict[str, Any], shown: str) -> None:
+    whole: dict[type, dict[str, Any]] = {
+        StudyConfig: {"output": "x", "seeds": [1], "arguments": {}, "domains": {}, "arms": {}, "baseline": "x"}
+        | {"stage1": {"tokens": 1}, "language": {"tokens": 1, "validation_tokens": 1}},
+        ChainConfig: {"folder": "x", "stages": {}},
+    }
+    with pytest.raises(NCAPluginError, match=f"^{re.escape(shown)} is empty: give it a value"):
+        checked_by(schema, OmegaConf.create(whole[schema] | values))
+    # An empty label is no label.
+    checked_by(StudyConfig, OmegaConf.create(whole[StudyConfig] | {"arms": {"a": {"label": ""}}}))
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments"),
+    [
+        pytest.param(hydra._parser().parse_args, ["--config-dir", "", "--config-name", "x"], id="hydra"),
+        pytest.param(chain._parser().parse_args, [""], id="chain"),
+        pytest.param(evaluate._parser().parse_args, ["--evaluation-out", ""], id="evaluate"),
+        pytest.param(bridge.parse_options, ["--config-file", ""], id="bridge"),
+    ],
+)
+def test_an_empty_path_of_a_launcher_is_refused(parse: Callable[[list[str]], Any], arguments: list[str]) -> None:
+    with pytest.raises(NCAPluginError, match=r"^argument [a-z-]+: the value is empty: name a path"):
+        parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(("prepare", "existing.txt", "--out"), id="prepare"),
+        pytest.param(("generate", "iid", "--tokens", "2000", "--workers", "1", "--out"), id="generate"),
+        pytest.param(("merge", "a-1-of-2", "--out"), id="merge"),
+        pytest.param(("transfer", "--from", "checkpoint", "--to"), id="transfer"),
+        pytest.param(("export", "--from", "hf", "checkpoint"), id="import"),
+        pytest.param(("export", "--to", "hf", "checkpoint"), id="export"),
+        pytest.param(("bench", "iid", "--seconds", "0.01", "--json"), id="bench"),
+        pytest.param(("inspect", "iid", "--count", "1", "--out"), id="inspect"),
+        pytest.param(("eval", "checkpoint", "--perplexity", "a", "--out"), id="eval"),
+        pytest.param(("tokenizer",), id="tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("target", ["nope/../x", "nope/../x/y", "nope/.."])
+def test_no_folder_is_made_to_go_back_from(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: tuple[str, ...],
+    target: str,
+) -> None:
+    (tmp_path / "existing.txt").write_text("mine")
+    shutil.copytree(Path(__file__).with_name("data") / "checkpoints/core016", tmp_path / "checkpoint")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *call, target])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("nca-plugin: error: ")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_source_takes_the_place_of_every_other_data_argument() -> None:

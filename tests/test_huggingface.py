@@ -307,7 +307,7 @@ def test_other_models_are_not_exported(values: dict[str, Any], reason: str) -> N
     assert llama_of_megatron(Path("c"), ModelConfig(LLAMA_VALUES), set(), 100).num_groups == 4
     with pytest.raises(NCAPluginError, match=reason) as error:
         llama_of_megatron(Path("c"), ModelConfig({**LLAMA_VALUES, **values}), set(), 100)
-    assert "\n" not in str(error.value) and str(error.value).startswith("checkpoint c is no Llama, and")
+    assert "\n" not in str(error.value) and str(error.value).startswith("checkpoint c does not hold a Llama, and")
 
 
 def test_nemos_scaling_of_frequencies_is_exported() -> None:
@@ -393,7 +393,7 @@ def test_prediction_of_several_tokens_and_names_by_layer(
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"mlp_bias": True, "attention_bias": False}, "mlp_bias without attention_bias"),
-        ({"attention_bias": False}, "is no tensor of LlamaForCausalLM"),
+        ({"attention_bias": False}, "says attention_bias=false, but there is 'model.layers.0.self_attn.k_proj.bias'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "of type 'linear'"),
         (
             {"rope_parameters": {**MODELS["query_bias"]["rope_parameters"], "high_freq_factor": 8.0}},
@@ -406,8 +406,9 @@ def test_prediction_of_several_tokens_and_names_by_layer(
         ({"quantization_config": {"bits": 4}}, "a quantization_config"),
         ({"intermediate_size": 64}, r"gate_proj.weight' is \[96, 32\], its config.json says \[64, 32\]"),
         ({"num_hidden_layers": 5}, "it has no 'model.layers.4"),
-        ({"num_hidden_layers": 3}, "is no tensor of LlamaForCausalLM"),
-        ({"hidden_size": "32"}, "config.json is no Llama's"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=3, but there are tensors of layers up to 3, which makes 4"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers=1, but there are tensors of layers up to 3, which makes 4"),
+        ({"hidden_size": "32"}, "config.json does not describe a Llama"),
     ],
 )
 def test_other_hugging_face_models_are_not_imported(

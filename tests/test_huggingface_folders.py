@@ -175,7 +175,7 @@ def test_values_that_say_nothing_of_the_model_are_left_out_aloud(models: Path, t
 #: Files in place of `config.json` or of the index, and what is said of them.
 FILES: Final[dict[str, tuple[bytes, str]]] = {
     "empty": (b"", "is not JSON"),
-    "list": (b"[]", "holds [], where an object is due"),
+    "list": (b"[]", "holds [], where an object is expected"),
     "nothing": (b"null", "holds None"),
     "deep lists": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "deep objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),

@@ -174,6 +174,29 @@ def test_nothing_is_written_into_the_source(tmp_path: Path, target: str) -> None
     assert digests(source) == before
 
 
+@pytest.mark.parametrize("kind", ["core016", "nemo2"])
+@pytest.mark.parametrize("link", [each_file, each_folder, the_whole])
+@pytest.mark.parametrize("target", ["store/start", "store/below/start", "store/new/start", "nope/../saved/start"])
+def test_nothing_is_written_into_what_the_source_only_links(
+    tmp_path: Path, kind: str, link: Callable[[Path], None], target: str
+) -> None:
+    source = save_folder(kind, tmp_path / "saved")
+    link(source)
+    below = tmp_path / "store/below"
+    below.mkdir()
+    if link is each_folder:
+        # What is linked are the folders of the store, not the store.
+        target = target.replace("store/", "store/folder0/")
+    before = digests(tmp_path)
+    with pytest.raises(NCAPluginError, match=r"lies within .*, which is only read|nope does not exist"):
+        transfer(source, tmp_path / target)
+    assert digests(tmp_path) == before and not (tmp_path / "nope").exists() and not list(below.iterdir())
+    # Beside it, and in a folder that holds the source too, there is room.
+    (source / "more").symlink_to("../file") if not source.is_symlink() else None
+    (tmp_path / "file").touch()
+    transfer(source, tmp_path / "start")
+
+
 def test_no_file_is_kept_for_what_holds_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_folder("bridge", tmp_path / "saved")
     report = transfer(source, tmp_path / "fresh", Transition(preset="scratch"))

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.hydra_files import compose_file
+from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.nemo.nemo1.rows import CannotBeHad, Refused, Translated, whole
 from nca_plugin.nemo.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
@@ -138,6 +139,47 @@ def test_a_file_of_the_launcher(parser: ArgumentParser) -> None:
     translation = load("gpt3_126m_hydra")
     assert vars(parsed(parser, translation.arguments)) == vars(parser.parse_args(by_hand.split()))
     assert translation.world_size == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        pytest.param({"run.results_dir": "${base_results_dir}/x"}, ["base_results_dir"], id="one"),
+        pytest.param(
+            {"run.results_dir": "${base}/${training.name}/${.name}"}, ["base", "training.name"], id="one-text"
+        ),
+        pytest.param(
+            {
+                "run.results_dir": "${base}",
+                "trainer.num_nodes": "${nodes}",
+                "model.tokenizer.vocab_file": "${data_dir}/x",
+            },
+            ["base", "nodes", "data_dir"],
+            id="several-keys",
+        ),
+        pytest.param(
+            {"model.hidden_size": "???", "model.ffn_hidden_size": "${multiply:4,${.hidden_size}}", "run.name": "${a}"},
+            ["a", "model.hidden_size"],
+            id="to-be-filled-in",
+        ),
+        pytest.param(
+            {"model.num_layers": "???", "model.optim.lr": "???", "run.name": "${a}", "model.nemo_version": "???"},
+            ["a", "model.num_layers", "model.optim.lr"],
+            id="required",
+        ),
+    ],
+)
+def test_all_values_that_a_file_lacks_are_named_at_once(
+    tmp_path: Path, changes: dict[str, Any], missing: list[str]
+) -> None:
+    config = OmegaConf.load(DATA / "gpt3_126m_hydra.yaml")
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    with pytest.raises(NCAPluginError) as error:
+        load_run(ConfigFile(tmp_path, "run", []))
+    message = str(error.value)
+    assert f"these values are missing: {', '.join(missing)}; name the file" in message and "\n" not in message
 
 
 def test_what_nemo_takes_where_the_file_is_silent(parser: ArgumentParser) -> None:

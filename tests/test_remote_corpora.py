@@ -40,7 +40,7 @@ def test_what_is_complete_is_left_alone_and_what_is_other_is_refused() -> None:
     created = memory.created("/corpus.bin")
     write("memory://corpus")
     assert memory.created("/corpus.bin") == created
-    with pytest.raises(NCAPluginError, match=r"memory://corpus.json is of another corpus"):
+    with pytest.raises(NCAPluginError, match=r"memory://corpus.json describes another corpus"):
         write("memory://corpus", "iid")
 
 

@@ -17,6 +17,7 @@ from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import Sample, is_source, parse, register, registry, short_uri
 from nca_plugin.sources.nca import NCASource
+from nca_plugin.terminal import parse_count
 
 
 @example(
@@ -158,9 +159,16 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
         ("nca://web?seed=", "option seed='' must be a whole number"),
         ("nca://web?seed=1&band=none&seed=2", "option 'seed' is given twice"),
         ("nca://web?seed=\u0663", "must be a whole number"),
-        ("nca://web?seed=1_000", "must be a whole number"),
+        ("nca://web?seed=1_00", "must be a whole number"),
         ("nca://web?seed= 1", "must be a whole number"),
-        ("nca://web?seed=1.0", "must be a whole number"),
+        ("nca://web?seed=1.5", "must be a whole number"),
+        ("nca://web?seed=1e-3", "must be a whole number"),
+        ("nca://web?seed=1KB", "must be a whole number"),
+        *(
+            (f"nca://web?{option}={value}", f"option {option}: '[^']*' is too near to 0 for a float: write 0")
+            for option, value in (("temperature", "1e-400"), ("band", "-1e-999:0.5"), ("curriculum", "0@.01e-324:1"))
+        ),
+        ("nca://web:1e-400,code:1", "weight of web: '1e-400' is too near to 0"),
         ("nca://web?seed=" + 5000 * "9", "must be a whole number"),
         *(
             (f"nca://web?{option}={value}", f"option {option}='{value}' must be a finite number")
@@ -238,6 +246,28 @@ def test_schemes_in_capitals() -> None:
 def test_numbers_with_an_exponent() -> None:
     assert parse("nca://web?identity_bias=1e+16").uri == parse("nca://web?identity_bias=1e16").uri
     assert parse("nca://web?temperature=1e-5") == parse("nca://web?temperature=0.00001")
+
+
+@pytest.mark.parametrize("typed", ["1000", "1e3", "1E+3", "1_000", "1,000", "1K", "1k", "0.001M", "1000.0", "+1000"])
+@pytest.mark.parametrize(
+    ("form", "canonical"),
+    [
+        ("nca://web?seed={}", "seed=1000&"),
+        ("nca://toy?vocab_offset={}", "vocab_offset=1000"),
+        ("nca://web:0.5,code:0.5?scored_rollout=separate&web.num_rules={}", "web.num_rules=1000&"),
+        ("nca://web?curriculum=0@0.1:0.2,{}@0.2:0.3", "1000@0.2:0.3"),
+        ("iid://?vocab_size={}", "vocab_size=1000&"),
+    ],
+    ids=["seed", "vocab_offset", "num_rules", "curriculum", "vocab_size"],
+)
+def test_whole_numbers_are_typed_as_on_the_command_line(form: str, canonical: str, typed: str) -> None:
+    if "curriculum" in form and "," in typed:
+        # There the comma stands between stages.
+        assert_refused_in_one_line(form.format(typed), "must be START@LOW:HIGH")
+        return
+    assert parse_count(typed.removeprefix("+")) == 1000
+    uri = parse(form.format(typed)).uri
+    assert canonical in f"{uri}&" and uri == parse(form.format(1000)).uri == parse(uri).uri
 
 
 def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

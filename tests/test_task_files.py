@@ -45,8 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             b'{"prompt": "a", "answer": "b"}\n{"prompt": ["c"], "answer": {"d": 1}}\n',
             "line 2 has a list in field 'prompt'",
         ),
-        (b'{"prompt": "a", "answer": 2}\n', "line 1 has a number in field 'answer', where text is due"),
-        (b'{"prompt": null, "answer": "b"}\n', "line 1 has null in field 'prompt', where text is due"),
+        (b'{"prompt": "a", "answer": 2}\n', "line 1 has a number in field 'answer', where text is expected"),
+        (b'{"prompt": null, "answer": "b"}\n', "line 1 has null in field 'prompt', where text is expected"),
         (b'{"q": "a"}\n', "line 1 has no text in field 'prompt'"),
     ],
 )
@@ -148,12 +148,12 @@ def test_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, reason in (
         ("x=nowhere", "checkpoint nowhere does not exist"),
         ("runs/x=y", "checkpoint runs/x=y does not exist"),
-        ("e" * 250, "will not do; write another"),
-        (".=b", "label '.' will not do"),
-        ("..=b", "label '..' will not do"),
-        ("=b", "label '' will not do"),
-        ("table.md=b", "will not do"),
-        ("a\nb=b", "will not do"),
+        ("e" * 250, "cannot be used; write another"),
+        (".=b", "label '.' cannot be used"),
+        ("..=b", "label '..' cannot be used"),
+        ("=b", "label '' cannot be used"),
+        ("table.md=b", "cannot be used"),
+        ("a\nb=b", "cannot be used"),
     ):
         with pytest.raises(NCAPluginError, match=reason):
             labelled([text])
@@ -191,7 +191,7 @@ def test_a_wrong_tokenizer_is_told_before_the_first_checkpoint_is_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["tokenizer", "file/x"], "cannot be written"),
+        (["tokenizer", "file/x"], "cannot write to file"),
         (["tokenizer", "x" * 300], "File name too long"),
         (["tokenizer", "."], "exists already"),
         (["eval", "file", "--tasks", "nca_prompt_answer"], "checkpoint file is no folder"),

@@ -198,7 +198,7 @@ def test_what_is_complete_is_not_done_again(folder: Path, figures: dict[str, Fig
     again = evaluate(task_evaluation(folder), on_begin=begun.append)
     # The same answers are drawn.
     assert {figure.name: figure for figure in again} == figures and begun == ["task: nca_prompt_answer"]
-    with pytest.raises(NCAPluginError, match=r"language: .*nca_prompt_answer.json is of another evaluation"):
+    with pytest.raises(NCAPluginError, match=r"language: .*nca_prompt_answer.json belongs to another evaluation"):
         evaluate(task_evaluation(folder, settings=Settings(data={"nca_prompt_answer": str(folder / "test.jsonl")})))
 
 
@@ -206,7 +206,7 @@ def test_what_an_earlier_evaluation_exported_is_not_taken_for_another_checkpoint
     folder: Path, figures: dict[str, Figure]
 ) -> None:
     other = task_evaluation(folder, checkpoints={"language": folder / "task"}, tasks=["nca_automata"])
-    with pytest.raises(NCAPluginError, match=r"language: .*language/checkpoint.json is of another evaluation"):
+    with pytest.raises(NCAPluginError, match=r"language: .*language/checkpoint.json belongs to another evaluation"):
         evaluate(dataclasses.replace(other, settings=Settings(data={"nca_automata": TOY}, seq_length=SEQ_LENGTH)))
 
 
@@ -360,7 +360,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
 def test_mistakes_of_an_evaluation(tmp_path: Path, folder: Path, model: Path) -> None:
     with pytest.raises(NCAPluginError, match="does not exist"):
         labelled(["nowhere"])
-    with pytest.raises(NCAPluginError, match="label 'a' will not do"):
+    with pytest.raises(NCAPluginError, match="label 'a' cannot be used"):
         labelled([f"a={folder}", f"a={model}"])
     checkpoints = {"task": folder / "task"}
     with pytest.raises(NCAPluginError, match="nothing to evaluate"):

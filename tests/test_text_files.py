@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.examples import read_examples
 from nca_plugin.matching import sampling
 from nca_plugin.matching.sampling import sample_pieces
-from nca_plugin.prepare import Corpus, documents
+from nca_plugin.prepare import Corpus, documents, prepare
 from nca_plugin.text import reading
 from nca_plugin.text.reading import Document
 from nca_plugin.text.streams import Streams
@@ -91,9 +92,9 @@ def test_rows_under_any_name(tmp_path: Path, name: str, content: str) -> None:
             ("a.jsonl", template % value, reason)
             for value, what in KINDS.items()
             for template, reason in (
-                ('{"text": "x"}\n{"text": %s}', f"line 2 has {what} in field 'text', where text is due"),
-                ('[{"text": "x"}, {"text": %s}]', f"row 2 has {what} in field 'text', where text is due"),
-                ('{"text": "x"}\n%s', f"line 2 is {what}, where an object with the field 'text' is due"),
+                ('{"text": "x"}\n{"text": %s}', f"line 2 has {what} in field 'text', where text is expected"),
+                ('[{"text": "x"}, {"text": %s}]', f"row 2 has {what} in field 'text', where text is expected"),
+                ('{"text": "x"}\n%s', f"line 2 is {what}, where an object with the field 'text' is expected"),
             )
             if value != "{}" or "has" in reason
         ),
@@ -301,6 +302,70 @@ def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_no_text_is_refused(tmp_path: Path, start: bytes, what: str) -> None:
     (tmp_path / "a.txt").write_bytes(start)
     assert_refused(what, tmp_path)
+
+
+@pytest.mark.parametrize("is_compressed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.csv", b"text,label\nx,1\n", "a table"),
+        ("A.CSV", b"text;label\nx;1\n", "a table"),
+        ("a.tsv", b"text\tlabel\nx\t1\n", "a table"),
+        ("a.tab", b"text\tlabel\nx\t1\n", "a table"),
+        ("a.psv", b"text|label\nx|1\n", "a table"),
+        ("a.parquet", b"PAR1\x15\x04", "a parquet file"),
+        ("a.arrow", b"ARROW1\0\0", "an arrow file"),
+        ("data-0.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "an arrow file"),
+        ("a.feather", b"FEA1\0\0", "a feather file"),
+        ("a.orc", b"ORC\0\0", "an ORC file"),
+        ("a.avro", b"Obj\x01\x04\x14", "an Avro file"),
+        ("a.xlsx", b"PK\x03\x04\x14\0", "a spreadsheet"),
+        ("a.ods", b"PK\x03\x04\x14\0", "a spreadsheet"),
+        ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", "a spreadsheet"),
+        ("a.db", b"SQLite format 3\0\x10", "an SQLite database"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n\0", "an HDF5 file"),
+        ("a.npy", b"\x93NUMPY\x01\0", "a NumPy array"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_table_is_told_from_text(tmp_path: Path, name: str, content: bytes, what: str, is_compressed: bool) -> None:
+    path = tmp_path / name
+    # Only the name tells what some are.
+    if is_compressed and what in ("a table", "a parquet file"):
+        path = tmp_path / f"{name}.gz"
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    assert_refused(f"is {what}, not text: write its rows as JSON lines", path)
+    if what != "a table":
+        assert_refused(f"is {what}, not text: write its rows as JSON lines", tmp_path)
+        return
+    # Among the files of a folder a table is text, as those of code are.
+    result = prepare(Corpus(inputs=(str(tmp_path),)), tmp_path / "out" / "text")
+    assert [note for note in result.notes if note.startswith("1 files of tables, such as .csv, are taken as text")]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.xls", "a.orc", "a.txt"])
+def test_text_and_rows_are_read_under_the_name_of_a_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "ORC"}\n{"text": "PK"}\n')
+    assert read(tmp_path / name) == ["ORC", "PK"]
+    (tmp_path / name).write_text("")
+    assert read(tmp_path / name) == [""]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.txt", "part-00000"])
+@pytest.mark.parametrize("between", ["\r", "\r\r", " \r "], ids=["one", "two", "spaces"])
+def test_lines_that_end_in_a_carriage_return_alone_are_told_so(tmp_path: Path, name: str, between: str) -> None:
+    rows = [json.dumps({"text": "x", "prompt": "x", "answer": "y"})] * 2
+    (tmp_path / name).write_bytes(between.join(rows).encode())
+    reason = r"is several lines, each ended by a carriage return \(\\r\) alone: end them with line feeds"
+    assert_refused(reason, tmp_path / name)
+    with pytest.raises(NCAPluginError, match=reason):
+        read_examples(tmp_path / name)
+    with pytest.raises(NCAPluginError, match=reason):
+        sample_pieces(Corpus(inputs=(str(tmp_path / name),)), 3)
+    # Before a line feed, and within a text, it is none of this.
+    (tmp_path / name).write_bytes("\r\n".join(rows).encode())
+    assert read(tmp_path / name) == ["x", "x"] and len(read_examples(tmp_path / name)) == 2
 
 
 @pytest.mark.parametrize(

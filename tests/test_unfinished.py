@@ -174,7 +174,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, suffix: str) -> None:
 def test_a_complete_corpus_of_other_content_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path / "corpus")
     before = contents(tmp_path / "corpus")
-    with pytest.raises(NCAPluginError, match=r"corpus.json is of another corpus: choose another name"):
+    with pytest.raises(NCAPluginError, match=r"corpus.json describes another corpus: choose another name"):
         write(tmp_path / "corpus", "iid")
     assert contents(tmp_path / "corpus") == before
 

@@ -19,6 +19,7 @@ DATA: Final = Path(__file__).parent / "data" / "checkpoints"
 NUMBERS: Final = (
     *("-1", "0", "", " ", "abc", "1.5", "1e400", "nan", "inf", "-inf", "-0", "9" * 30, "9" * 5000, str(1 << 63)),
     *("\uff11\uff12", "\u0663", "1_000", "1,000", "0x10", "\t1", "1e3", "--", "1/0", "None", "2147483648", "1 "),
+    *("1e-400", "-1e-400", "1K", "164M"),
 )
 TEXTS: Final = (
     *(
@@ -66,6 +67,7 @@ URIS: Final = (
         "nca://web;seed=1",
         "nca://web%3Fseed=1",
         "0.9 nca://web 0.1",
+        "nca://web 0.5",
     ),
 )
 OPTIONS_OF_SOURCES: Final = (
@@ -76,7 +78,7 @@ OPTIONS_OF_SOURCES: Final = (
 #: A right value of a parameter, by its name; a file's stands in the folder of what is given. A parameter that is not
 #: here is drawn from what is wrong alone, so that a new command is covered by itself.
 RIGHT: Final[Mapping[str, Sequence[str]]] = {
-    "inputs": ("text.txt", "rows.jsonl", "folder"),
+    "inputs": ("text.txt", "rows.jsonl", "folder", "tables"),
     "uri": ("nca://toy", "iid", "dyck://?k=4", "nca://web:0.5,code:0.5"),
     "uris": ("iid",),
     "source": ("nca://web", "checkpoint"),
@@ -85,8 +87,8 @@ RIGHT: Final[Mapping[str, Sequence[str]]] = {
     "target": ("written",),
     "parts": ("corpus-1-of-2",),
     "prefix": ("corpus", "corpus.idx"),
-    "origin": ("checkpoint", "nemo2", "core016"),
-    "checkpoint": ("checkpoint", "nemo2", "core016"),
+    "origin": ("checkpoint", "nemo2", "core016", "links"),
+    "checkpoint": ("checkpoint", "nemo2", "core016", "links"),
     "checkpoints": ("checkpoint",),
     "config": ("chain.yaml", "study.yaml"),
     "folder": ("written",),
@@ -133,6 +135,7 @@ class Parameter:
     options: tuple[str, ...]
     kind: Any
     is_required: bool
+    is_empty_by_default: bool
 
 
 @dataclass(frozen=True)
@@ -152,20 +155,21 @@ def commands() -> dict[str, list[Parameter]]:
         defaults = function.__defaults__ or ()
         hints = typing.get_type_hints(function, include_extras=True)
         names = [name for name in hints if name != "return"]
-        required = len(names) - len(defaults)
+        values = [*[...] * (len(names) - len(defaults)), *defaults]
         found[command.name or function.__name__.replace("_", "-")] = [
-            _parameter(name, hints[name], number < required) for number, name in enumerate(names)
+            _parameter(name, hints[name], value) for name, value in zip(names, values, strict=True)
         ]
     return found
 
 
-def _parameter(name: str, hint: Any, is_required: bool) -> Parameter:
+def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     kind, info = typing.get_args(hint)
-    given = tuple(text for text in info.param_decls or () if text.startswith("-"))
+    # typer takes the first of them for a default until it looks at the function.
+    given = tuple(text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--"))
     is_option = type(info).__name__ == "OptionInfo"
     options = (given or (f"--{name.replace('_', '-')}",)) if is_option else ()
     kinds = [each for each in typing.get_args(kind) if each is not type(None)] if typing.get_args(kind) else [kind]
-    return Parameter(name, options, kinds[0] if kinds else str, is_required)
+    return Parameter(name, options, kinds[0] if kinds else str, default is ..., default == "")
 
 
 def make_files(folder: Path) -> None:
@@ -201,6 +205,15 @@ def make_files(folder: Path) -> None:
     (folder / "bomb.yaml").write_text(
         "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 20))
     )
+    (folder / "table.csv").write_text("text,label\nfirst,1\n")
+    (folder / "tables").mkdir()
+    (folder / "tables" / "table.tsv").write_text("text\tlabel\nfirst\t1\n" * 2000)
+    (folder / "sheet.xlsx").write_bytes(b"PK\x03\x04" + bytes(500))
+    (folder / "returns.jsonl").write_bytes(b'{"text": "first"}\r{"text": "second"}\r')
+    # A checkpoint whose bytes lie elsewhere.
+    (folder / "links").mkdir()
+    for file in sorted((folder / "core016").iterdir()):
+        (folder / "links" / file.name).symlink_to(Path("..") / "core016" / file.name)
     (folder / "number.jsonl").write_text('{"text": 1e999}\n{"text": "\\ud800"}\n')
     (folder / "nested.jsonl").write_text('{"text": ' + "[" * 100_000 + "\n")
     for name in ("a b", "a=b", "a,b", "a\nb", "\u00e4\u4e2d", "\udcff\udcfe", "-x", "[bold]", "%s", "x" * 255):
@@ -220,6 +233,9 @@ def wrong_targets(folder: Path) -> list[str]:
     own = ("mine/below", "full", "broken-link", "link-cycle", "link-cycle/below", "a\nb", "\udcff", "x" * 300)
     return [
         *(str(folder / name) for name in own),
+        "nope/../x",
+        "nope/..",
+        f"{folder}/nope/../full/x",
         "/dev/null/x",
         "/proc/x",
         "/proc/1/mem",
@@ -320,6 +336,9 @@ def _value(draw: random.Random, parameter: Parameter, given: Path, folder: Path,
     if right.startswith("written"):
         return draw.choice((*wrong_targets(folder / "targets"), *NUMBERS))
     chance = draw.random()
+    # As of a variable of the shell that is not set.
+    if chance < 0.05:
+        return ""
     if is_given and chance < 0.5:
         copy = folder / "damaged"
         copy.mkdir(exist_ok=True)

@@ -5,33 +5,19 @@ import dataclasses
 import itertools
 import math
 import numbers
-import re
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from nca_plugin.automata.complexity import score_bounds
 from nca_plugin.errors import NCAPluginError, check_options, unknown_name
+from nca_plugin.typed_numbers import number
 
 #: Token ids stay below the range of int32 with room for a text vocabulary beside them.
 _MAX_VOCAB_SIZE: Final = 1 << 20
 
 
-#: As a person types them; Python also takes 1_000, other scripts' digits, and spaces around.
-_NUMBER: Final = re.compile(r"[+-]?([0-9]{1,30}|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)")
-
 #: Open interval of gzip scores, (lo, hi).
 Band = tuple[float, float]
-
-
-def number[N: (int, float)](kind: type[N], text: str) -> N:
-    """Return the whole number, or the finite one, that `text` is. Raises `ValueError` for anything else."""
-    if not _NUMBER.fullmatch(text):
-        raise ValueError(f"'{text}' is no finite number")
-    value = kind(text)
-    if not math.isfinite(value):
-        raise ValueError(f"'{text}' is larger than any float")
-    # One zero: the other one would give the same samples another name.
-    return value + kind(0)
 
 
 @dataclass(frozen=True, slots=True)

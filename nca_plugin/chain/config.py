@@ -184,7 +184,7 @@ def load_chain(path: Path, overrides: list[str]) -> Chain:
         for name, stage in config.stages.items():
             with in_context(f"stages.{name}"):
                 if not _NAME.fullmatch(name):
-                    raise NCAPluginError("a stage's name is a folder's: letters, digits, _ and .")
+                    raise NCAPluginError("a stage's name becomes that of a folder: use letters, digits, _ and .")
                 stages.append(_stage(name, stage, config.arguments, folder, starts.get(name)))
     return Chain(path, folder, tuple(stages))
 
@@ -210,7 +210,7 @@ def _stage(name: str, config: StageConfig, common: dict[str, Any], folder: Path,
     }
     if config.config_name is None:
         if config.config_dir is not None or config.overrides:
-            raise NCAPluginError("config_dir and overrides are of a Hydra file: name it with config_name")
+            raise NCAPluginError("config_dir and overrides belong to a Hydra file: name it with config_name")
         given = {**common, **config.arguments}
         _check_options(given)
         module, run = (

@@ -61,9 +61,9 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
         )
         if difference is not None:
             lines.append(
-                "to put right: take the data of before, begin another stage with nca-plugin transfer --from "
-                f"{path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset and "
-                "NeMo 2's data)"
+                "to put right: use the data that it was trained on, begin another stage with nca-plugin transfer "
+                f"--from {path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset "
+                "and NeMo 2's data)"
             )
     return Diagnosis(tuple(lines), not any(faults))
 

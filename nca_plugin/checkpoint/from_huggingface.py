@@ -5,8 +5,9 @@ Nothing of the model is built: values stream from file to file, at most `BLOCK_B
 
 import functools
 import math
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -83,6 +84,7 @@ def import_hf(
             missing, of another shape or type; a target that exists or cannot be written.
     """
     check_absent(target)
+    check_outside(target, origin)
     check_folder(target.parent)
     for option, value in (
         ("tensor-model-parallel-size", tensor_model_parallel_size),
@@ -94,7 +96,6 @@ def import_hf(
         raise NCAPluginError(f"--seed {seed}: must lie in 0 .. 2^64 - 1")
     if not origin.is_dir():
         raise NCAPluginError(f"{origin} does not exist" if not origin.exists() else f"{origin} is no folder")
-    check_outside(target, origin)
     tensors, llama, notes = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
     dtypes = {WEIGHT_DTYPES[tensor.dtype].name for tensor in tensors.values()}
@@ -139,6 +140,10 @@ def import_hf(
     return Imported(num_values, num_bytes, rows, llama, command_line(llama, dtype), tuple(notes))
 
 
+#: The beginning of the name of a layer's tensor.
+_LAYER: Final = re.compile(r"model\.layers\.(\d{1,9})\.")
+
+
 def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama, list[str]]:
     """Return the tensors of a Hugging Face folder, the Llama that they are, and notes on what has no effect.
 
@@ -176,13 +181,27 @@ def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama, list[str]]:
         needed.add(_OUTPUT)
     left = set(tensors) - needed - set(llama.zero_biases)
     if left:
-        raise NCAPluginError(f"{folder}: {shown(min(left))} is no tensor of LlamaForCausalLM")
+        raise NCAPluginError(f"{folder}: {_why_left(min(left), left, llama)}")
     return tensors, llama, notes
+
+
+def _why_left(name: str, left: Collection[str], llama: Llama) -> str:
+    """Return why `name`, one of the tensors that are `left`, is none of the model that config.json describes."""
+    layers = [int(match[1]) for each in left if (match := _LAYER.match(each))]
+    if layers and max(layers) >= llama.num_layers:
+        return (
+            f"config.json says num_hidden_layers={llama.num_layers}, but there are tensors of layers up to "
+            f"{max(layers)}, which makes {max(layers) + 1}: correct the number, or leave out the tensors"
+        )
+    for part, option in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")):
+        if _LAYER.match(name) and f".{part}." in name and name.endswith("_proj.bias"):
+            return f"config.json says {option}=false, but there is {shown(name)}: set it to true, or drop the biases"
+    return f"{shown(name)} is no tensor of LlamaForCausalLM"
 
 
 def _check_tensor(folder: Path, tensors: Mapping[str, SavedTensor], name: str, shape: tuple[int, ...]) -> None:
     if name not in tensors:
-        raise NCAPluginError(f"{folder} is incomplete: it has no '{name}'")
+        raise NCAPluginError(f"{folder} is incomplete: it has no '{name}', which its config.json asks for")
     tensor = tensors[name]
     if tensor.shape != shape:
         raise NCAPluginError(f"{folder}: '{name}' is {shown(list(tensor.shape))}, its config.json says {list(shape)}")

@@ -52,7 +52,7 @@ def read_llama(folder: Path) -> tuple[Llama, list[str]]:
         raise NCAPluginError(f"{folder} holds a model of type {shown(kind)} ({shown(architectures)}), not a Llama")
     if (folder / "adapter_config.json").exists():
         raise NCAPluginError(f"{folder} holds an adapter beside the model: merge it into the weights first")
-    with in_context(f"{file} is no Llama's"):
+    with in_context(f"{file} does not describe a Llama"):
         _check_plain(values)
         config = _parsed(values)
         _check(config)

@@ -128,7 +128,7 @@ def continued(data: TrainingData, *, resumed: Path | None, start: Path | None, a
         return Lineage(data, trained.lineage.earlier)
     if not is_allowed:
         raise NCAPluginError(
-            f"checkpoint {trained.folder} would be resumed with other data, {difference}: take the data of before, "
-            f"begin another stage with nca-plugin transfer --from {resumed}, or add {allow}"
+            f"checkpoint {trained.folder} would be resumed with other data, {difference}: use the data that it was "
+            f"trained on, begin another stage with nca-plugin transfer --from {resumed}, or add {allow}"
         )
     return Lineage(data, trained.ended.earlier)

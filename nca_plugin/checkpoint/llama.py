@@ -188,7 +188,9 @@ def llama_of_megatron(checkpoint: Path, model: ModelConfig, canonical_names: set
     try:
         return _llama(model, canonical_names, vocab_size)
     except NCAPluginError as error:
-        raise NCAPluginError(f"checkpoint {checkpoint} is no Llama, and only Llamas are exported: {error}") from error
+        raise NCAPluginError(
+            f"checkpoint {checkpoint} does not hold a Llama, and only Llamas are exported: {error}"
+        ) from error
 
 
 def _llama(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:

@@ -13,8 +13,9 @@ from nca_plugin.files import flush_path
 
 def check_absent(target: Path) -> None:
     """Raise `NCAPluginError` if there is anything at `target`."""
-    # Unlike Path.exists, this takes a name that is too long for one that is not there.
-    if os.path.lexists(target):
+    # Unlike Path.exists, this takes a name that is too long for one that is not there. Of a missing folder `..` is one
+    # that is there.
+    if os.path.lexists(target) or target.name == "..":
         raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
 
 

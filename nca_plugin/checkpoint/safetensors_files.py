@@ -87,7 +87,7 @@ def read_folder(folder: Path) -> dict[str, SavedTensor]:
         )
     named = read_object(index, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise NCAPluginError(f"{index} names no weights: its weight_map is to name a file for each tensor")
+        raise NCAPluginError(f"{index} names no weights: its weight_map must name a file for each tensor")
     places = {name: folder / Path(file).name for name, file in named.items()}
     files = sorted(set(places.values()))
     unread = sorted(path.name for path in folder.glob(_SHARDS) if path not in files)

@@ -73,9 +73,10 @@ def export_hf(
             a tokenizer that does not fit; a target that exists or cannot be written.
     """
     check_absent(target)
+    check_outside(target, origin, *([] if tokenizer is None else [tokenizer]))
     check_folder(target.parent)
     checkpoint = read_checkpoint(origin)
-    check_outside(target, origin, checkpoint.root)
+    check_outside(target, checkpoint.root)
     found, notes = _found(checkpoint)
     embedding = next((rows for (name, _), rows in found.items() if name == EMBEDDING), None)
     if embedding is None:
@@ -209,15 +210,15 @@ def _hf_tensors(
         key = (mapped.canonical, mapped.layer)
         where = mapped.canonical if mapped.layer is None else f"{mapped.canonical} of layer {mapped.layer}"
         if key not in found:
-            raise NCAPluginError(f"checkpoint {checkpoint.root} is no Llama's: it has no {where}")
+            raise NCAPluginError(f"checkpoint {checkpoint.root} does not hold a Llama: it has no {where}")
         left.remove(key)
         rows, shape = found[key], mapped.shape
         if mapped.canonical in ROW_TENSORS:
             shape = (max(mapped.rows, rows.num_rows), *mapped.columns)
         if rows.shape != shape:
             raise NCAPluginError(
-                f"checkpoint {checkpoint.root} is no Llama's: {where} is {list(rows.shape)}, its configuration says "
-                f"{list(shape)}"
+                f"checkpoint {checkpoint.root} does not hold a Llama: {where} is {list(rows.shape)}, its configuration "
+                f"says {list(shape)}"
             )
         if rows.dtype not in WEIGHT_DTYPES.values():
             raise NCAPluginError(f"checkpoint {checkpoint.root}: {where} is stored as {rows.dtype.name}")
@@ -225,7 +226,8 @@ def _hf_tensors(
     if left:
         name, layer = min(left, key=lambda key: (key[0], key[1] or 0))
         raise NCAPluginError(
-            f"checkpoint {checkpoint.root} is no Llama's: it has {name}" + (f" in layer {layer}" if layer else "")
+            f"checkpoint {checkpoint.root} does not hold a Llama: it has {name}"
+            + (f" in layer {layer}" if layer else "")
         )
     dtype = tensors[0].dtype
     return [*tensors, *(_zeros(name, llama.hidden_size, dtype) for name in llama.zero_biases)]

@@ -180,7 +180,9 @@ def _entries(folder: Path, contents: Any) -> tuple[dict[str, Tensor], dict[str, 
         elif name in items:
             objects[name] = next(iter(items[name].values()))
         else:
-            raise NCAPluginError(f"checkpoint {folder} is incomplete: the object '{_name(name)}' is nowhere")
+            raise NCAPluginError(
+                f"checkpoint {folder} is incomplete: the object '{_name(name)}' is in none of its files"
+            )
     return tensors, objects
 
 
@@ -192,7 +194,7 @@ def _tensor(folder: Path, name: str, entry: Any, items: Mapping[tuple[int, ...] 
     for chunk in entry.chunks:
         offsets, shape = _indices(chunk.offsets), _indices(chunk.sizes)
         if offsets not in items:
-            raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is nowhere")
+            raise NCAPluginError(f"checkpoint {folder} is incomplete: a block of '{name}' is in none of its files")
         if math.prod(shape) * dtype.itemsize > items[offsets].length:
             raise NCAPluginError(f"checkpoint {folder} is damaged: a block of '{name}' is larger than its bytes")
         blocks.append(Block(offsets, shape, items[offsets]))

@@ -178,7 +178,7 @@ def _is_missing(path: Path, about: dict[str, Any]) -> bool:
     if not path.exists():
         return True
     if read_object(path, _MAX_RESULT_BYTES).get("nca_plugin") != about:
-        raise NCAPluginError(f"{path} is of another evaluation: choose another --out, or remove it")
+        raise NCAPluginError(f"{path} belongs to another evaluation: choose another --out, or remove it")
     return False
 
 

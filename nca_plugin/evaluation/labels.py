@@ -24,10 +24,12 @@ def labelled(checkpoints: Sequence[str]) -> dict[str, Path]:
         # A folder's own name may have the sign.
         if not equals or "/" in label or Path(text).is_dir():
             label, path = _own_label(Path(text)), text
+        if not path:
+            raise NCAPluginError(f"checkpoint {text}: no path follows the label; write it as LABEL=PATH")
         if not Path(path).is_dir():
             raise NCAPluginError(f"checkpoint {path} " + ("is no folder" if Path(path).exists() else "does not exist"))
         if label in result or not _is_name(label):
-            raise NCAPluginError(f"checkpoint {path}: label '{label}' will not do; write another, as LABEL={path}")
+            raise NCAPluginError(f"checkpoint {path}: label '{label}' cannot be used; write another, as LABEL={path}")
         result[label] = Path(path)
     return result
 

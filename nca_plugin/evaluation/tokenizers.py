@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.files import check_folder
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 
 #: The tokenizer of bytes, that of `nca_plugin.prepare`: ids 0 .. 255, and 256 at the end of a document. A byte-level
@@ -66,6 +67,7 @@ def _save(tokenizer: Any, folder: Path) -> None:
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     check_absent(folder)
+    check_folder(folder.parent)
     try:
         with complete_folder(folder) as partial:
             yield partial

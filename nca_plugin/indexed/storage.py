@@ -120,7 +120,7 @@ def load_manifest(prefix: str) -> Manifest:
 def check_same(manifest: Manifest, part: Part, prefix: str) -> None:
     """Raise `NCAPluginError` unless the corpus that lies under `prefix` is the one that is to be written there."""
     if manifest.part != part:
-        raise NCAPluginError(f"{prefix}.json is of another corpus: choose another name, or remove its files")
+        raise NCAPluginError(f"{prefix}.json describes another corpus: choose another name, or remove its files")
 
 
 def size_faults(prefix: str, manifest: Manifest) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require, unknown_name, unknown_names
+from nca_plugin.files import path_option
 from nca_plugin.launch.bridge_config import (
     Settings,
     apply_settings,
@@ -66,7 +67,9 @@ def parse_options(arguments: list[str]) -> Options:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help="name of a function in megatron.bridge.recipes")
-    parser.add_argument("--config-file", type=Path, help="YAML of settings, or without --recipe a whole configuration")
+    parser.add_argument(
+        "--config-file", type=path_option, help="YAML of settings, or without --recipe a whole configuration"
+    )
     parser.add_argument("--dataset", help="dataset preset of Megatron-Bridge, or nca")
     parser.add_argument("overrides", nargs="*", help="such as data.source=nca or train.train_iters=1000")
     known, rest = parser.parse_known_intermixed_args(arguments)
@@ -88,7 +91,7 @@ def launch(options: Options) -> None:
     require("torch")
     check_training_loop()
     if find_spec("megatron.bridge") is None:
-        raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how it is")
+        raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how to install it")
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:

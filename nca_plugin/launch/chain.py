@@ -5,10 +5,9 @@
 Started again after anything, it goes on where the files say that it was. `nca-plugin chain CHAIN.yaml` shows that.
 """
 
-from pathlib import Path
-
 from nca_plugin.chain.supervisor import run_chain
 from nca_plugin.errors import one_line_errors
+from nca_plugin.files import path_option
 from nca_plugin.launch.process import Parser, die_with_torchrun
 from nca_plugin.launch.ranks import take_rank
 
@@ -27,7 +26,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m nca_plugin.launch.chain", description="Train the stages of a chain.", allow_abbrev=False
     )
-    parser.add_argument("chain", type=Path, help="a chain file, or the name of one that comes with nca-plugin")
+    parser.add_argument("chain", type=path_option, help="a chain file, or the name of one that comes with nca-plugin")
     parser.add_argument("overrides", nargs="*", help="such as stages.nca.train_iters=1000")
     return parser
 

@@ -1,20 +1,25 @@
 """A Hydra configuration file as Megatron-LM arguments: one of ours, or one of NeMo 1."""
 
+import copy
 import os
+import re
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.hydra_files import checked_by, compose_file, resolved
 from nca_plugin.megatron.arguments import megatron_arguments, with_data_path
-from nca_plugin.nemo.nemo1.translation import RESOLVERS, Translation, is_nemo1, translate
+from nca_plugin.nemo.nemo1.translation import RESOLVERS, Translation, is_nemo1, translate, unset_required
 from nca_plugin.sources.section import data_path
 
 _OURS = ["arguments", "data"]
+#: What OmegaConf says of a value that is not there, or that is `???`.
+_MISSING: Final = re.compile(r"Interpolation key '([^']+)' not found|Missing mandatory value: (\S+)")
 _OPEN_SECTIONS = tuple(f"{section}." for section in _OURS)
 
 
@@ -111,12 +116,37 @@ def _resolved_nemo1(config: DictConfig) -> dict[Any, Any]:
     try:
         return resolved(config)
     except NCAPluginError as error:
-        if "Interpolation key" not in str(error):
+        missing = _missing_values(config, str(error))
+        if not missing:
             raise
         raise NCAPluginError(
-            f"{error}: name the file that the NeMo Framework Launcher writes, <results_dir>/<name>_hydra.yaml, which "
-            "has all values"
+            f"these values are missing: {', '.join(missing)}; name the file that the NeMo Framework Launcher writes, "
+            "<results_dir>/<name>_hydra.yaml, which has all values"
         ) from error
+
+
+def _missing_values(config: DictConfig, message: str) -> list[str]:
+    """Return the names of all values that a configuration needs and lacks: OmegaConf reports one at a time.
+
+    Args:
+        message: what is reported of the first.
+    """
+    needed = unset_required(OmegaConf.to_container(config, resolve=False))
+    config = copy.deepcopy(config)
+    missing: list[str] = []
+    while (match := _MISSING.search(message)) and (name := match[1] or match[2]) not in missing:
+        missing.append(name)
+        try:
+            # Any value will do to hear of the next one.
+            OmegaConf.update(config, name, 1, force_add=True)
+            resolved(config)
+        except NCAPluginError as error:
+            message = str(error)
+        except OmegaConfBaseException:
+            break
+        else:
+            break
+    return missing and list(dict.fromkeys((*missing, *needed)))
 
 
 def _keys(translation: Translation, arguments: Container[str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ import numpy as np
 from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
-from nca_plugin.files import check_target, complete_files
+from nca_plugin.files import check_target, complete_files, path_option
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
 from nca_plugin.launch.ranks import take_rank
@@ -130,7 +130,9 @@ def _parser() -> Parser:
         description="Evaluate a checkpoint of a Megatron-LM run; every other argument is the run's.",
         allow_abbrev=False,
     )
-    parser.add_argument("--evaluation-out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    parser.add_argument(
+        "--evaluation-out", type=path_option, required=True, metavar="FILE", help="the JSON file to write"
+    )
     parser.add_argument("--evaluation-source", metavar="URI", help="what to predict, such as nca://web")
     parser.add_argument(
         "--evaluation-data", nargs="+", default=[], metavar="PREFIX", help="indexed datasets to measure perplexity on"

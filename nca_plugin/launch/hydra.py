@@ -11,11 +11,11 @@ translated, and may have `data` and `arguments` beside its own sections.
 
 import os
 import shlex
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
+from nca_plugin.files import path_option
 from nca_plugin.hydra_files import resolved, shipped_folder
 from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, load_run
 from nca_plugin.launch.megatron import launch
@@ -60,7 +60,10 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config-dir", type=Path, default=shipped_folder(), help="folder of the file (default: nca-plugin's own)"
+        "--config-dir",
+        type=path_option,
+        default=shipped_folder(),
+        help="folder of the file (default: nca-plugin's own)",
     )
     parser.add_argument("--config-name", required=True, help="name of the file, without .yaml")
     parser.add_argument(

@@ -146,7 +146,7 @@ def _config(uri: str) -> NCAConfig:
     if isinstance(source, OffsetSource):
         source = source.source
     if not isinstance(source, NCASource):
-        raise NCAPluginError(f"source '{uri}': a band is that of one NCA preset: name one, such as nca://web")
+        raise NCAPluginError(f"source '{uri}': a band belongs to one NCA preset: name one, such as nca://web")
     return source.config
 
 

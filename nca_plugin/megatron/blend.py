@@ -28,13 +28,20 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
     parts = data_path.split() if isinstance(data_path, str) else [str(part) for part in data_path or []]
     if not parts:
         raise NCAPluginError(f"{key} is missing: name a source, such as nca://web")
-    numbers = [part for part in parts if _is_number(part) and not Path(f"{part}.idx").exists()]
-    if len(parts) > 1 and len(parts) % 2 and numbers:
-        # Megatron takes a list of an odd length for paths alone.
-        raise NCAPluginError(
-            f"{key}: '{' '.join(parts)}' is malformed: {numbers[-1]} is no path; write each path after its weight, or "
-            "paths alone"
+    # Megatron takes what is no list of weights, each before its path, for paths alone.
+    is_weighted = len(parts) % 2 == 0 and all(map(_is_number, parts[::2]))
+    numbers = [
+        part for part in parts[is_weighted :: 1 + is_weighted] if _is_number(part) and not Path(f"{part}.idx").exists()
+    ]
+    if len(parts) > 1 and numbers:
+        order = [part for pair in zip(parts[1::2], parts[::2], strict=False) for part in pair]
+        is_swapped = len(parts) % 2 == 0 and not is_weighted and all(map(_is_number, parts[1::2]))
+        way_out = (
+            f"the weight comes before its path: '{' '.join(order)}'"
+            if is_swapped
+            else "write each path after its weight, or paths alone"
         )
+        raise NCAPluginError(f"{key}: '{' '.join(parts)}' is malformed: {numbers[-1]} is no path; {way_out}")
     try:
         paths, weights = get_blend_from_list(parts)
     except (AssertionError, ValueError) as error:

@@ -1,7 +1,10 @@
 """Arguments of Megatron-LM that a run in CPU mode would ignore, or end at: each needs a GPU, or Transformer Engine."""
 
 import os
+import re
 from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from nca_plugin.errors import NCAPluginError
@@ -37,11 +40,67 @@ _VALUES_NEED_GPU: Final = {
 }
 
 
-def check_memory(args: Namespace) -> None:
+#: Of cgroups of version 2 and 1: where their folders lie, and the files of the limit and of what is in use.
+_CGROUPS: Final = (
+    ("sys/fs/cgroup", "memory.max", "memory.current"),
+    ("sys/fs/cgroup/unified", "memory.max", "memory.current"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+#: What is in use and given back where it is needed: pages of files.
+_FILE_PAGES: Final = re.compile(r"^(?:total_)?(?:in)?active_file (\d+)$", re.M)
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may still use: what the machine has left, or its cgroups.
+
+    A container, or a job of Slurm or Kubernetes, is a cgroup, whose processes are killed at its limit.
+
+    Args:
+        root: of the file system.
+    """
+    machine = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.M)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([int(machine[1]) * 1024 if machine else total, *_left_in_cgroups(root)])
+
+
+def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """Yield what is left below each limit that holds for this process."""
+    # A line is `hierarchy:controllers:path`.
+    lines = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines() if line.count(":") >= 2]
+    paths = {path.strip("/") for _, controllers, path in lines if controllers in ("", "memory")}
+    for mount, limit, used in _CGROUPS:
+        for path in sorted(paths):
+            own = root / mount / path
+            # Limits of the groups around count too. In a container the path may be the host's, of which only the
+            # container's own part is there, as the root.
+            for folder in (own, *own.parents):
+                values = [_text(folder / name).strip() for name in (limit, used)]
+                if all(map(str.isdecimal, values)):
+                    pages = sum(map(int, _FILE_PAGES.findall(_of_hierarchy(_text(folder / "memory.stat")))))
+                    yield max(int(values[0]) - max(int(values[1]) - pages, 0), 0)
+                if folder == root / mount:
+                    break
+
+
+def _of_hierarchy(stat: str) -> str:
+    """Return the lines of a cgroup's figures that count the groups in it too, where version 1 has both."""
+    totals = [line for line in stat.splitlines() if line.startswith("total_")]
+    return "\n".join(totals) if totals else stat
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def check_memory(args: Namespace, root: Path = Path("/")) -> None:
     """Raise `NCAPluginError` for a run that this machine has no memory for, by a lower bound: it would end halfway.
 
     Args:
         args: Megatron-LM's, validated.
+        root: see `available_memory`.
     """
     layers = args.num_layers / args.pipeline_model_parallel_size
     tokens = args.micro_batch_size * args.seq_length / args.context_parallel_size
@@ -58,14 +117,14 @@ def check_memory(args: Namespace) -> None:
     # Weights, the input of each layer, and the scores of one layer's attention.
     weights = _BYTES_PER_WEIGHT * (embedding / ranks + layers * (mlp + attention))
     activations = 2 * tokens * (layers * hidden + args.num_attention_heads * args.seq_length) / ranks
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = available_memory(root)
     if weights + activations > available:
         names = ("num_layers", "hidden_size", "ffn_hidden_size", "seq_length", "micro_batch_size")
         shown = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names)
         raise NCAPluginError(
             f"CPU mode needs {(weights + activations) / 1e9:,.0f} GB or more on each rank for {shown} and "
-            f"{args.padded_vocab_size} embedding rows, and this machine has {available / 1e9:,.0f} GB: make the model "
-            "or the batch smaller"
+            f"{args.padded_vocab_size} embedding rows, and this process may use {available / 1e9:,.0f} GB (what the "
+            "machine has left, or its container or job allows): make the model or the batch smaller"
         )
 
 

@@ -141,7 +141,7 @@ def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> 
         raise NCAPluginError(
             f"checkpoint {folder} has another schedule than the run: {'; '.join(dict.fromkeys(differences))}. Add "
             "--override-opt_param-scheduler to go on with the run's, --use-checkpoint-opt_param-scheduler for the "
-            "checkpoint's, or give the values of the run that wrote it"
+            "checkpoint's, or give the values that it was trained with"
         )
 
 

@@ -1,6 +1,7 @@
 """What can be said of Megatron-LM's arguments before Megatron validates them.
 
-Only what it would find out after it has built the model, or not at all, or say without naming the arguments.
+Megatron itself would report these mistakes only after it has built the model, or not at all, or without naming the
+arguments.
 """
 
 import importlib.util

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nca_plugin.automata import rng
-from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError, check_index
 from nca_plugin.sources.base import Sample
 from nca_plugin.sources.nca import NCASource
 from nca_plugin.sources.split import split_option
 from nca_plugin.sources.uri import COMMON_OPTIONS, ParsedURI, format_value, join_uri
+from nca_plugin.typed_numbers import UnderflowError, number
 
 _SUM_TOLERANCE: Final = 1e-6
 
@@ -53,6 +53,8 @@ class MixtureSource:
                 if not name:
                     raise ValueError
                 weights.append(number(float, weight))
+            except UnderflowError as error:
+                raise NCAPluginError(f"mixture {parsed.preset}: weight of {name}: {error}") from None
             except ValueError:
                 raise NCAPluginError(
                     f"mixture {parsed.preset}: '{part}' must be PRESET:WEIGHT, such as web:0.7,code:0.3"

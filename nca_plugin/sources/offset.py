@@ -6,10 +6,10 @@ from typing import Final, Self
 
 import numpy as np
 
-from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Sample, Source
 from nca_plugin.sources.uri import VOCAB_OFFSET, ParsedURI
+from nca_plugin.typed_numbers import number
 
 _MAX_VOCAB_SIZE: Final = 1 << 31
 

@@ -7,8 +7,8 @@ import typing
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
-from nca_plugin.automata.config import number
 from nca_plugin.errors import NCAPluginError, unknown_names
+from nca_plugin.typed_numbers import UnderflowError, number
 
 #: Options that every source has, beside the fields of its configuration.
 VOCAB_OFFSET: Final = "vocab_offset"
@@ -82,6 +82,8 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
     for name, text in options.items():
         try:
             values[name] = _parse_value(field_types[name], text)
+        except UnderflowError as error:
+            raise NCAPluginError(f"{context}: option {name}: {error}") from None
         except ValueError:
             raise NCAPluginError(f"{context}: option {name}='{text}' must be {_describe(field_types[name])}") from None
     return values

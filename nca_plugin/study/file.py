@@ -124,7 +124,7 @@ def _check(study: StudyConfig) -> None:
     for kind in ("domains", "arms", "tasks"):
         for name in getattr(study, kind):
             if not _NAME.fullmatch(name):
-                raise NCAPluginError(f"{kind}.{name}: a name is a folder's: letters, digits and _ . + -")
+                raise NCAPluginError(f"{kind}.{name}: a name becomes that of a folder: use letters, digits and _ . + -")
     if len(study.arms) < 2:
         raise NCAPluginError("arms must be two or more, to compare")
     if study.baseline not in study.arms:
@@ -158,7 +158,7 @@ def _check_task(study: StudyConfig, task: TaskConfig) -> None:
         raise NCAPluginError(unknown_names("domain", unknown, study.domains))
     if task.train is None:
         if task.arguments or task.epochs != 1:
-            raise NCAPluginError("arguments and epochs are of the tuning: name its examples with train")
+            raise NCAPluginError("arguments and epochs belong to tuning: name the examples to tune on with train")
         return
     if task.epochs <= 0:
         raise NCAPluginError("epochs must be above 0")
@@ -176,7 +176,7 @@ def _check_arm(study: StudyConfig, arm: ArmConfig) -> None:
     if arm.is_scratch:
         if arm.tokens is not None or arm.schedule is not None or arm.stage1_arguments or arm.keep or arm.reinit:
             raise NCAPluginError(
-                "tokens, schedule, stage1_arguments, keep and reinit are of a stage 1: name a source or text"
+                "tokens, schedule, stage1_arguments, keep and reinit belong to a stage 1: name a source or text"
             )
         if arm.preset not in ("default", "scratch", "release"):
             raise NCAPluginError(f"preset {arm.preset} takes over from a stage 1: name a source or text")

@@ -25,7 +25,7 @@ _BZIP2: Final = b"BZh"
 #: What follows the header of bzip2: a block, or the end.
 _BZIP2_NEXT: Final = (b"1AY&SY", b"\x17rE8P\x90")
 #: How archives, and what is compressed in other ways, begin.
-_NOT_READ: Final = {
+_ARCHIVES: Final = {
     b"PK\x03\x04": "a zip archive",
     b"PK\x05\x06": "a zip archive",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -33,8 +33,23 @@ _NOT_READ: Final = {
     b"\x04\x22\x4d\x18": "compressed with lz4",
     b"\xff\x06\x00\x00sNaPpY": "compressed with snappy",
     b"\x1f\x9d": "compressed with compress",
+}
+#: How files of tables begin.
+_TABLES: Final = {
     b"PAR1": "a parquet file",
     b"ARROW1": "an arrow file",
+    b"FEA1": "a feather file",
+    b"Obj\x01": "an Avro file",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+}
+#: Tables whose first bytes do not tell, by suffix: a spreadsheet is a zip archive, an arrow stream begins with a
+#: length, an ORC file with letters that a text may begin with.
+_TABLES_BY_NAME: Final = {
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), "a spreadsheet"),
+    **dict.fromkeys((".arrow", ".ipc"), "an arrow file"),
+    ".orc": "an ORC file",
 }
 _TAR: Final = (257, b"ustar")
 _HEAD_BYTES: Final = 512
@@ -126,9 +141,17 @@ def _zstd(path: Path) -> Any:
 
 
 def _check_is_no_archive(path: Path, head: bytes) -> None:
-    what = next((what for mark, what in _NOT_READ.items() if head.startswith(mark)), None)
+    table = next((what for mark, what in _TABLES.items() if head.startswith(mark)), None)
+    # A file of text may have any name.
+    if table is None and (b"\0" in head or head.startswith(tuple(_ARCHIVES))):
+        table = _TABLES_BY_NAME.get(path.suffix.lower())
+    if table:
+        raise NCAPluginError(
+            f"{path} is {table}, not text: write its rows as JSON lines, each an object with its text in a field"
+        )
+    what = next((what for mark, what in _ARCHIVES.items() if head.startswith(mark)), None)
     place, mark = _TAR
     if head[place : place + len(mark)] == mark:
         what = "a tar archive"
     if what:
-        raise NCAPluginError(f"{path} is {what}, not text: unpack it, or turn it into text or JSON lines")
+        raise NCAPluginError(f"{path} is {what}, not text: unpack it")

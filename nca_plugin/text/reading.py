@@ -4,19 +4,20 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.json_files import kind_of
+from nca_plugin.json_files import LineEndError, check_line_ends, kind_of
 from nca_plugin.text.compressed import SUFFIXES, open_bytes
 from nca_plugin.text.folders import TextFile
 
 #: Files that hold one JSON value a line.
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson", ".ldjson")
+#: Files whose text is a table: read as it is, a model would learn its commas, and the other columns.
+_TABLES: Final = (".csv", ".tsv", ".tab", ".psv")
 #: Megatron counts a document's tokens in int32.
 _MAX_BYTES: Final = 1 << 30
 _CHUNK: Final = 1 << 20
@@ -40,12 +41,14 @@ class Document:
         size: bytes of input behind it, for progress.
         is_repaired: whether something that is no character stood in it, for which U+FFFD stands now.
         is_json: whether it is JSON that holds no rows, taken as it is.
+        is_table: whether it is a table such as a .csv file, taken as it is.
     """
 
     text: str
     size: int
     is_repaired: bool = False
     is_json: bool = False
+    is_table: bool = False
 
 
 def file_documents(file: TextFile, text_key: str) -> Iterator[Document]:
@@ -67,8 +70,13 @@ def file_documents(file: TextFile, text_key: str) -> Iterator[Document]:
 
         if form == "text":
             text = _decode(_read_all(path, stream), path, 0).removeprefix("\ufeff")
-            is_json = _suffix(path) == ".json" and not text.isspace() and text != ""
-            yield Document(text.replace("\r\n", "\n").replace("\r", "\n"), size(), is_json=is_json)
+            holds_text = not text.isspace() and text != ""
+            yield Document(
+                text.replace("\r\n", "\n").replace("\r", "\n"),
+                size(),
+                is_json=_suffix(path) == ".json" and holds_text,
+                is_table=_suffix(path) in _TABLES and holds_text,
+            )
             return
         rows = _lines(path, stream) if form == "lines" else _members(path, stream)
         for where, row in rows:
@@ -83,7 +91,8 @@ def form_of(file: TextFile, text_key: str) -> Form:
     field `text_key`, or with two objects in two lines; and a .json file if it begins with a list of objects.
 
     Raises:
-        NCAPluginError: a .json file that was named itself and holds no rows; what is not text at all.
+        NCAPluginError: a .json file that was named itself and holds no rows, a table that was named itself; what is
+            not text at all.
     """
     path, suffix = file.path, _suffix(file.path)
     with open_bytes(path) as (_, stream):
@@ -100,6 +109,11 @@ def form_of(file: TextFile, text_key: str) -> Form:
         raise NCAPluginError(
             f"{path} holds no rows: write an object with the field '{text_key}' on each line, or a list of objects"
         )
+    if form == "text" and suffix in _TABLES and beginning and file.is_named:
+        raise NCAPluginError(
+            f"{path} is a table, not text: write its rows as JSON lines ({path.stem}.jsonl), each an object with its "
+            f"text in the field '{text_key}'"
+        )
     return form
 
 
@@ -115,7 +129,7 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
         NCAPluginError: it has none. The message names `where`.
     """
     if not isinstance(row, dict):
-        raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is due")
+        raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is expected")
     if text_key not in row:
         known = " ".join(", ".join(row).split())
         raise NCAPluginError(
@@ -123,7 +137,7 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
         )
     text = row[text_key]
     if not isinstance(text, str):
-        raise NCAPluginError(f"{where} has {kind_of(text)} in field '{text_key}', where text is due")
+        raise NCAPluginError(f"{where} has {kind_of(text)} in field '{text_key}', where text is expected")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -147,10 +161,15 @@ def _suffix(path: Path) -> str:
 
 
 def _begins_with_objects(rows: Iterator[tuple[str, Any]], text_key: str, suffix: str) -> bool:
-    with suppress(NCAPluginError):
+    try:
         first = next(rows, ("", None))[1]
         if isinstance(first, dict):
             return suffix == ".json" or text_key in first or isinstance(next(rows, ("", None))[1], dict)
+    except LineEndError:
+        # Rows all the same, though none that are read.
+        raise
+    except NCAPluginError:
+        pass
     return False
 
 
@@ -274,6 +293,7 @@ def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
+        check_line_ends(line, error, where)
         raise NCAPluginError(f"{where} is not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         # Digits without end, or brackets.

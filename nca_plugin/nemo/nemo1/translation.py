@@ -2,8 +2,7 @@
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
-what counts. The tables are in `run`, `model`, `system`, `data` and
-`optimizer`.
+what counts. The tables are in `run`, `model`, `system`, `data` and `optimizer`.
 """
 
 import math
@@ -76,6 +75,13 @@ class Translation:
 def is_nemo1(config: Mapping[Any, Any]) -> bool:
     """Return whether a configuration is NeMo 1's: it has `trainer` and `model`."""
     return "trainer" in config and "model" in config
+
+
+def unset_required(config: Any) -> list[str]:
+    """Return the keys of a configuration that are `???` and must have a value, for which neither NeMo nor Megatron-LM
+    has a default."""
+    unset = [key for key, value in _entries(config) if value == "???"]
+    return [key for key in unset if isinstance(row := ROWS.get(key), Translated) and row.is_required]
 
 
 def translate(config: Mapping[Any, Any]) -> Translation:
