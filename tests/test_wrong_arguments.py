@@ -412,7 +412,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--decoder-last-pipeline-num-layers": ["3"]}, r"Mismatch: .* \(the run has --decoder-last-pipeline-num-layers 3"),
     ({"--squared-relu": []}, r"--swiglu must be left out here \(the run has --squared-relu"),
     ({"--moe-ffn-hidden-size": ["32"]}, "set but --num-experts is None"),
-    ({"--num-distributed-optimizer-instances": ["3"]}, r"run has --num-distributed-optimizer-instances 3"),
+    ({"--num-distributed-optimizer-instances": ["3"]}, "--num-distributed-optimizer-instances 3: must divide the 1"),
     ({"--pipeline-model-parallel-layout": ["x"]}, r"\(the run has --pipeline-model-parallel-layout x\)"),
     ({"--heterogeneous-layers-config-encoded-json": ["[]"]}, "encoded-json must be a JSON object"),
     ({"--cuda-graph-modules": ["x"]}, "--cuda-graph-modules 'x': is not what the option takes"),

@@ -6,6 +6,7 @@ Every file is new: nothing is written through a link of the checkpoint that a st
 import json
 import os
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,12 +196,15 @@ def _leaves(described: Any) -> Iterator[dict[str, Any]]:
 
 class _Plain:
     """Values without the parts that are `Foreign`, or tensors. What several parts share, they share afterwards too:
-    a few bytes would become any number of values."""
+    a few bytes would become any number of values. Equal strings are one afterwards, so that the same state is always the
+    same bytes: whether they were one depends on what the process has loaded."""
 
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}
 
     def of(self, value: Any) -> Any:
+        if type(value) is str:
+            return sys.intern(value)
         if not isinstance(value, dict | list | tuple | set | frozenset | Namespace | SimpleNamespace):
             return value
         if id(value) not in self._made:
@@ -210,7 +214,7 @@ class _Plain:
     def _without_foreign(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                key: self.of(item)
+                self.of(key): self.of(item)
                 for key, item in value.items()
                 if not isinstance(item, Foreign | StoredTensor) and not isinstance(key, Foreign)
             }

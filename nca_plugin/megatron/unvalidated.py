@@ -285,6 +285,14 @@ def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None
                 f"{shown} needs a multiple of {needed} ranks, and {world_size} {'is' if world_size == 1 else 'are'} "
                 "there: start more with torchrun, or change the sizes"
             )
+    replicas = world_size // math.prod(
+        (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size)
+    )
+    if replicas % args.num_distributed_optimizer_instances:
+        raise NCAPluginError(
+            f"{options.name('num_distributed_optimizer_instances')} {args.num_distributed_optimizer_instances}: must "
+            f"divide the {replicas} data-parallel ranks"
+        )
 
 
 def _check_hub(args: Namespace, options: OptionNames) -> None:
