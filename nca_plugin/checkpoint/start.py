@@ -196,8 +196,8 @@ def _leaves(described: Any) -> Iterator[dict[str, Any]]:
 
 class _Plain:
     """Values without the parts that are `Foreign`, or tensors. What several parts share, they share afterwards too:
-    a few bytes would become any number of values. Equal strings are one afterwards, so that the same state is always the
-    same bytes: whether they were one depends on what the process has loaded."""
+    a few bytes would become any number of values. Equal strings are one object afterwards, so that the same state is
+    always the same bytes: whether they are one when they are read depends on what the process has loaded."""
 
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}
