@@ -21,6 +21,7 @@ from nca_plugin.megatron import kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
+from nca_plugin.typed_numbers import number
 
 _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
@@ -131,8 +132,8 @@ def resolve_epochs(argv: list[str]) -> list[str]:
     """
     parser = _parser()
     parser.add_argument("--sft-epochs")
-    epochs, rest = parser.parse_known_args(argv)
-    if epochs.sft_epochs is None:
+    ours, rest = parser.parse_known_args(argv)
+    if ours.sft_epochs is None:
         return argv
     parser = _parser()
     parser.add_argument("--sft", action="store_true")
@@ -149,23 +150,24 @@ def resolve_epochs(argv: list[str]) -> list[str]:
     paths = given.train_data_path or given.data_path
     if len(paths) != 1 or (not given.train_data_path and "--split" in argv):
         raise NCAPluginError("--sft-epochs counts the examples of one file: name it with --train-data-path")
-    batch, number = (
+    batch, epochs = (
         _positive(given.global_batch_size, "--global-batch-size"),
-        _positive(epochs.sft_epochs, "--sft-epochs"),
+        _positive(ours.sft_epochs, "--sft-epochs"),
     )
-    iterations = math.ceil(number * len(read_examples(Path(paths[0]))) / batch)
+    iterations = math.ceil(epochs * len(read_examples(Path(paths[0]))) / batch)
     return [*rest, "--train-iters", str(iterations)]
 
 
 def _positive(value: str | None, option: str) -> Fraction:
     """Return the number above 0 that an option has. Raises `NCAPluginError` for anything else."""
     try:
-        number = Fraction(value or "")
-    except (ValueError, ZeroDivisionError):
-        number = Fraction(0)
-    if number <= 0:
-        raise NCAPluginError(f"--sft-epochs: {option} {value or 'is missing, and'} must be a number above 0")
-    return number
+        # No float is as large as to take long as a fraction, which counts exactly.
+        positive = Fraction(value or "") if number(float, value or "") > 0 else None
+    except ValueError:
+        positive = None
+    if positive is None:
+        raise NCAPluginError(f"--sft-epochs: {option} {value or 'is missing, and'} must be a finite number above 0")
+    return positive
 
 
 class _Parser(argparse.ArgumentParser):
