@@ -72,40 +72,34 @@ def read_lines(path: Path, option: str) -> list[str]:
 
 
 def check_outside(target: Path, *sources: Path) -> None:
-    """Raise `NCAPluginError` if an output lies within a folder that is only read, or beside what it only links."""
+    """Raise `NCAPluginError` if an output lies within a folder that is only read, or within one that it links.
+
+    Sources that are missing are left to those that read them.
+    """
     real = Path(os.path.realpath(target))
     for folder in sources:
-        if real.is_relative_to(folder.resolve()):
+        if real.is_relative_to(os.path.realpath(folder)) and folder.exists():
             raise NCAPluginError(f"output {target} lies within {folder}, which is only read: choose another place")
-        for store, link in _linked_folders(folder):
-            if real.is_relative_to(store):
+        for linked, link in _linked_folders(folder):
+            if real.is_relative_to(linked):
                 raise NCAPluginError(
-                    f"output {target} lies within {store}, which is only read, because {link} links to it: choose "
+                    f"output {target} lies within {linked}, which is only read, because {link} links to it: choose "
                     "another place"
                 )
 
 
 def _linked_folders(source: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the folders elsewhere that hold what a folder links, each with a link to it or to a file in it.
+    """Yield the folders elsewhere that a folder links, each with the link to it: what is written there is in both.
 
     A folder that holds the source itself is none of them: other things may lie there.
     """
-    root = source.resolve()
-    waiting, seen = [root], {root}
-    while waiting:
-        # What cannot be looked at says so when it is read.
-        for place, folders, files in os.walk(waiting.pop()):
-            for path in (Path(place, name) for name in (*folders, *files)):
-                if not os.path.islink(path) or not os.path.exists(path):  # noqa: PTH110, PTH114
-                    continue
-                target = path.resolve()
-                store = target if target.is_dir() else target.parent
-                if store not in seen and not store.is_relative_to(root) and not root.is_relative_to(store):
-                    seen.add(store)
-                    yield store, path
-                    # Links may go on from there.
-                    if store is target:
-                        waiting.append(store)
+    root = Path(os.path.realpath(source))
+    # What cannot be looked at says so when it is read.
+    for place, folders, _ in os.walk(root):
+        for link in (Path(place, name) for name in folders):
+            linked = Path(os.path.realpath(link))
+            if link.is_symlink() and not linked.is_relative_to(root) and not root.is_relative_to(linked):
+                yield linked, link
 
 
 def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:

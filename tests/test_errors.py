@@ -369,3 +369,28 @@ def test_a_package_that_is_missing_is_one_line_with_its_extra(
     assert isinstance(caught.value, SystemExit) and caught.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.endswith(f"pip install 'nca-plugin[{extra}]' brings it\n")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(("export", "--from", "hf", "circle", "x"), id="import"),
+        pytest.param(("export", "--to", "hf", "circle", "x"), id="export"),
+        pytest.param(("transfer", "--from", "circle", "--to", "x"), id="transfer"),
+        pytest.param(("transfer", "--from", "x", "--to", "circle/x"), id="to"),
+        pytest.param(("doctor", "circle"), id="doctor"),
+        pytest.param(("prepare", "circle", "--out", "x"), id="prepare"),
+        pytest.param(("generate", "iid", "--tokens", "2000", "--workers", "1", "--out", "circle/x"), id="generate"),
+    ],
+)
+def test_a_link_that_leads_to_itself_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: tuple[str, ...]
+) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nca-plugin", *call])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("nca-plugin: error: ")
+    assert list(tmp_path.iterdir()) == [tmp_path / "circle"]

@@ -311,9 +311,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path, start: bytes, what: str) -> 
         ("a.csv", b"text,label\nx,1\n", "a table"),
         ("A.CSV", b"text;label\nx;1\n", "a table"),
         ("a.tsv", b"text\tlabel\nx\t1\n", "a table"),
-        ("a.tab", b"text\tlabel\nx\t1\n", "a table"),
         ("a.psv", b"text|label\nx|1\n", "a table"),
-        ("a.parquet", b"PAR1\x15\x04", "a parquet file"),
+        ("a.parquet", b"PAR1\x15\x04\0", "a parquet file"),
         ("a.arrow", b"ARROW1\0\0", "an arrow file"),
         ("data-0.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "an arrow file"),
         ("a.feather", b"FEA1\0\0", "a feather file"),
@@ -350,6 +349,12 @@ def test_text_and_rows_are_read_under_the_name_of_a_table(tmp_path: Path, name: 
     assert read(tmp_path / name) == ["ORC", "PK"]
     (tmp_path / name).write_text("")
     assert read(tmp_path / name) == [""]
+
+
+@pytest.mark.parametrize("word", ["PAR1", "ARROW1", "FEA1", "ORC", "BZh"])
+def test_text_may_begin_as_a_table_does(tmp_path: Path, word: str) -> None:
+    (tmp_path / "a.txt").write_text(f"{word} is a word.")
+    assert read(tmp_path / "a.txt") == [f"{word} is a word."]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.txt", "part-00000"])

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from warm import Ended, WarmProcess
 
 from nca_plugin.checkpoint.changes import Transition
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
@@ -331,6 +332,14 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--lr-warmup-init": ["1"]}, "--lr-warmup-init 1.0 is above --lr 0.001"),
     ({"--min-lr": ["1"]}, "--min-lr 1.0 is above --lr 0.001"),
     ({"--lr-decay-style": ["WSD"]}, "--lr-decay-style WSD needs --lr-wsd-decay-iters"),
+    ({"--num-experts": ["4"], "--moe-aux-loss-coeff": ["nan"]}, "--moe-aux-loss-coeff nan: must be a finite number"),
+    ({"--lr": ["1e-400"]}, "--lr: '1e-400' is too near to 0 for a float"),
+    ({"--recompute-num-layers": ["0"]}, "--recompute-num-layers 0: must be 1 or more"),
+    ({"--moe-layer-freq": ["0"], "--num-experts": ["4"]}, "--moe-layer-freq 0: must be 1 or more"),
+    ({"--rotary-percent": ["-1"]}, "--rotary-percent -1.0: must be 0 or more"),
+    ({"--distributed-timeout-minutes": ["0"]}, "--distributed-timeout-minutes 0: must be 1 or more"),
+    ({"--tensorboard-dir": [""]}, "--tensorboard-dir is empty: give it a value"),
+    ({"--data-path": ["0.5", "", "0.5", "nca://toy"]}, "--data-path is empty: give it a value"),
     ({"--clip-grad": ["nan"]}, "--clip-grad nan: must be a finite number"),
     ({"--skip-train": [], "--train-iters": None}, "--train-iters is missing"),
     ({"--attention-backend": ["local"]}, "--attention-backend local needs --spec local"),
@@ -393,7 +402,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--tokenizer-type": ["NullTokenizer"]}, "--tokenizer-type NullTokenizer needs --vocab-size"),
     (
         {"--data-path": ["five"], "--split": ["1,0,0"]},
-        "GPT2BPETokenizer.* cannot be .*: name a folder with --tokenizer-type HuggingFaceTokenizer",
+        "--tokenizer-type is missing .* cannot be .*: name a folder with --tokenizer-type HuggingFaceTokenizer",
     ),
     (
         {"--tokenizer-type": ["HuggingFaceTokenizer"], "--tokenizer-model": ["no/such"]},
@@ -410,20 +419,20 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ),
     # What Megatron says without the option, or with a traceback.
     ({"--decoder-last-pipeline-num-layers": ["3"]}, r"Mismatch: .* \(the run has --decoder-last-pipeline-num-layers 3"),
-    ({"--squared-relu": []}, r"--swiglu must be left out here \(the run has --squared-relu"),
+    ({"--squared-relu": []}, r"--swiglu must be left out \(the run has --squared-relu"),
     ({"--moe-ffn-hidden-size": ["32"]}, "set but --num-experts is None"),
-    ({"--num-distributed-optimizer-instances": ["3"]}, "--num-distributed-optimizer-instances 3: must divide the 1"),
+    ({"--num-distributed-optimizer-instances": ["3"]}, "--num-distributed-optimizer-instances 3: must divide 1"),
     ({"--pipeline-model-parallel-layout": ["x"]}, r"\(the run has --pipeline-model-parallel-layout x\)"),
     ({"--heterogeneous-layers-config-encoded-json": ["[]"]}, "encoded-json must be a JSON object"),
-    ({"--cuda-graph-modules": ["x"]}, "--cuda-graph-modules 'x': is not what the option takes"),
+    ({"--cuda-graph-modules": ["x"]}, "--cuda-graph-modules 'x' cannot be read: --help-meg"),
     ({"--save-params-interval": ["1"]}, "--save-params-interval needs --save, the folder"),
     ({"--no-pad-vocab-size": []}, "--no-pad-vocab-size needs --padded-vocab-size"),
-    ({"--window-size": ["/nope"]}, "--window-size '/nope': is not what the option takes"),
+    ({"--window-size": ["/nope"]}, "--window-size '/nope' cannot be read: --help-megatron"),
     ({"--window-size": ["3"]}, "--window-size 3: must be two numbers"),
     ({"--tokenizer-type": ["TikTokenizer"], "--tokenizer-model": ["file"]}, r"requires path.endswith\('.json'\)"),
     (
         {"--tokenizer-type": ["MultimodalTokenizer"], "--rl-profile": [], "--config-logger-dir": ["d"]},
-        "--rl-profile, --config-logger-dir, --tokenizer-type MultimodalTokenizer are not supported here",
+        "not supported here: --rl-profile, --config-logger-dir, --tokenizer-type MultimodalTokenizer; leave",
     ),
     (
         {"--train-data-path": ["nca://toy"], "--valid-data-path": ["nca://toy"], "--mock-data": []},
@@ -508,6 +517,36 @@ def test_what_differs_from_the_checkpoint_is_named(
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, option, str(saved)], message) is None
 
 
+def test_a_checkpoint_without_an_optimizer_is_resumed_with_a_new_one_if_the_run_says_so(
+    launcher: WarmProcess, tmp_path: Path
+) -> None:
+    given = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    arguments = [*given, "--save", "saved", "--save-interval", "1", "--no-save-optim"]
+    ended = launcher.run("warm_megatron", arguments, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+    given += ["--load", str(tmp_path / "saved")]
+    message = "iter_0000001 holds no state of the optimizer: add --no-load-optim"
+    assert refuse_or_train(launcher, tmp_path / "resumed", given, message) is None
+    ended = launcher.run("warm_megatron", [*given, "--no-load-optim"], tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+
+
+def test_a_save_folder_without_a_tracker_is_not_passed_over_without_a_word(
+    launcher: WarmProcess, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "saved")
+    (tmp_path / "saved" / TRACKER).unlink()
+    given = ["--data-path", "nca://toy", *(part for pair in VALID for part in pair), *FIXED]
+    given += ["--load", str(tmp_path / "saved")]
+    message = f"holds iter_0000001, but no {TRACKER}, which says what to load: write the number"
+    assert refuse_or_train(launcher, tmp_path / "run", given, message) is None
+    # In the folder that the run saves to, a save may have been cut off, and the run is to begin anew.
+    given += ["--save", str(tmp_path / "saved"), "--save-interval", "1"]
+    ended = launcher.run("warm_megatron", given, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+    assert f"no {TRACKER}, which says what to load: the run begins without it" in ended.stdout
+
+
 @pytest.mark.parametrize("dropped", ("final_norm", "mlp", "attention.proj", "norm"))
 def test_a_start_that_lacks_tensors_of_the_model_is_one_line(
     launcher: WarmProcess, saved: Path, tmp_path: Path, dropped: str
@@ -519,7 +558,7 @@ def test_a_start_that_lacks_tensors_of_the_model_is_one_line(
         # A model of other layers may have none: Megatron finds it out, and has written its log by then.
         lay_out(tmp_path / "run")
         ended = launcher.run("warm_megatron", arguments, tmp_path / "run", ENVIRONMENT, SECONDS)
-        assert _fault(ended) is None and "fit the model of the run: it holds no decoder.layers." in ended.stderr
+        assert _fault(ended) is None and "fit the run: it holds no decoder.layers." in ended.stderr
     else:
         message = f"start.* does not fit the run: it holds no {dropped}"
         assert refuse_or_train(launcher, tmp_path / "run", arguments, message) is None
@@ -590,6 +629,7 @@ ACCEPTED: Sequence[dict[str, list[str]]] = (
     {"--save-interval": ["0"]},
     {"--vocab-file": ["missing"], "--merge-file": ["missing"]},
     {"--window-size": ["3,0"]},
+    {"--wandb-project": [""]},
     # Two paths without weights, each with one sample.
     {
         "--data-path": ["./2024", "./2024"],

@@ -9,8 +9,8 @@ CPU mode and says so.
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Collection
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nca_plugin.checkpoint.folders import check_embedding_rows
-from nca_plugin.errors import NCAPluginError, one_line_errors, unknown_names
+from nca_plugin.errors import NCAPluginError, empty_value, one_line_errors, unknown_names
 from nca_plugin.launch.process import (
     check_training_loop,
     die_with_spawning_process,
@@ -34,6 +34,7 @@ from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_dat
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 from nca_plugin.progress import lines_now_and_then
 from nca_plugin.sources import is_source
+from nca_plugin.typed_numbers import UnderflowError, number
 
 if TYPE_CHECKING:
     from nca_plugin.megatron.assertions import OptionNames
@@ -221,6 +222,8 @@ def complete_parser(
     if unknown:
         raise NCAPluginError(unknown_names("option", unknown, map(spelling, known), _WHERE))
 
+    _check_values(known, spelling)
+
     def error(message: str) -> NoReturn:
         words = message.removeprefix("unrecognized arguments: ").split(" ")
         if words[0] in sys.argv and message.startswith("unrecognized"):
@@ -236,6 +239,30 @@ def complete_parser(
     parser.error = error  # type: ignore[method-assign]
     _fit_to_device(parser)
     return parser
+
+
+def _check_values(known: Mapping[str, Action], spelling: Callable[[str], str]) -> None:
+    """Refuse values of this process that argparse would take for others: an empty one, which is no path, and a number
+    so near to 0 that no float tells them apart."""
+    option = ""
+    for argument in sys.argv[1:]:
+        name, has_value, value = argument.partition("=")
+        if name in known:
+            option = name
+        if option not in known or (name in known and not has_value):
+            continue
+        value = value if name in known else argument
+        # Weights & Biases is not used then.
+        if value == "" and known[option].default != "" and not option.startswith("--wandb-"):
+            raise NCAPluginError(empty_value(spelling(option)))
+        if known[option].type is float:
+            try:
+                number(float, value)
+            except UnderflowError as error:
+                raise NCAPluginError(f"{spelling(option)}: {error}") from None
+            except ValueError:
+                # What argparse has a message for, or takes.
+                pass
 
 
 def _fit_to_device(parser: ArgumentParser) -> None:

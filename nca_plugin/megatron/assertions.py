@@ -77,7 +77,7 @@ class OptionNames:
             return f"no {self.name(dest)}"
         if is_flag:
             return self.name(dest)
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and action.nargs is not None:
             return f"{self.name(dest)} {' '.join(map(str, value))}"
         text = _DTYPES.get(value, value) if isinstance(value, torch.dtype) else getattr(value, "name", value)
         return f"{self.name(dest)} {text}"
@@ -194,18 +194,24 @@ def _misfit(error: BaseException, frames: list[tuple[FrameType, int]]) -> str | 
     # PyTorch gathers the errors of all ranks, each with its traceback.
     cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
     missing = re.search(r"([\w.]+) from model not in state dict", one_line(cause))
+    folder = loading.f_locals.get("load_dir")
+    if missing is not None and missing[1].startswith("optimizer."):
+        return (
+            f"checkpoint {folder} does not fit the optimizer of the run: it holds no {missing[1]}; add --no-load-optim "
+            "to go on with a new one, or --finetune to begin at iteration 0"
+        )
     if missing is not None:
         text = f"it holds no {missing[1]}"
     elif isinstance(cause, CheckpointingException) or "loading state_dict" in str(cause):
         text = one_line(cause).rstrip(".")
     else:
         return None
-    return f"checkpoint {loading.f_locals.get('load_dir')} does not fit the model of the run: {text}"
+    return f"checkpoint {folder} does not fit the run: {text}"
 
 
 def unreadable(option: str, value: str) -> str:
     """Return what to say of a value that an option cannot be read from."""
-    return f"{option} {value}: is not what the option takes, which --help-megatron shows"
+    return f"{option} {value} cannot be read: --help-megatron shows what it takes"
 
 
 def _is_first_to_say() -> bool:
@@ -281,8 +287,9 @@ def _line(error: BaseException, options: OptionNames) -> str:
         # What leads to the check is of interest where the user has said it.
         names = _names(test, options)
         names += [n for condition in around for n in _names(condition, options) if _is_given(args, n, options)]
-        if not names:
-            names = _names_nearby(frames, args, options)
+        # Of a package that is missing, no argument's value is wrong.
+        if not names and not isinstance(error, ImportError):
+            names = _names_nearby(frames, options)
         shown = [options.shown(name, getattr(args, name)) for name in dict.fromkeys(names) if hasattr(args, name)]
     shown = [part for part in shown if part not in text and not text.startswith(part.removeprefix("no "))]
     return f"Megatron refuses the arguments: {text}" + (f" (the run has {', '.join(shown)})" if shown else "")
@@ -296,14 +303,14 @@ def _is_given(args: argparse.Namespace, name: str, options: OptionNames) -> bool
     return hasattr(args, name) and getattr(args, name) not in (None, options.actions[name].default)
 
 
-def _names_nearby(frames: list[tuple[FrameType, int]], args: argparse.Namespace, options: OptionNames) -> list[str]:
+def _names_nearby(frames: list[tuple[FrameType, int]], options: OptionNames) -> list[str]:
     """Return what the user has given of the arguments that the function of an error looks at, or else the nearest
     statement that called it; none if they are too many to tell which it is."""
     sources: list[ast.AST] = [] if (function := _function(frames[-1][0])) is None else [function]
     for frame, line in reversed(frames):
         sources += _statements(frame.f_code.co_filename, line)[-1:]
     for source in sources:
-        names = [name for name in _names(source, options) if _is_given(args, name, options)]
+        names = [name for name in _names(source, options) if _is_written(name, options)]
         if 0 < len(names) <= _MOST_NAMES:
             return names
     return []
@@ -316,7 +323,18 @@ def _function(frame: FrameType) -> ast.AST | None:
     return next((n for n in functions if n.name == code.co_name and _covers(n, code.co_firstlineno)), None)
 
 
+def _is_written(name: str, options: OptionNames) -> bool:
+    """Whether the arguments of this process name an option: Megatron fills in others."""
+    written = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    return not written.isdisjoint(options.actions[name].option_strings)
+
+
 def _described_tokenizer(args: argparse.Namespace, options: OptionNames) -> str:
+    if not _is_written("tokenizer_type", options):
+        return (
+            f"{options.name('tokenizer_type')} is missing (name the tokenizer that the text was prepared with), and "
+            f"{args.tokenizer_type}, which Megatron takes without it,"
+        )
     names = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size")
     given = [options.shown(name, getattr(args, name)) for name in names if getattr(args, name, None) is not None]
     return f"the tokenizer of {' '.join(given)}"
@@ -350,7 +368,7 @@ def _asserted(test: ast.expr, options: OptionNames) -> str:
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and isinstance(test.operand, ast.Attribute):
         names = _names(test, options)
         if names:
-            return f"{options.name(names[0])} must be left out here"
+            return f"{options.name(names[0])} must be left out"
     if isinstance(test, ast.Compare) and isinstance(test.comparators[0], ast.Constant):
         names = _names(test, options)
         if test.comparators[0].value is None and isinstance(test.left, ast.Attribute) and names:

@@ -46,8 +46,8 @@ _CGROUPS: Final = (
     ("sys/fs/cgroup/unified", "memory.max", "memory.current"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-#: What is in use and given back where it is needed: pages of files.
-_FILE_PAGES: Final = re.compile(r"^(?:total_)?(?:in)?active_file (\d+)$", re.M)
+#: What is in use and given back where it is needed: pages of files, and the kernel's caches of their names.
+_FILE_PAGES: Final = re.compile(r"^(?:total_)?(?:(?:in)?active_file|slab_reclaimable) (\d+)$", re.M)
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -15,6 +15,7 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.training import get_args, print_rank_0
 from megatron.training.argument_utils import core_transformer_config_from_args
+from megatron.training.checkpointing import checkpoint_exists
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from nca_plugin.errors import NCAPluginError
@@ -116,8 +117,8 @@ def check_arguments(args: Any) -> None:
         return
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     validation = None if args.full_validation else args.eval_iters
-    # Such a run may end before its last iteration.
-    is_cut = args.skip_train or args.exit_interval or args.exit_duration_in_mins
+    # Such a run may end before its last iteration, or have begun with other batches.
+    is_cut = args.skip_train or args.exit_interval or args.exit_duration_in_mins or checkpoint_exists(args.load)
     training = 1 if is_cut else args.train_samples or args.train_iters * args.global_batch_size
     num_samples = (training, validation, args.eval_iters)
     check_text(parts(blend, blend_per_split, args.split, "--split"), num_samples, args.seq_length, "--split")

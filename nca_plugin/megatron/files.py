@@ -1,6 +1,7 @@
 """Files and folders of a run's arguments: those that are read are there, those that are written can be."""
 
 import json
+import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nca_plugin.checkpoint.folders import find_checkpoint
+from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.files import check_folder
 
@@ -110,6 +112,8 @@ def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
         if path is not None and checkpoint_exists(path):
             _check_described(find_checkpoint(Path(path)))
             return
+    if (path := _local(args, "load")) is not None:
+        _check_tracker(path, args, name)
     if (path := _local(args, "pretrained_checkpoint")) is not None and not checkpoint_exists(str(path)):
         raise NCAPluginError(f"{name('pretrained_checkpoint')} {path} holds no checkpoint{_whether_there(path)}")
     needs = next((n for n in ("finetune", "exit_on_missing_checkpoint", "use_checkpoint_args") if getattr(args, n)), "")
@@ -119,6 +123,21 @@ def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
             raise NCAPluginError(
                 f"{name(needs)} needs a checkpoint, and {name('load')} {path} holds none{_whether_there(path)}"
             )
+
+
+def _check_tracker(folder: Path, args: Namespace, name: Callable[[str], str]) -> None:
+    """Say that a save folder holds iterations, and no file that says which: Megatron would begin anew without a word.
+
+    In the folder that the run saves to, a save may have been cut off.
+    """
+    complete = sorted(path.parent.name for path in folder.glob("iter_*/metadata.json"))
+    if not complete or args.ckpt_step:
+        return
+    text = f"{name('load')} {folder} holds {complete[-1]}, but no {TRACKER}, which says what to load"
+    if args.save is None or os.path.realpath(args.save) != os.path.realpath(folder):
+        raise NCAPluginError(f"{text}: write the number of the iteration into it")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"nca-plugin: warning: {text}: the run begins without it", flush=True)
 
 
 def _check_described(folder: Path) -> None:

@@ -31,6 +31,7 @@ _COMPUTATION: Final = (
 )
 #: Selectors of what every transformer has, whatever its arguments are.
 _TRANSFORMER: Final = ("embedding", "attention.qkv", "attention.proj", "mlp", "final_norm")
+_BIASES: Final = "add_bias_linear"
 _OPTIMIZER: Final = ("optimizer", "use_distributed_optimizer")
 #: Where an option is not its argument's name, and of those the ones that it negates.
 _SPELLING: Final = {"add_bias_linear": "--disable-bias-linear", "layernorm_epsilon": "--norm-epsilon"}
@@ -60,13 +61,22 @@ def check_loaded(args: Namespace) -> None:
         args.finetune or args.no_load_optim or args.skip_train or folder.name == "release"
     )
     differences = _model_differences(state, args, is_optimizer_loaded=is_optimizer_loaded)
-    missing = _missing(names, args)
-    if missing and not differences:
-        differences = [f"it holds no {', '.join(missing)}"]
+    other = f"another --{option.replace('_', '-')}"
     if differences:
         raise NCAPluginError(
             f"checkpoint {folder} does not fit the run: {'; '.join(differences)}. Give the checkpoint's values, or "
-            f"another --{option.replace('_', '-')}"
+            f"{other}"
+        )
+    missing = _missing(names, args)
+    if missing:
+        raise NCAPluginError(
+            f"checkpoint {folder} does not fit the run: it holds no {', '.join(missing)}, which a transition may have "
+            f"left out; give {other}"
+        )
+    if is_optimizer_loaded and getattr(state.get("args"), "no_save_optim", None):
+        raise NCAPluginError(
+            f"checkpoint {folder} holds no state of the optimizer: add --no-load-optim to go on with a new one, or "
+            "--finetune to begin at iteration 0"
         )
     if is_optimizer_loaded and not (args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler):
         _check_schedule(folder, state, args)
@@ -87,13 +97,17 @@ def _model_differences(state: Mapping[str, Any], args: Namespace, *, is_optimize
         names += _COMPUTATION
         if not getattr(before, "no_save_optim", None):
             names += _OPTIMIZER
+    if getattr(args, _BIASES, None) != getattr(before, _BIASES, None):
+        # It follows from that.
+        names.remove("add_qkv_bias")
     return [*differences, *filter(None, (_difference(name, vars(args), vars(before)) for name in names))]
 
 
 def _missing(names: Collection[str], args: Namespace) -> list[str]:
     """Return what a transformer has and a checkpoint does not, by selectors: a transition may have left it out."""
     has_other_layers = args.hybrid_layer_pattern or args.heterogeneous_layers_config_path or args.spec
-    if not names or has_other_layers or args.experimental_attention_variant:
+    is_loaded_as_it_is = args.dist_ckpt_strictness != "assume_ok_unexpected"
+    if not names or has_other_layers or args.experimental_attention_variant or is_loaded_as_it_is:
         return []
     stored = {parameter(name).role for name in names}
     return [role for role in _TRANSFORMER if role not in stored]

@@ -38,7 +38,10 @@ _LEAST: Final = {
     **dict.fromkeys(("num_dataset_builder_threads", "moe_ffn_hidden_size", "lr_decay_iters", "lr_decay_samples"), 1),
     **dict.fromkeys(("num_virtual_stages_per_pipeline_rank", "num_layers_per_virtual_pipeline_stage"), 1),
     **dict.fromkeys(("eval_iters", "num_workers", "num_experts", "lr_warmup_iters", "lr_warmup_samples", "seed"), 0),
-    **dict.fromkeys(("lr_wsd_decay_iters", "lr_wsd_decay_samples"), 1),
+    **dict.fromkeys(("lr_wsd_decay_iters", "lr_wsd_decay_samples", "recompute_num_layers", "moe_layer_freq"), 1),
+    **dict.fromkeys(("distributed_timeout_minutes", "rotary_base", "rotary_seq_len_interpolation_factor"), 1),
+    **dict.fromkeys(("manual_gc_interval", "mid_level_dataset_surplus", "start_eval_at_iter"), 0),
+    **dict.fromkeys(("decoupled_lr", "decoupled_min_lr", "rotary_percent"), 0),
     **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "lr_warmup_fraction", "weight_decay"), 0),
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 0),
     **dict.fromkeys(_INTERVALS_OF_SAVED, 1),
@@ -47,7 +50,7 @@ _LEAST: Final = {
     "clip_grad": -math.inf,
 }
 _MOST: Final = {
-    **dict.fromkeys(("attention_dropout", "hidden_dropout"), 1),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout", "rotary_percent"), 1),
     # More than any run; with their batches, they are still numbers of samples.
     **dict.fromkeys(("train_iters", "train_samples", "eval_iters"), 1 << 40),
     # Of processes on each rank, and what NumPy takes.
@@ -123,20 +126,22 @@ def _check_supported(args: Namespace, options: OptionNames) -> None:
         given.append(options.shown("tokenizer_type", args.tokenizer_type))
     if given:
         raise NCAPluginError(
-            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} not supported here: leave it out, or use "
-            "Megatron-LM's pretrain_gpt.py"
+            f"not supported here: {', '.join(given)}; leave out what is named, or use Megatron-LM's pretrain_gpt.py"
         )
 
 
 def _check_numbers(args: Namespace, options: OptionNames) -> None:
+    for argument, action in options.actions.items():
+        value = getattr(args, argument, None)
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, float)]
+        if not all(map(math.isfinite, numbers)) and value != action.default:
+            raise NCAPluginError(f"{options.shown(argument, value)}: must be a finite number")
     for argument, least in _LEAST.items():
         value = getattr(args, argument, None)
         if argument not in options.actions or not isinstance(value, int | float):
             continue
         if value == 0 and _is_unused(args, argument):
             continue
-        if not math.isfinite(value):
-            raise NCAPluginError(f"{options.name(argument)} {value}: must be a finite number")
         if value < least:
             meaning = ", 0 for no validation" if argument == "eval_iters" else ""
             raise NCAPluginError(f"{options.name(argument)} {value}: must be {least} or more{meaning}")
@@ -285,13 +290,11 @@ def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None
                 f"{shown} needs a multiple of {needed} ranks, and {world_size} {'is' if world_size == 1 else 'are'} "
                 "there: start more with torchrun, or change the sizes"
             )
-    replicas = world_size // math.prod(
-        (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size)
-    )
+    replicas = world_size // (args.tensor_model_parallel_size * args.pipeline_model_parallel_size)
     if replicas % args.num_distributed_optimizer_instances:
         raise NCAPluginError(
             f"{options.name('num_distributed_optimizer_instances')} {args.num_distributed_optimizer_instances}: must "
-            f"divide the {replicas} data-parallel ranks"
+            f"divide {replicas}, the number of ranks that hold the same weights"
         )
 
 

@@ -141,9 +141,11 @@ def _zstd(path: Path) -> Any:
 
 
 def _check_is_no_archive(path: Path, head: bytes) -> None:
-    table = next((what for mark, what in _TABLES.items() if head.startswith(mark)), None)
-    # A file of text may have any name.
-    if table is None and (b"\0" in head or head.startswith(tuple(_ARCHIVES))):
+    # A file of text may begin with letters and digits, and may have any name.
+    is_binary = b"\0" in head
+    marks = (mark for mark in _TABLES if head.startswith(mark) and (is_binary or not mark.isalnum()))
+    table = _TABLES.get(next(marks, b""))
+    if table is None and (is_binary or head.startswith(tuple(_ARCHIVES))):
         table = _TABLES_BY_NAME.get(path.suffix.lower())
     if table:
         raise NCAPluginError(

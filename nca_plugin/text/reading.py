@@ -17,7 +17,7 @@ from nca_plugin.text.folders import TextFile
 #: Files that hold one JSON value a line.
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson", ".ldjson")
 #: Files whose text is a table: read as it is, a model would learn its commas, and the other columns.
-_TABLES: Final = (".csv", ".tsv", ".tab", ".psv")
+_TABLES: Final = (".csv", ".tsv", ".psv")
 #: Megatron counts a document's tokens in int32.
 _MAX_BYTES: Final = 1 << 30
 _CHUNK: Final = 1 << 20
@@ -111,8 +111,8 @@ def form_of(file: TextFile, text_key: str) -> Form:
         )
     if form == "text" and suffix in _TABLES and beginning and file.is_named:
         raise NCAPluginError(
-            f"{path} is a table, not text: write its rows as JSON lines ({path.stem}.jsonl), each an object with its "
-            f"text in the field '{text_key}'"
+            f"{path} is a table, not text: write its rows as JSON lines, each an object with its text in the field "
+            f"'{text_key}', or rename it to .txt if it is text"
         )
     return form
 
