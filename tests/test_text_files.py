@@ -290,7 +290,7 @@ def test_zstd_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b"PK\x03\x04", "a zip archive"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
         (b"\x04\x22\x4d\x18", "compressed with lz4"),
-        (b"PAR1", "a parquet file"),
+        (b"PAR1\x15\x04\0", "a parquet file"),
         (b"a.txt".ljust(257, b"\0") + b"ustar", "a tar archive"),
         (gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar", mtime=0), "a tar archive"),
         ("text in UTF-16".encode("utf-16"), "is UTF-16 text: convert it to UTF-8"),
