@@ -387,7 +387,10 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
         for path in ("nca://toy?vocab_offset=0", "five")
     ),
     *(
-        ({"--data-path": ["nca://toy"], "--split": [split]}, "--split .*: must be up to three numbers")
+        (
+            {"--data-path": ["nca://toy"], "--split": [split]},
+            "--split .*: must be up to three numbers" if split else "--split is empty",
+        )
         for split in ("nan,1,0", "1e-9,1,0", "a", "99;1;0", "1,-1", "0,0,0", "")
     ),
     ({"--spec": ["no_such_module", "x"]}, "--spec no_such_module x cannot be imported: No module named"),
@@ -570,7 +573,7 @@ def test_a_start_that_lacks_tensors_of_the_model_is_one_line(
         ({}, "model.num_attention_heads 4: must be a multiple of model.num_query_groups 3"),
         (
             {"model": {"num_query_groups": "${nowhere}"}},
-            "'nowhere' not found: name the file that the NeMo Framework La",
+            "these values are missing: nowhere; name the file that the NeMo Framework La",
         ),
         (
             {"arguments": {"num-query-groups": 8}},

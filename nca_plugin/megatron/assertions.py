@@ -77,8 +77,11 @@ class OptionNames:
             return f"no {self.name(dest)}"
         if is_flag:
             return self.name(dest)
-        if isinstance(value, list | tuple) and action.nargs is not None:
-            return f"{self.name(dest)} {' '.join(map(str, value))}"
+        if isinstance(value, list | tuple):
+            # As it can be typed: several values, or one that Megatron takes apart.
+            separate = " " if action.nargs is not None else ","
+            joined = separate.join(map(str, value))
+            return f"{self.name(dest)} {joined if action.nargs or isinstance(value, tuple) else f'[{joined}]'}"
         text = _DTYPES.get(value, value) if isinstance(value, torch.dtype) else getattr(value, "name", value)
         return f"{self.name(dest)} {text}"
 
