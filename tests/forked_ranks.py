@@ -18,6 +18,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
+#: Without a job done, under any load. Gloo loses a message now and then, and its ranks wait for it without end.
+_SECONDS_WITHOUT_PROGRESS = 300
+_HUNG = f"no job was done for {_SECONDS_WITHOUT_PROGRESS} seconds, twice"
+
 #: A job as keyword arguments of the script's own class of jobs; it has a `name`, and how many `ranks` it takes.
 Job = dict[str, Any]
 Results = dict[str, dict[str, Any]]
@@ -47,16 +51,20 @@ def run(script: str, folder: Path, command: str, jobs: list[Job], may_fail: bool
 def serve(work: Callable[[str, Job, Path], dict[str, Any]]) -> None:
     """Do the jobs of this process's arguments: `work(command, job, folder)` for each, on every rank.
 
-    A job that fails on one rank ends them all, since the others may wait for it; the next job gets new ones.
+    A job that fails on one rank ends them all, since the others may wait for it; the next job gets new ones. One whose
+    ranks wait for each other is tried twice.
     """
     command, jobs_file, results_file, folder = sys.argv[1:]
     jobs, results = json.loads(Path(jobs_file).read_text()), Path(results_file)
+    hung = ""
     while jobs:
         ranks = jobs[0]["ranks"]
         _, of_equal_ranks = next(groupby(jobs, key=itemgetter("ranks")))
         error = _fork(ranks, work, command, list(of_equal_ranks), results, Path(folder))
         jobs = [job for job in jobs if job["name"] not in _read(results)]
-        if error is not None:
+        if error == _HUNG and jobs and jobs[0]["name"] != hung:
+            hung = jobs[0]["name"]
+        elif error is not None:
             _append(results, jobs.pop(0)["name"], {"error": error})
 
 
@@ -69,25 +77,37 @@ def _append(results_file: Path, name: str, result: dict[str, Any]) -> None:
         file.write(json.dumps([name, result]) + "\n")
 
 
-def _fork(ranks: int, *work: Any) -> str | None:
-    """Do work on ranks. Returns the first error, if there is one."""
+def _fork(ranks: int, work: Any, command: str, jobs: list[Job], results: Path, folder: Path) -> str | None:
+    """Do jobs on ranks. Returns the first error, if there is one."""
     with tempfile.TemporaryDirectory() as meeting:
         processes = set()
         for rank in range(ranks):
             process = os.fork()
             if process == 0:
-                _become_rank(rank, ranks, Path(meeting), *work)
+                _become_rank(rank, ranks, Path(meeting), work, command, jobs, results, folder)
             processes.add(process)
+        done, since = _size(results), time.monotonic()
         while processes:
-            process, status = os.wait()
-            processes.remove(process)
-            if status:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            processes.discard(process)
+            if _size(results) != done:
+                done, since = _size(results), time.monotonic()
+            is_hung = time.monotonic() - since > _SECONDS_WITHOUT_PROGRESS
+            if status or is_hung:
                 for other in processes:
                     os.kill(other, signal.SIGKILL)
                     os.waitpid(other, 0)
+                if is_hung:
+                    return _HUNG
                 errors = sorted(Path(meeting).glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
                 return errors[0].read_text() if errors else f"a rank ended with status {status}"
+            if process == 0:
+                time.sleep(0.02)
     return None
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _become_rank(rank: int, ranks: int, meeting: Path, *work: Any) -> NoReturn:
