@@ -213,8 +213,8 @@ def test_few_rules_are_a_warning_and_options_are_kept(tmp_path: Path) -> None:
         ("", "nca://web", "too small to measure: 0 pieces of 1,440 bytes"),
         ("a" * 39 * SIZE, "nca://web", "too small to measure: 39 pieces of 1,440 bytes of text, at least 40"),
         (None, "nca://web", "does not exist"),
-        ("a", "dyck://?k=8", "a band is that of one NCA preset"),
-        ("a", "nca://web:0.5,code:0.5", "a band is that of one NCA preset"),
+        ("a", "dyck://?k=8", "a band belongs to one NCA preset"),
+        ("a", "nca://web:0.5,code:0.5", "a band belongs to one NCA preset"),
         ("a", "nca://wbe", "did you mean 'web'"),
     ],
 )
