@@ -16,10 +16,11 @@ from nca_plugin.cli import app
 
 DATA: Final = Path(__file__).parent / "data" / "checkpoints"
 
+#: None of them makes work that is right and takes minutes.
 NUMBERS: Final = (
     *("-1", "0", "", " ", "abc", "1.5", "1e400", "nan", "inf", "-inf", "-0", "9" * 30, "9" * 5000, str(1 << 63)),
     *("\uff11\uff12", "\u0663", "1_000", "1,000", "0x10", "\t1", "1e3", "--", "1/0", "None", "2147483648", "1 "),
-    *("1e-400", "-1e-400", "1K", "164M"),
+    *("1e-400", "-1e-400", "1K", "0.5K"),
 )
 TEXTS: Final = (
     *(
