@@ -18,9 +18,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-#: Without a job done, under any load. Gloo loses a message now and then, and its ranks wait for it without end.
+#: Without a job done, under any load: ranks wait for each other, such as for one that has been refused alone.
 _SECONDS_WITHOUT_PROGRESS = 300
-_HUNG = f"no job was done for {_SECONDS_WITHOUT_PROGRESS} seconds, twice"
 
 #: A job as keyword arguments of the script's own class of jobs; it has a `name`, and how many `ranks` it takes.
 Job = dict[str, Any]
@@ -51,20 +50,16 @@ def run(script: str, folder: Path, command: str, jobs: list[Job], may_fail: bool
 def serve(work: Callable[[str, Job, Path], dict[str, Any]]) -> None:
     """Do the jobs of this process's arguments: `work(command, job, folder)` for each, on every rank.
 
-    A job that fails on one rank ends them all, since the others may wait for it; the next job gets new ones. One whose
-    ranks wait for each other is tried twice.
+    A job that fails on one rank ends them all, since the others may wait for it; the next job gets new ones.
     """
     command, jobs_file, results_file, folder = sys.argv[1:]
     jobs, results = json.loads(Path(jobs_file).read_text()), Path(results_file)
-    hung = ""
     while jobs:
         ranks = jobs[0]["ranks"]
         _, of_equal_ranks = next(groupby(jobs, key=itemgetter("ranks")))
         error = _fork(ranks, work, command, list(of_equal_ranks), results, Path(folder))
         jobs = [job for job in jobs if job["name"] not in _read(results)]
-        if error == _HUNG and jobs and jobs[0]["name"] != hung:
-            hung = jobs[0]["name"]
-        elif error is not None:
+        if error is not None:
             _append(results, jobs.pop(0)["name"], {"error": error})
 
 
@@ -98,7 +93,7 @@ def _fork(ranks: int, work: Any, command: str, jobs: list[Job], results: Path, f
                     os.kill(other, signal.SIGKILL)
                     os.waitpid(other, 0)
                 if is_hung:
-                    return _HUNG
+                    return f"no job was done for {_SECONDS_WITHOUT_PROGRESS} seconds"
                 errors = sorted(Path(meeting).glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
                 return errors[0].read_text() if errors else f"a rank ended with status {status}"
             if process == 0:

@@ -550,6 +550,22 @@ def test_a_save_folder_without_a_tracker_is_not_passed_over_without_a_word(
     assert f"no {TRACKER}, which says what to load: the run begins without it" in ended.stdout
 
 
+def test_a_run_may_do_without_what_a_transition_has_left_out(launcher: WarmProcess, tmp_path: Path) -> None:
+    model = [*(part for pair in VALID for part in pair), "--group-query-attention", "--swiglu", "--exit-interval", "1"]
+    whole = ["--normalization", "LayerNorm", "--add-qkv-bias", "--untie-embeddings-and-output-weights"]
+    arguments = ["--data-path", "nca://toy", *model, *whole, "--save", "saved", "--save-interval", "1"]
+    ended = launcher.run("warm_megatron", arguments, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+    transfer(tmp_path / "saved", tmp_path / "start", Transition(drop=["output", "re:.*bias"]))
+    # All of `model` that has fewer tensors than `whole`.
+    given = ["--data-path", "nca://toy", *model, "--disable-bias-linear", "--pretrained-checkpoint", "start"]
+    ended = launcher.run("warm_megatron", given, tmp_path, ENVIRONMENT, SECONDS)
+    assert ended.code == 0, ended.stderr[-3000:]
+    arguments = [*given[:-1], str(tmp_path / "saved")]
+    message = "--normalization RMSNorm, .* LayerNorm; --untie-emb.* is only in .*; --disable-bias-linear is not in"
+    assert refuse_or_train(launcher, tmp_path / "run", arguments, message) is None
+
+
 @pytest.mark.parametrize("dropped", ("final_norm", "mlp", "attention.proj", "norm"))
 def test_a_start_that_lacks_tensors_of_the_model_is_one_line(
     launcher: WarmProcess, saved: Path, tmp_path: Path, dropped: str

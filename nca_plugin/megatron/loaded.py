@@ -5,6 +5,7 @@ it.
 """
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,6 +25,14 @@ _STRUCTURE: Final = (
     *("normalization", "untie_embeddings_and_output_weights", "add_qkv_bias", "qk_layernorm", "add_bias_linear"),
     *("swiglu", "multi_latent_attention", "num_experts", "hybrid_layer_pattern"),
 )
+#: Tensors that a model has only with an argument, or with another norm than RMSNorm.
+_TENSORS: Final = {
+    "normalization": r"layer_?norm[._]bias$",
+    "untie_embeddings_and_output_weights": r"(^|\.)output_layer\.weight$",
+    "add_qkv_bias": r"linear_qkv\.bias$",
+    "qk_layernorm": r"\.q_layernorm\.",
+    "add_bias_linear": r"linear_(proj|fc1|fc2)\.bias$",
+}
 #: That decide what is computed with the same tensors. A run with --finetune may begin with others.
 _COMPUTATION: Final = (
     *("position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "squared_relu", "bf16", "fp16"),
@@ -60,7 +69,7 @@ def check_loaded(args: Namespace) -> None:
     is_optimizer_loaded = is_resumed and not (
         args.finetune or args.no_load_optim or args.skip_train or folder.name == "release"
     )
-    differences = _model_differences(state, args, is_optimizer_loaded=is_optimizer_loaded)
+    differences = _model_differences(state, names, args, is_optimizer_loaded=is_optimizer_loaded)
     other = f"another --{option.replace('_', '-')}"
     if differences:
         raise NCAPluginError(
@@ -82,7 +91,9 @@ def check_loaded(args: Namespace) -> None:
         _check_schedule(folder, state, args)
 
 
-def _model_differences(state: Mapping[str, Any], args: Namespace, *, is_optimizer_loaded: bool) -> list[str]:
+def _model_differences(
+    state: Mapping[str, Any], tensors: Collection[str], args: Namespace, *, is_optimizer_loaded: bool
+) -> list[str]:
     before = state.get("args")
     if not isinstance(before, Namespace) or args.moe_use_upcycling:
         return []
@@ -92,15 +103,24 @@ def _model_differences(state: Mapping[str, Any], args: Namespace, *, is_optimize
         for option in own
         if option in stored and None not in (own[option], stored[option]) and own[option] != stored[option]
     ]
-    names = list(_STRUCTURE)
+    names = [name for name in _STRUCTURE if not _is_left_out(name, vars(args), tensors)]
     if is_optimizer_loaded:
         names += _COMPUTATION
         if not getattr(before, "no_save_optim", None):
             names += _OPTIMIZER
     if getattr(args, _BIASES, None) != getattr(before, _BIASES, None):
         # It follows from that.
-        names.remove("add_qkv_bias")
+        names = [name for name in names if name != "add_qkv_bias"]
     return [*differences, *filter(None, (_difference(name, vars(args), vars(before)) for name in names))]
+
+
+def _is_left_out(name: str, own: Mapping[str, Any], tensors: Collection[str]) -> bool:
+    """Whether a run does without tensors that a transition has left out of its start, whose arguments are those of
+    the run before."""
+    tensor = _TENSORS.get(name)
+    if not tensors or tensor is None or own.get(name) not in (False, "RMSNorm"):
+        return False
+    return not any(re.search(tensor, stored) for stored in tensors)
 
 
 def _missing(names: Collection[str], args: Namespace) -> list[str]:
@@ -117,11 +137,18 @@ def _difference(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) ->
     """Return how an argument differs; None if it does not, or the checkpoint does not have it."""
     if name not in own or name not in stored or own[name] == stored[name]:
         return None
+    if name == "hybrid_layer_pattern" and _layers(own[name]) == _layers(stored[name]):
+        return None
     option = _SPELLING.get(name) or f"--{name.replace('_', '-')}"
     if own[name] in (None, False) or stored[name] in (None, False):
         is_own = (own[name] not in (None, False)) != (name in _NEGATED)
         return f"{option} is {'not in the checkpoint' if is_own else 'only in the checkpoint'}"
     return f"{option} {own[name]}, in the checkpoint {stored[name]}"
+
+
+def _layers(pattern: str | None) -> str:
+    """Return the layers of a hybrid without the ends of pipeline stages."""
+    return (pattern or "").replace("|", "")
 
 
 def _sizes(args: Namespace) -> dict[str, Any]:
