@@ -435,7 +435,7 @@ NAMED: Sequence[tuple[dict[str, list[str] | None], str]] = (
     ({"--tokenizer-type": ["TikTokenizer"], "--tokenizer-model": ["file"]}, r"requires path.endswith\('.json'\)"),
     (
         {"--tokenizer-type": ["MultimodalTokenizer"], "--rl-profile": [], "--config-logger-dir": ["d"]},
-        "not supported here: --rl-profile, --config-logger-dir, --tokenizer-type MultimodalTokenizer; leave",
+        "--rl-profile, --config-logger-dir, --tokenizer-type MultimodalTokenizer are not supported here: leave",
     ),
     (
         {"--train-data-path": ["nca://toy"], "--valid-data-path": ["nca://toy"], "--mock-data": []},

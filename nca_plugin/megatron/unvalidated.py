@@ -126,7 +126,8 @@ def _check_supported(args: Namespace, options: OptionNames) -> None:
         given.append(options.shown("tokenizer_type", args.tokenizer_type))
     if given:
         raise NCAPluginError(
-            f"not supported here: {', '.join(given)}; leave out what is named, or use Megatron-LM's pretrain_gpt.py"
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} not supported here: leave out what is named, or "
+            "use Megatron-LM's pretrain_gpt.py"
         )
 
 
