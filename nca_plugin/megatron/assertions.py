@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import functools
+import inspect
 import io
 import logging
 import os
@@ -25,7 +26,7 @@ from typing import Any, Final, TextIO
 import megatron.core
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.training import argument_utils
+from megatron.training.argument_utils import core_transformer_config_from_args
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nca_plugin.errors import SECONDS_FOR_RANK_0, NCAPluginError, one_line
@@ -42,8 +43,6 @@ _CHECKS: Final = (AssertionError, ValueError, OverflowError, ImportError, FileNo
 _LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 #: As options name them.
 _DTYPES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "fp8"}
-#: Megatron's function that sets fields of its configuration from arguments of other names.
-_SETS_FIELDS: Final = "core_transformer_config_from_args"
 #: Options that are all named where it is not clear which of them an error is about.
 _MOST_NAMES: Final = 3
 #: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
@@ -412,9 +411,10 @@ def _argument(field: str) -> str:
 
 @functools.cache
 def _fields() -> dict[str, str]:
-    function = next(n for n in _parsed(argument_utils.__file__).body if getattr(n, "name", None) == _SETS_FIELDS)
+    source = inspect.getsourcefile(core_transformer_config_from_args) or ""
+    named = (n for n in _parsed(source).body if getattr(n, "name", None) == core_transformer_config_from_args.__name__)
     found = {}
-    for statement in getattr(function, "body", ()):
+    for statement in getattr(next(named, None), "body", ()):
         match statement:
             case ast.Assign(
                 targets=[ast.Subscript(value=ast.Name("kw_args"), slice=ast.Constant(str(field)))],

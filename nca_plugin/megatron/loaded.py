@@ -27,7 +27,7 @@ _STRUCTURE: Final = (
 )
 #: Tensors that a model has only with an argument, or with another norm than RMSNorm.
 _TENSORS: Final = {
-    "normalization": r"layer_?norm[._]bias$",
+    "normalization": r"norm[._]bias$",
     "untie_embeddings_and_output_weights": r"(^|\.)output_layer\.weight$",
     "add_qkv_bias": r"linear_qkv\.bias$",
     "qk_layernorm": r"\.q_layernorm\.",
