@@ -166,7 +166,8 @@ def _positive(value: str | None, option: str) -> Fraction:
     except ValueError:
         positive = None
     if positive is None:
-        raise NCAPluginError(f"--sft-epochs: {option} {value or 'is missing, and'} must be a finite number above 0")
+        needed_by = "" if option == "--sft-epochs" else "--sft-epochs: "
+        raise NCAPluginError(f"{needed_by}{option} {value or 'is missing, and'} must be a finite number above 0")
     return positive
 
 
