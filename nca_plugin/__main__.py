@@ -2,7 +2,7 @@
 
 import sys
 
-from nca_plugin.ending import run_to_its_end
+from nca_plugin.display.ending import run_to_its_end
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from nca_plugin.cli import main as run
+        from nca_plugin.commands.app import main as run
     except ImportError as error:
         from nca_plugin.errors import one_line
 

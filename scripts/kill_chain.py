@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from nca_plugin.chain.config import Chain, load_chain
 from nca_plugin.chain.files import survey
+from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.errors import NCAPluginError
 
@@ -64,7 +64,7 @@ class Job:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(AGENTS), "--nproc-per-node", "1"),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{self._port}", "--rdzv-id", str(self._port)),
-            *("--max-restarts", "3", "-m", "nca_plugin.launch.chain", str(CHAIN), f"folder={self.folder}/chain"),
+            *("--max-restarts", "3", "-m", "nca_plugin.chain", str(CHAIN), f"folder={self.folder}/chain"),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with self.log.open("a") as log:
@@ -135,7 +135,7 @@ def families(processes: list[psutil.Process]) -> list[psutil.Process]:
 def kill(job: Job, victim: str, moments: random.Random) -> tuple[list[psutil.Process], list[psutil.Process]]:
     """Send SIGKILL. Returns what was sent it, and what has to end with it."""
     if victim == "rank" or victim == "supervisor":
-        module = "nca_plugin.launch.megatron" if victim == "rank" else "nca_plugin.launch.chain"
+        module = "nca_plugin.launch.megatron" if victim == "rank" else "nca_plugin.chain"
         processes = job.processes(module)
         chosen = [moments.choice(processes)] if processes else []
         doomed = families(chosen)

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from nca_plugin.nemo.nemo1.rows import Ignored, Refused, Translated
-from nca_plugin.nemo.nemo1.translation import ROWS
+from nca_plugin.nemo1.rows import Ignored, Refused, Translated
+from nca_plugin.nemo1.translation import ROWS
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "nemo1.md"
 _BEGIN, _END = "<!-- table of keys -->", "<!-- end of the table of keys -->"

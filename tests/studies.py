@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nca_plugin.study.config import StudyConfig
+from nca_plugin.study.design import StudyConfig
 from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import Plan
 from nca_plugin.study.study import unprepared

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nca_plugin.benchmark.throughput import measure_throughput
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.inspection.throughput import measure_throughput
 
 COMMAND = (sys.executable, "-m", "nca_plugin", "bench")
 

@@ -21,16 +21,16 @@ from typer.testing import CliRunner
 
 from nca_plugin.chain import files
 from nca_plugin.chain.check import _check_rows, check_once, check_stages
-from nca_plugin.chain.config import Chain, TransitionConfig, load_chain
 from nca_plugin.chain.files import StageState, mend, survey
-from nca_plugin.chain.report import commands
+from nca_plugin.chain.stages import Chain, TransitionConfig, load_chain
+from nca_plugin.chain.status import commands
 from nca_plugin.checkpoint import saves
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
-from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.transfer import transfer
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = REPOSITORY / "scripts"

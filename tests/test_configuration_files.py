@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nca_plugin.chain.config import load_chain
+from nca_plugin.chain.stages import load_chain
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.multirun import expand

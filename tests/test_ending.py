@@ -15,7 +15,7 @@ COMMAND = (sys.executable, "-m", "nca_plugin")
 #: Compiled code that does not return for minutes, inside a command.
 IN_COMPILED_CODE = """
 import sys
-from nca_plugin import ending
+from nca_plugin.display import ending
 from nca_plugin.automata import NCAConfig
 from nca_plugin.automata.generator import Rollout
 config = NCAConfig(grid_size=256, num_colors=64, patch_size=1, steps_per_frame=1000, band=None, temperature=1.0)
@@ -29,7 +29,7 @@ sys.exit(ending.run_to_its_end(roll))
 
 
 def test_an_interrupted_command_has_its_code_also_where_python_was_running_a_text(tmp_path: Path) -> None:
-    code = "import signal, sys\nfrom nca_plugin.ending import run_to_its_end\n"
+    code = "import signal, sys\nfrom nca_plugin.display.ending import run_to_its_end\n"
     code += "sys.exit(run_to_its_end(lambda: exec('signal.raise_signal(signal.SIGINT)', globals())))\n"
     (tmp_path / "command.py").write_text(code)
     # As a module, which Python ends in another way than a script.
@@ -38,7 +38,8 @@ def test_an_interrupted_command_has_its_code_also_where_python_was_running_a_tex
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    code = "import signal; from nca_plugin.ending import run_to_its_end; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code = "import signal; from nca_plugin.display.ending import run_to_its_end; "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     code += "run_to_its_end(lambda: signal.raise_signal(signal.SIGHUP)); print('done')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
@@ -78,7 +79,7 @@ def test_compiled_code_does_not_keep_a_command_from_its_end(signals: int) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_thread_that_is_left_does_not_keep_a_command_that_is_done(number: signal.Signals) -> None:
-    code = "import sys, threading, time; from nca_plugin.ending import run_to_its_end; "
+    code = "import sys, threading, time; from nca_plugin.display.ending import run_to_its_end; "
     code += "run_to_its_end(threading.Thread(target=time.sleep, args=(60,)).start); print('done', flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -16,13 +16,14 @@ from warm import WarmProcess
 from wrong_inputs import commands
 
 from nca_plugin import errors
-from nca_plugin.chain.config import ChainConfig
-from nca_plugin.cli import main
+from nca_plugin.chain import __main__ as chain
+from nca_plugin.chain.stages import ChainConfig
+from nca_plugin.commands.app import main
+from nca_plugin.configuration.hydra_files import checked_by
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.hydra_files import checked_by
-from nca_plugin.launch import bridge, chain, evaluate, hydra
+from nca_plugin.launch import bridge, evaluate, hydra
 from nca_plugin.megatron.arguments import resolve_data_source
-from nca_plugin.study.config import StudyConfig
+from nca_plugin.study.design import StudyConfig
 
 LAUNCH = (*MODEL, "--train-iters", "1")
 

@@ -18,9 +18,9 @@ from corpora import write
 
 from nca_plugin.automata import NCAConfig, decode
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation.accuracy import Layout, frame_accuracy, layout_of, supervised_accuracy
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.probes.accuracy import Layout, frame_accuracy, layout_of, supervised_accuracy
 from nca_plugin.sources import Sample, parse
+from nca_plugin.text.prepare import Corpus, prepare
 
 SEQ_LENGTH = 32
 #: Frames of 4 patches, 6 tokens: five whole ones in 33 tokens, and half of another.
@@ -159,7 +159,7 @@ def attention_to(offset: int, size: int = 24) -> Any:
 def test_scores_of_patterns_by_hand() -> None:
     import torch
 
-    from nca_plugin.evaluation.induction import chance_score, prefix_matching_scores
+    from nca_plugin.probes.induction import chance_score, prefix_matching_scores
 
     period, size = 8, 24
     assert prefix_matching_scores(attention_to(period - 1), period).item() == 1
@@ -174,7 +174,7 @@ def test_scores_of_patterns_by_hand() -> None:
 
 
 def test_repeated_sequences() -> None:
-    from nca_plugin.evaluation.induction import repeated_sequences
+    from nca_plugin.probes.induction import repeated_sequences
 
     tokens = repeated_sequences(np.random.default_rng(0), 5, 8, 3, 10)
     assert tokens.shape == (5, 24) and tokens.dtype == np.int32
@@ -332,7 +332,7 @@ def test_perplexity_is_that_of_megatrons_own_validation(folder: Path, results: A
 
 @pytest.mark.parametrize("num_tokens", [2, 5, 6, 11, 23])
 def test_windows_hold_every_token_once(tmp_path: Path, num_tokens: int) -> None:
-    from nca_plugin.evaluation.windows import IndexedWindows
+    from nca_plugin.probes.windows import IndexedWindows
 
     (tmp_path / "text.txt").write_bytes(bytes(range(32, 31 + num_tokens)))
     prepare(Corpus(inputs=(str(tmp_path / "text.txt"),)), tmp_path / "text")
@@ -346,7 +346,7 @@ def test_windows_hold_every_token_once(tmp_path: Path, num_tokens: int) -> None:
 
 
 def test_windows_of_no_dataset(tmp_path: Path) -> None:
-    from nca_plugin.evaluation.windows import IndexedWindows
+    from nca_plugin.probes.windows import IndexedWindows
 
     with pytest.raises(NCAPluginError, match=r"none cannot be read"):
         IndexedWindows(str(tmp_path / "none"), 5)
@@ -469,8 +469,8 @@ def save_known_model(arguments: list[str]) -> dict[str, Any]:
     import torch
     from megatron.training.checkpointing import save_checkpoint
 
-    from nca_plugin.evaluation.model import build_model
     from nca_plugin.launch.megatron import parsed
+    from nca_plugin.probes.model import build_model
 
     chunks = build_model(parsed(arguments, str))
     (model,) = chunks
@@ -499,9 +499,9 @@ def compare_softmax(arguments: list[str]) -> dict[str, Any]:
     import torch
     from megatron.core.transformer.attention import SelfAttention
 
-    from nca_plugin.evaluation.attention import attention_scale, causal_attention
-    from nca_plugin.evaluation.model import build_model, predictions
     from nca_plugin.launch.megatron import parsed
+    from nca_plugin.probes.attention import attention_scale, causal_attention
+    from nca_plugin.probes.model import build_model, predictions
 
     (model,) = build_model(parsed(arguments, str))
     given: list[Any] = []
@@ -528,7 +528,7 @@ def compare_softmax(arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     forked_ranks.import_megatron()
-    import nca_plugin.evaluation.model  # noqa: F401
+    import nca_plugin.probes.model  # noqa: F401
 
     # Compile, or load, what makes samples.
     parse(SOURCE).sample(0, SEQ_LENGTH)

@@ -15,16 +15,16 @@ from model_zoo import LoadJob, Results, load_checkpoints
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nca_plugin.checkpoint import to_huggingface
 from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
-from nca_plugin.checkpoint.from_huggingface import Imported, import_hf
-from nca_plugin.checkpoint.huggingface_config import rope_of
-from nca_plugin.checkpoint.llama import llama_of_megatron
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
-from nca_plugin.checkpoint.to_huggingface import export_hf
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.huggingface import export as to_huggingface
+from nca_plugin.huggingface.export import export_hf
+from nca_plugin.huggingface.importing import Imported, import_hf
+from nca_plugin.huggingface.llama import llama_of_megatron
+from nca_plugin.huggingface.llama_config import rope_of
 
 #: As in model_zoo.
 NUM_IDS, SEQ_LENGTH = 100, 32
@@ -179,8 +179,8 @@ def test_rows_that_pad_the_vocabulary_are_drawn(done: Done, tmp_path: Path) -> N
 def test_half_precision_and_many_files(tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     write_hf(tmp_path / "hf", "grouped", dtype)
     # Blocks of few rows, which begin and end within heads.
-    monkeypatch.setattr("nca_plugin.checkpoint.to_huggingface.PIECE_BYTES", 320)
-    monkeypatch.setattr("nca_plugin.checkpoint.from_huggingface.BLOCK_BYTES", 320)
+    monkeypatch.setattr("nca_plugin.huggingface.export.PIECE_BYTES", 320)
+    monkeypatch.setattr("nca_plugin.huggingface.importing.BLOCK_BYTES", 320)
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     exported = export_hf(tmp_path / "megatron", tmp_path / "again", max_shard_bytes=20_000)
     assert exported.num_files > 4

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from test_huggingface import hf_logits, hf_tensors, write_hf
 from warm import Ended, WarmProcess
 
-from nca_plugin.checkpoint.from_huggingface import import_hf
-from nca_plugin.checkpoint.to_huggingface import export_hf
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.huggingface.export import export_hf
+from nca_plugin.huggingface.importing import import_hf
 
 COMMAND: Final = "nca_plugin.__main__"
 #: So that a case is not the time of its imports.
 IMPORTED: Final = (
-    *("nca_plugin.cli", "nca_plugin.checkpoint.to_huggingface", "nca_plugin.checkpoint.from_huggingface"),
+    *("nca_plugin.commands.app", "nca_plugin.huggingface.export", "nca_plugin.huggingface.importing"),
     *("transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"),
 )
 #: Of a case that is refused, with the imports of torch and transformers.

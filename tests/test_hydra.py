@@ -11,14 +11,14 @@ from corpora import write
 from megatron_runs import MODEL
 from omegaconf import OmegaConf
 
+from nca_plugin.configuration.hydra_files import shipped_folder
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.hydra_files import shipped_folder
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.hydra import main
 from nca_plugin.launch.multirun import check_outputs, expand
+from nca_plugin.lineage.training_data import fingerprint
 from nca_plugin.megatron.arguments import resolve_data_source
 from nca_plugin.sources import parse
-from nca_plugin.trained_on import fingerprint
 
 
 def load_arguments(path: Path, overrides: list[str]) -> list[str]:

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from checkpoints import digests
 
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint, read_checkpoint
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
-from nca_plugin.checkpoint.start import context_files
 from nca_plugin.checkpoint.tracker import RELEASE, TRACKER
-from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.start import context_files
+from nca_plugin.transition.transfer import transfer
 
 DATA = Path(__file__).with_name("data") / "checkpoints"
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -312,7 +312,7 @@ _WITHOUT = """
 import sys
 for name in ("numba", "torch"):
     sys.modules[name] = None
-from nca_plugin.cli import main
+from nca_plugin.commands.app import main
 main()
 """
 

@@ -13,12 +13,12 @@ import pytest
 
 from nca_plugin.automata import NCAConfig, score_bounds
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.matching import sampling
-from nca_plugin.matching.match import Match, match, nearest_domains, propose_band, rule_scores
-from nca_plugin.matching.report import summary
-from nca_plugin.matching.sampling import sample_pieces
-from nca_plugin.prepare import Corpus
+from nca_plugin.inspection import text_pieces as sampling
+from nca_plugin.inspection.match import Match, match, nearest_domains, propose_band, rule_scores
+from nca_plugin.inspection.match_summary import summary
+from nca_plugin.inspection.text_pieces import sample_pieces
 from nca_plugin.sources import parse
+from nca_plugin.text.prepare import Corpus
 
 SIZE = 1440
 

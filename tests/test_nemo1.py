@@ -11,12 +11,12 @@ import pytest
 from nemo1_table import DOCUMENTATION, documentation_table
 from omegaconf import OmegaConf
 
+from nca_plugin.configuration.hydra_files import compose_file
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.hydra_files import compose_file
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.nemo.nemo1.rows import CannotBeHad, Refused, Translated, whole
-from nca_plugin.nemo.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
+from nca_plugin.nemo1.rows import CannotBeHad, Refused, Translated, whole
+from nca_plugin.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
 
 DATA = Path(__file__).with_name("data") / "nemo1"
 
@@ -90,7 +90,7 @@ def test_every_key_of_the_published_files_has_a_meaning() -> None:
 
 
 def test_every_row_of_one_table_only() -> None:
-    from nca_plugin.nemo.nemo1 import data, model, optimizer, run, system
+    from nca_plugin.nemo1 import data, model, optimizer, run, system
 
     modules = (run, model, system, data, optimizer)
     assert sum(len(module.ROWS) for module in modules) == len(ROWS)

@@ -15,8 +15,8 @@ from releases import IS_0_18
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.prepare import Corpus, prepare
 from nca_plugin.sources import parse
+from nca_plugin.text.prepare import Corpus, prepare
 
 ITERATIONS, BATCH, MICRO_BATCH = 3, 8, 2
 TOKENS = ("--tokenizer-type", "NullTokenizer", "--vocab-size", "64")

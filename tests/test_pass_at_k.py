@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation.pass_at_k import pass_at_k
+from nca_plugin.tasks.pass_at_k import pass_at_k
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 8])

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.prepare import Corpus, PreparedCorpus, empty_splits, input_bytes, prepare, vocab_size
+from nca_plugin.text.prepare import Corpus, PreparedCorpus, empty_splits, input_bytes, prepare, vocab_size
 
 
 def documents(prefix: Path) -> list[list[int]]:

@@ -11,7 +11,7 @@ import pytest
 from corpora import write
 from megatron_runs import FinishedRun, run
 
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.text.prepare import Corpus, prepare
 
 ROWS = 512
 # Megatron pads a vocabulary to a multiple of 128 times the tensor-parallel size: this one needs none at any size.

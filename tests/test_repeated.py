@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from corpora import BLOCK, write
 
+from nca_plugin.lineage.training_data import TrainingData
 from nca_plugin.megatron.repeated import repeated
-from nca_plugin.trained_on import TrainingData
 
 SEQ_LENGTH = 1024
 

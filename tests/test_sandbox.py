@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation import sandbox
-from nca_plugin.evaluation.sandbox import Limits, check_sandbox, run_program, run_programs
+from nca_plugin.tasks import sandbox
+from nca_plugin.tasks.sandbox import Limits, check_sandbox, run_program, run_programs
 
 #: Time for a machine that has other work: nothing here needs more than a second.
 LIMITS = Limits(seconds=60.0, memory_bytes=256 << 20)
@@ -179,7 +179,7 @@ def test_secrets_of_the_environment_are_not_seen(monkeypatch: pytest.MonkeyPatch
 
 def test_a_program_dies_with_who_has_started_it(tmp_path: Path) -> None:
     code = (
-        "from nca_plugin.evaluation.sandbox import Limits, run_program\n"
+        "from nca_plugin.tasks.sandbox import Limits, run_program\n"
         "run_program('while True: pass', Limits(seconds=600.0))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -215,7 +215,7 @@ def test_a_machine_that_cannot_hold_programs_runs_none(monkeypatch: pytest.Monke
 def test_limits_that_cannot_be_set_are_no_failure_of_the_program() -> None:
     code = (
         "import resource\n"
-        "from nca_plugin.evaluation.sandbox import Limits, run_program\n"
+        "from nca_plugin.tasks.sandbox import Limits, run_program\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))\n"
         "run_program('pass', Limits())"
     )

@@ -10,8 +10,8 @@ import pytest
 from nca_plugin.checkpoint.folders import embedding_rows, find_checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.checkpoint.tracker import TRACKER
-from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
+from nca_plugin.transition.transfer import transfer
 
 DATA = Path(__file__).with_name("data") / "checkpoints"
 

@@ -75,5 +75,5 @@ def test_overrides_of_a_chain_need_no_mark(
     subprocess.run([SCRIPTS / "chain" / "torchrun.sh", "demo", *typed], env=environment, check=True)
     started = (tmp_path / "torchrun.txt").read_text().splitlines()
     overrides = overrides + [text for text in typed if text.startswith("stages.")]
-    assert started == ["--rdzv-backend", "c10d", *options, "-m", "nca_plugin.launch.chain", "demo", *overrides]
+    assert started == ["--rdzv-backend", "c10d", *options, "-m", "nca_plugin.chain", "demo", *overrides]
     assert (tmp_path / "nca-plugin.txt").read_text().splitlines() == ["chain", "demo", "--is-complete", *overrides]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from refusals import assert_refused_in_one_line
 
 from nca_plugin.automata import PRESETS, NCAConfig
+from nca_plugin.display.terminal import parse_count
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import Sample, is_source, parse, register, registry, short_uri
 from nca_plugin.sources.nca import NCASource
-from nca_plugin.terminal import parse_count
 
 
 @example(

@@ -15,15 +15,15 @@ from studies import DEMO, LAPTOP, config_of, plan_of, write_letters
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.prepare import prepare
 from nca_plugin.study import estimate
 from nca_plugin.study.changes import check_changes
-from nca_plugin.study.config import CorpusConfig, num_updates, tokens_per_update
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
+from nca_plugin.study.design import CorpusConfig, num_updates, tokens_per_update
 from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import LanguageKey, combinations, megatron_options
 from nca_plugin.study.runs import Result
 from nca_plugin.study.study import Compute, _best, all_runs, check_lengths, run_study, unprepared
+from nca_plugin.text.prepare import prepare
 
 # The study file.
 

@@ -14,7 +14,7 @@ from studies import LAPTOP, config_of, plan_of
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.study import estimate, launchers
-from nca_plugin.study.config import StudyConfig
+from nca_plugin.study.design import StudyConfig
 from nca_plugin.study.devices import device_groups, device_names, fewer_runs_note
 from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import Run

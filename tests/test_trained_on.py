@@ -8,14 +8,14 @@ import pytest
 import torch
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
-from nca_plugin.checkpoint.diagnosis import diagnose
-from nca_plugin.checkpoint.lineage import continued, read_trained
-from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.generate import generate
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.lineage.diagnosis import diagnose
+from nca_plugin.lineage.stored import continued, read_trained
+from nca_plugin.lineage.training_data import KEY, Lineage, Part, TrainingData, fingerprint
 from nca_plugin.sources import parse
-from nca_plugin.trained_on import KEY, Lineage, Part, TrainingData, fingerprint
+from nca_plugin.text.prepare import Corpus, prepare
+from nca_plugin.transition.transfer import transfer
 
 TOY = "nca://toy"
 

@@ -21,17 +21,17 @@ from model_zoo import ARCHITECTURES, BASE
 from releases import needs_0_19
 from training_jobs import Job, train
 
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.contents import Checkpoint, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DTYPES, Values
 from nca_plugin.checkpoint.folders import read_checkpoint
-from nca_plugin.checkpoint.initial import Distribution, draw
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.stored import Record
-from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.freeze import freeze
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.initial import Distribution, draw
+from nca_plugin.transition.transfer import transfer
 
 DATA = Path(__file__).with_name("data") / "checkpoints"
 #: In NeMo's description of its objects.

@@ -23,16 +23,16 @@ from checkpoints import digests, edit_metadata, remove_entry, replace_item
 from releases import needs_0_19
 from torch.distributed.checkpoint.metadata import Metadata
 
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import COMMON_STATE
-from nca_plugin.checkpoint.transfer import transfer
-from nca_plugin.checkpoint.vocabulary import read_row_map
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.freeze import read_freeze_list
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.transfer import transfer
+from nca_plugin.transition.vocabulary import read_row_map
 
 EMBEDDING = "embedding.word_embeddings.weight"
 MLP = "decoder.layers.mlp.linear_fc1.weight"

@@ -11,6 +11,7 @@ from corpora import BLOCK, GENERATE, SUFFIXES, contents, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nca_plugin.display.progress import silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock
 from nca_plugin.indexed.generate import generate
@@ -18,7 +19,6 @@ from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
 from nca_plugin.indexed.verify import verify
 from nca_plugin.indexed.workers import block_arrays
 from nca_plugin.indexed.write import write_corpus
-from nca_plugin.progress import silent_stage
 from nca_plugin.sources import Source, parse
 
 

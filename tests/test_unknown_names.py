@@ -4,9 +4,10 @@ from argparse import ArgumentParser
 
 import pytest
 
-from nca_plugin.errors import NCAPluginError, near_name, unknown_names
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 from nca_plugin.sources.section import data_path
+from nca_plugin.suggestions import near_name, unknown_names
 
 
 @pytest.fixture(scope="module")

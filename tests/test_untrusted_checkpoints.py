@@ -20,19 +20,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import read_checkpoint, read_mapping
-from nca_plugin.checkpoint.initial import distribution
-from nca_plugin.checkpoint.lineage import read_trained
 from nca_plugin.checkpoint.model import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.pickling import load_pickle
-from nca_plugin.checkpoint.selectors import parse_selector
 from nca_plugin.checkpoint.stored import Item
-from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.lineage.stored import read_trained
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.initial import distribution
+from nca_plugin.transition.selectors import parse_selector
+from nca_plugin.transition.transfer import transfer
 
 CORE = Path(__file__).with_name("data") / "checkpoints" / "core016"
 WEIGHT = "decoder.layers.mlp.linear_fc1.weight"

@@ -21,12 +21,12 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from warm import Ended, WarmProcess
 
-from nca_plugin.checkpoint.changes import Transition
 from nca_plugin.checkpoint.tracker import TRACKER
-from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
 from nca_plugin.megatron import assertions
+from nca_plugin.transition.changes import Transition
+from nca_plugin.transition.transfer import transfer
 
 SEED = 20
 #: In `make test`, and in `make test-all`.

@@ -19,15 +19,25 @@ FEW, MANY, AT_ONCE = 140, 1400, 20
 NOTICES = re.compile(r"nca-plugin: what numba compiles|.*(at work for \d|, \S+/s)|importing what is installed")
 #: What is imported once for all cases.
 MODULES = (
-    *("nca_plugin.__main__", "nca_plugin.cli", "nca_plugin.checkpoint.transfer", "nca_plugin.checkpoint.diagnosis"),
-    *("nca_plugin.prepare", "nca_plugin.matching.report", "nca_plugin.indexed.verify", "nca_plugin.inspection.report"),
+    *(
+        "nca_plugin.__main__",
+        "nca_plugin.commands.app",
+        "nca_plugin.transition.transfer",
+        "nca_plugin.lineage.diagnosis",
+    ),
+    *(
+        "nca_plugin.text.prepare",
+        "nca_plugin.inspection.match_summary",
+        "nca_plugin.indexed.verify",
+        "nca_plugin.inspection.inspect",
+    ),
     *(
         "nca_plugin.evaluation.checkpoints",
         "nca_plugin.study.file",
         "nca_plugin.chain.files",
         "nca_plugin.megatron.blend",
     ),
-    *("matplotlib.figure", "transformers", "datasets", "nca_plugin.checkpoint.from_huggingface"),
+    *("matplotlib.figure", "transformers", "datasets", "nca_plugin.huggingface.importing"),
 )
 
 

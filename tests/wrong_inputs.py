@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from corpora import BLOCK, write
 
-from nca_plugin.cli import app
+from nca_plugin.commands.app import app
 
 DATA: Final = Path(__file__).parent / "data" / "checkpoints"
 

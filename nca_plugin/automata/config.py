@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from nca_plugin.automata.complexity import score_bounds
-from nca_plugin.errors import NCAPluginError, check_options, unknown_name
+from nca_plugin.errors import NCAPluginError, check_options
+from nca_plugin.suggestions import unknown_name
 from nca_plugin.typed_numbers import number
 
 #: Token ids stay below the range of int32 with room for a text vocabulary beside them.

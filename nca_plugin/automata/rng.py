@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from nca_plugin import arithmetic
-from nca_plugin.arithmetic import SPLITS, stream_key
+from nca_plugin.automata import arithmetic
+from nca_plugin.automata.arithmetic import SPLITS, stream_key
+from nca_plugin.automata.compiled import compiled
 from nca_plugin.automata.simd import LANES, broadcast, load, multiply_wide, store
-from nca_plugin.compiled import compiled
 
 __all__ = ["SPLITS", "stream_key"]
 
@@ -26,7 +26,7 @@ SCORED_NOISE: Final = 4
 PERMUTATION: Final = 5
 BRACKETS: Final = 6
 CEILING: Final = 7
-# 8 is that of weights, see nca_plugin.checkpoint.streams.
+# 8 is that of weights, see nca_plugin.transition.streams.
 MIXTURE: Final = 9
 SHUFFLE_BRACKETS: Final = 10
 COPIES: Final = 11

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nca_plugin.chain.config import Chain, Stage
+from nca_plugin.chain.stages import Chain, Stage
 from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
-from nca_plugin.checkpoint.transfer import REPORT, keeps_values_of
 from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.transition.transfer import REPORT, keeps_values_of
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from nca_plugin.chain.check import check_once
-from nca_plugin.chain.config import Chain, load_chain
 from nca_plugin.chain.files import StageState, mend, survey
-from nca_plugin.checkpoint.transfer import transfer
+from nca_plugin.chain.stages import Chain, load_chain
+from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder
 from nca_plugin.launch.process import PARENT
 from nca_plugin.launch.rounds import LostRankError, Round, rank_environment, reserved_port
-from nca_plugin.terminal import num_cores
+from nca_plugin.transition.transfer import transfer
 
 _LOCK: Final = "lock"
 #: A file system gives up the lock of a machine that is gone after a minute or two.

@@ -117,7 +117,7 @@ def _hydra_launcher() -> dict[str, Any]:
 def _bridge_launcher() -> dict[str, Any]:
     stand_ins = []
     if device.prepare():
-        from nca_plugin.nemo import cpu as bridge_cpu
+        from nca_plugin.bridge import cpu as bridge_cpu
 
         stand_ins = bridge_cpu.add_stand_ins()
     for module in ("gpt_step", "pretrain"):
@@ -129,7 +129,7 @@ def _bridge_launcher() -> dict[str, Any]:
 
 def _generator() -> dict[str, Any]:
     import_module("nca_plugin.sources")
-    from nca_plugin.compiled import is_kept
+    from nca_plugin.automata.compiled import is_kept
 
     return {"is_kept": is_kept()}
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from nca_plugin.display.progress import lines_now_and_then
 from nca_plugin.doctor import launchers, machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts, gather
-from nca_plugin.progress import lines_now_and_then
 
 _WIDTH: Final = 100
 _INDENT: Final = 53

@@ -1,4 +1,1 @@
-"""What a checkpoint has learnt to do in context: the frames of automata that it has never seen, and copying.
-
-Measured by forward passes of the run's own model; `nca_plugin.launch.evaluate` starts them.
-"""
+"""Several checkpoints evaluated side by side on the same tasks and texts: `nca-plugin eval`."""

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
-from nca_plugin.checkpoint.to_huggingface import export_hf
+from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.evaluation.harness import Harness, Settings
 from nca_plugin.evaluation.labels import TABLE
-from nca_plugin.evaluation.results import task_metrics
-from nca_plugin.evaluation.tokenizers import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
 from nca_plugin.files import check_folder, complete_files
+from nca_plugin.huggingface.export import export_hf
 from nca_plugin.json_files import read_object
-from nca_plugin.prepare import BYTES
-from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse
+from nca_plugin.tasks.harness import Harness, Settings
+from nca_plugin.tasks.results import task_metrics
+from nca_plugin.tasks.tokenizers import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
+from nca_plugin.text.prepare import BYTES
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 
 #: The tokenizer of a source's ids, which this package writes.

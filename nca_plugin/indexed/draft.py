@@ -19,11 +19,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from nca_plugin.display.progress import StartStage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder, check_space, flush_path
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
 from nca_plugin.indexed.storage import check_same, load_manifest
-from nca_plugin.progress import StartStage
 
 #: Files that are written block by block.
 _BLOCK_SUFFIXES = (".bin", ".next")

@@ -2,12 +2,12 @@
 
 from typing import Final
 
+from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
 from nca_plugin.indexed.storage import output_prefix
 from nca_plugin.indexed.workers import generate_blocks
 from nca_plugin.indexed.write import write_corpus
-from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse
 
 #: No machine has more cores.

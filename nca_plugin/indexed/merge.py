@@ -10,12 +10,12 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
 from nca_plugin.indexed.storage import is_remote, load_manifest, names_after, open_file, read_errors
 from nca_plugin.indexed.write import write_corpus
-from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import short_uri
 
 # A disk synchronises 64 MiB as quickly as a few.

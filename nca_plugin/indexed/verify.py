@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import MAGIC, IndexLayout
 from nca_plugin.indexed.manifest import Part, digest
 from nca_plugin.indexed.storage import open_file, read_errors, read_manifest, size_faults, size_of
-from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import parse, short_uri
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.ending import without_interrupts
+from nca_plugin.display.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Part

@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nca_plugin.display.progress import StartStage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock, disk_errors, locked
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part
 from nca_plugin.indexed.storage import check_same, is_remote, load_manifest, size_of, staging_prefix, upload
-from nca_plugin.progress import StartStage
 
 #: Writes the blocks that it is given, and yields them as they are done.
 WriteBlocks = Callable[[BlockWriter, list[int]], Iterator[list[WrittenBlock]]]

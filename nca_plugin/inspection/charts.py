@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nca_plugin.automata.config import Band
+from nca_plugin.display.page import finish_chart, place_legend
 from nca_plugin.inspection import statistics
 from nca_plugin.inspection.information import Information
 from nca_plugin.inspection.measures import RANKS, TRANSITIONS
 from nca_plugin.inspection.samples import Samples
-from nca_plugin.page import finish_chart, place_legend
 
 _BINS: Final = 40
 _STRIP_LENGTH: Final = 64

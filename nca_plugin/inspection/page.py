@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from html import escape
 
+from nca_plugin.display.page import Rendered, document, figure, table
 from nca_plugin.inspection.measures import DEPENDS_ON_COUNT, TITLES
 from nca_plugin.inspection.reference import NUM_SEQUENCES
 from nca_plugin.inspection.statistics import Estimate
-from nca_plugin.page import Rendered, document, figure, table
 
 
 def page(

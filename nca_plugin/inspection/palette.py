@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nca_plugin.display.page import PAGES
 from nca_plugin.inspection.statistics import fold
-from nca_plugin.page import PAGES
 from nca_plugin.sources import Source
 from nca_plugin.sources.dyck import DyckSource
 

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from nca_plugin.automata import score_bounds
 from nca_plugin.automata.config import Band
+from nca_plugin.display.page import Picture
 from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
 from nca_plugin.inspection.palette import MAX_TOKEN_COLORS
 from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
 from nca_plugin.inspection.samples import Grid, Samples
 from nca_plugin.inspection.statistics import compressed_shares, seen_neighbourhoods
-from nca_plugin.page import Picture
 from nca_plugin.sources import Source
 from nca_plugin.sources.dyck import DyckSource
 

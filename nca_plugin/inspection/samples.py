@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from nca_plugin.automata import NCAConfig, decode, generate, gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES
 from nca_plugin.automata.config import Band
+from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.statistics import gzip_scores
-from nca_plugin.progress import StartStage, silent_stage
 from nca_plugin.sources import Source
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.nca import NCASource

@@ -14,9 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require, unknown_name, unknown_names
-from nca_plugin.files import path_option
-from nca_plugin.launch.bridge_config import (
+from nca_plugin.bridge.recipe import (
     Settings,
     apply_settings,
     load_complete,
@@ -25,6 +23,8 @@ from nca_plugin.launch.bridge_config import (
     read_file,
     read_overrides,
 )
+from nca_plugin.errors import NCAPluginError, one_line, one_line_errors, require
+from nca_plugin.files import path_option
 from nca_plugin.launch.process import (
     Parser,
     check_training_loop,
@@ -38,6 +38,7 @@ from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.sources.section import data_path
+from nca_plugin.suggestions import unknown_name, unknown_names
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def launch(options: Options) -> None:
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:
-        from nca_plugin.nemo import cpu as bridge_cpu
+        from nca_plugin.bridge import cpu as bridge_cpu
 
         stand_ins = bridge_cpu.add_stand_ins()
         print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")
@@ -148,8 +149,8 @@ def configure(options: Options, settings: UserSettings) -> Any:
     """
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
-    from nca_plugin.launch.bridge_fit import check_checkpoint, describe_data, fit, split_settings
-    from nca_plugin.nemo.bridge import register, source_dataset
+    from nca_plugin.bridge.dataset import register, source_dataset
+    from nca_plugin.bridge.fit import check_checkpoint, describe_data, fit, split_settings
 
     register()
     if options.recipe is None:
@@ -180,8 +181,8 @@ def configure(options: Options, settings: UserSettings) -> Any:
 def _pretrain(config: Any) -> None:
     from megatron.bridge.training.pretrain import pretrain
 
+    from nca_plugin.bridge.log import DataReport, forward_step
     from nca_plugin.megatron.assertions import OptionNames, set_up_errors
-    from nca_plugin.nemo.bridge_report import DataReport, forward_step
 
     # From here on a rank may be the only one with an error, such as of its own samples.
     with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(lambda: OptionNames({}, str)):
@@ -192,7 +193,7 @@ def check_sources(config: Any) -> None:
     """Raise `NCAPluginError` unless Megatron-Bridge would build the dataset of a configuration from sources."""
     from megatron.bridge.data.utils import _REGISTRY
 
-    from nca_plugin.nemo.bridge import SourceDatasetConfig
+    from nca_plugin.bridge.dataset import SourceDatasetConfig
 
     dataset = config.dataset
     if not isinstance(dataset, SourceDatasetConfig) or isinstance(dataset, tuple(_REGISTRY)):

@@ -11,10 +11,10 @@ from typing import Any, Final
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nca_plugin.configuration.hydra_files import checked_by, compose_file, resolved
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.hydra_files import checked_by, compose_file, resolved
 from nca_plugin.megatron.arguments import megatron_arguments, with_data_path
-from nca_plugin.nemo.nemo1.translation import RESOLVERS, Translation, is_nemo1, translate, unset_required
+from nca_plugin.nemo1.translation import RESOLVERS, Translation, is_nemo1, translate, unset_required
 from nca_plugin.sources.section import data_path
 
 _OURS = ["arguments", "data"]

@@ -11,7 +11,7 @@ nothing but the file is written. Any number of ranks and any parallelism will do
      "perplexity": [{"path", "tokens", "loss", "perplexity"}],
      "induction": {"period", "samples", "chance", "layers", "scores"}}
 
-`in_context`, null without a source: accuracies of predicted tokens, see nca_plugin.evaluation.accuracy, over all
+`in_context`, null without a source: accuracies of predicted tokens, see nca_plugin.probes.accuracy, over all
 supervised targets and by frame, the latter null for a source without frames. The samples are those of the source's test
 split, a stream that neither training nor validation reads.
 
@@ -20,7 +20,7 @@ predicted once, in sequences of the run's length, documents one after another; o
 the targets that count. `loss` is Megatron's, in nats a token; `tokens` are those that count.
 
 `induction`, null with --induction-samples 0: the prefix-matching score of every head of every layer that has attention,
-and that of a head which attends to all positions alike; see nca_plugin.evaluation.induction. The sequences are two
+and that of a head which attends to all positions alike; see nca_plugin.probes.induction. The sequences are two
 blocks of `period` random ids of the run's vocabulary. Attention within a window, with sinks or with compressed keys is
 refused.
 """
@@ -38,14 +38,14 @@ import numpy as np
 
 from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
+from nca_plugin.display.progress import silent_stage
+from nca_plugin.display.terminal import stages
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files, path_option
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.progress import silent_stage
 from nca_plugin.sources import Source, parse
-from nca_plugin.terminal import stages
 
 #: Between two steps of the progress bar.
 _MICRO_BATCHES_AT_ONCE: Final = 16
@@ -196,7 +196,7 @@ def _checkpoint_folder(args: Namespace) -> Path | None:
 def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> None:
     import torch
 
-    from nca_plugin.evaluation.model import build_model, load_weights
+    from nca_plugin.probes.model import build_model, load_weights
 
     model = build_model(args)
     iteration = load_weights(model, args)
@@ -216,8 +216,8 @@ def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> Non
 
 
 def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.evaluation.accuracy import frame_accuracy, layout_of, supervised_accuracy
-    from nca_plugin.evaluation.model import predictions
+    from nca_plugin.probes.accuracy import frame_accuracy, layout_of, supervised_accuracy
+    from nca_plugin.probes.model import predictions
 
     samples = [source.sample(index, args.seq_length) for index in range(num_samples)]
     tokens = np.stack([sample.tokens for sample in samples])
@@ -240,8 +240,8 @@ def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: 
 def _perplexity(model: list[Any], args: Namespace, path: str) -> dict[str, Any]:
     import torch
 
-    from nca_plugin.evaluation.model import token_losses
-    from nca_plugin.evaluation.windows import IndexedWindows
+    from nca_plugin.probes.model import token_losses
+    from nca_plugin.probes.windows import IndexedWindows
 
     windows = IndexedWindows(path, args.seq_length)
     at_once = args.micro_batch_size * args.data_parallel_size * _MICRO_BATCHES_AT_ONCE
@@ -259,8 +259,8 @@ def _perplexity(model: list[Any], args: Namespace, path: str) -> dict[str, Any]:
 
 
 def _induction(model: list[Any], args: Namespace, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.evaluation.induction import chance_score, repeated_sequences
-    from nca_plugin.evaluation.model import model_induction_scores
+    from nca_plugin.probes.induction import chance_score, repeated_sequences
+    from nca_plugin.probes.model import model_induction_scores
 
     vocab_size = _num_ids(args)
     period = min(_LONGEST_PERIOD, args.seq_length // _REPETITIONS, vocab_size)

@@ -14,16 +14,16 @@ import shlex
 
 from omegaconf import OmegaConf
 
+from nca_plugin.configuration.hydra_files import resolved, shipped_folder
 from nca_plugin.errors import NCAPluginError, one_line_errors
 from nca_plugin.files import path_option
-from nca_plugin.hydra_files import resolved, shipped_folder
 from nca_plugin.launch.configuration import ConfigFile, check_world_size, compose_run, load_run
 from nca_plugin.launch.megatron import launch
 from nca_plugin.launch.multirun import run_jobs
 from nca_plugin.launch.process import Parser, die_with_spawning_process, die_with_torchrun
 from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.nemo.nemo1.translation import report
+from nca_plugin.nemo1.translation import report
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nca_plugin.checkpoint.folders import check_embedding_rows
-from nca_plugin.errors import NCAPluginError, empty_value, one_line_errors, unknown_names
+from nca_plugin.display.progress import lines_now_and_then
+from nca_plugin.errors import NCAPluginError, empty_value, one_line_errors
 from nca_plugin.launch.process import (
     check_training_loop,
     die_with_spawning_process,
@@ -32,8 +33,8 @@ from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
-from nca_plugin.progress import lines_now_and_then
 from nca_plugin.sources import is_source
+from nca_plugin.suggestions import unknown_names
 from nca_plugin.typed_numbers import UnderflowError, number
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Glob, IntervalSweep
 
+from nca_plugin.configuration.hydra_files import parse_overrides
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.hydra_files import parse_overrides
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.rounds import Round, rank_environment, reserved_port
 

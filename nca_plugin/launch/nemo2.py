@@ -30,7 +30,7 @@ def main() -> None:
         if find_spec("nemo") is None or find_spec("nemo_run") is None:
             raise NCAPluginError("NeMo 2 is not installed: see docs/nemo2.md, in an environment of its own")
         take_rank_beside_lightning()
-    from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
+    from nca_plugin.nemo2.cpu import without_cuda_compiler
 
     with without_cuda_compiler():
         is_cpu_mode = device.prepare()
@@ -51,7 +51,7 @@ def _wrap_run(*, is_cpu_mode: bool) -> None:
         # A rank may be the only one with an error, such as of its own samples.
         with one_line_errors(of_every_rank=True), lost_worker_errors():
             if is_cpu_mode:
-                from nca_plugin.nemo.nemo2.cpu import adapt, do_not_gather_timers
+                from nca_plugin.nemo2.cpu import adapt, do_not_gather_timers
 
                 do_not_gather_timers()
                 print_rank_0(f"nca-plugin: CPU mode sets {' '.join(adapt(fn_or_script))}")

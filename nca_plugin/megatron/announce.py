@@ -1,10 +1,10 @@
 """The lines of a run's log that prove what it trains on."""
 
 from nca_plugin.indexed.source import is_corpus
+from nca_plugin.lineage.training_data import Part, TrainingData
 from nca_plugin.megatron.dataset import open_path
 from nca_plugin.megatron.repeated import repeated
 from nca_plugin.sources import short_uri
-from nca_plugin.trained_on import Part, TrainingData
 
 
 def announcements(data: TrainingData, num_samples: int) -> list[str]:

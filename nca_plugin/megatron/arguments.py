@@ -15,12 +15,12 @@ from typing import Any, Final, NoReturn
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.examples import read_examples
 from nca_plugin.indexed.source import IndexedSource, is_corpus
 from nca_plugin.megatron import kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
+from nca_plugin.text.examples import read_examples
 from nca_plugin.typed_numbers import number
 
 _GROUP: Final = "nca-plugin"

@@ -8,9 +8,9 @@ from typing import Any, Final
 import torch
 
 from nca_plugin.checkpoint.names import parameter
-from nca_plugin.checkpoint.selectors import Selector, parse_selector
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import read_lines
+from nca_plugin.transition.selectors import Selector, parse_selector
 
 _LAYER: Final = re.compile(r"(.*decoder\.layers)\.(\d+)\.(.+)")
 

@@ -23,8 +23,8 @@ from megatron.training.argument_utils import core_transformer_config_from_args, 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.dataset_provider import provider
 from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.log import announcing, reporting
 from nca_plugin.megatron.metrics import SampleMeter
-from nca_plugin.megatron.report import announcing, reporting
 from nca_plugin.megatron.step import forward_step
 
 #: What a model's parts on this rank go through before they are wrapped for data parallelism.

@@ -4,10 +4,10 @@ from itertools import combinations
 from pathlib import Path
 
 from nca_plugin.indexed.source import is_corpus
+from nca_plugin.lineage.training_data import Part, TrainingData
 from nca_plugin.sources import Source, parse, short_uri
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.offset import OffsetSource
-from nca_plugin.trained_on import Part, TrainingData
 
 
 def repeated(data: TrainingData) -> list[str]:

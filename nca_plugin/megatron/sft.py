@@ -16,7 +16,7 @@ from megatron.training.datasets.sft_dataset import IGNORE_INDEX, SFTDataset
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.examples import Example, read_examples
+from nca_plugin.text.examples import Example, read_examples
 
 #: A message of a conversation, as Megatron's SFT dataset asks for them; its content is ids rather than text.
 Message = dict[str, Any]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from nca_plugin.automata import PRESETS
-from nca_plugin.errors import NCAPluginError, unknown_names
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import Source
 from nca_plugin.sources.copy import CopySource
 from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
@@ -19,6 +19,7 @@ from nca_plugin.sources.mixture import nca_from_uri
 from nca_plugin.sources.offset import OffsetSource, split_offset
 from nca_plugin.sources.shuffled import ShuffledSource
 from nca_plugin.sources.uri import ParsedURI, join_uri, split_uri
+from nca_plugin.suggestions import unknown_names
 
 SourceFactory = Callable[[ParsedURI], Source]
 

@@ -4,9 +4,10 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from nca_plugin.errors import NCAPluginError, in_context, near_name, unknown_names
+from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.sources.registry import check_schemes, parse, schemes
 from nca_plugin.sources.uri import format_value, split_uri
+from nca_plugin.suggestions import near_name, unknown_names
 
 
 def data_path(data: Mapping[str, Any]) -> list[str] | None:

@@ -7,7 +7,8 @@ import typing
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
-from nca_plugin.errors import NCAPluginError, unknown_names
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.suggestions import unknown_names
 from nca_plugin.typed_numbers import UnderflowError, number
 
 #: Options that every source has, beside the fields of its configuration.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import complete_files
 from nca_plugin.indexed.layout import DTYPE_CODES, MAGIC
-from nca_plugin.prepare import prepare
-from nca_plugin.study.config import CorpusConfig
+from nca_plugin.study.design import CorpusConfig
+from nca_plugin.text.prepare import prepare
 
 _STAMP: Final = "corpus.json"
 #: Of the draw of held-out documents, the same for all seeds of a study.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.study.config import StudyConfig
+from nca_plugin.study.design import StudyConfig
 
 
 def device_groups(devices: Sequence[str], study: StudyConfig) -> list[Sequence[str] | None]:

@@ -7,10 +7,10 @@ from typing import Final
 
 from rich.table import Table
 
-from nca_plugin.study.config import Study, tokens_per_update, validation_tokens
+from nca_plugin.display.terminal import short
+from nca_plugin.study.design import Study, tokens_per_update, validation_tokens
 from nca_plugin.study.plan import Run, combinations
 from nca_plugin.study.study import checked, language_runs, stage1_runs, task_runs, unprepared
-from nca_plugin.terminal import short
 
 #: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that a well-run training reaches.
 PEAKS: Final = {"H100": 989.0, "A100": 312.0}

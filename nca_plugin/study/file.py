@@ -5,12 +5,9 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.plan import PRESETS
-from nca_plugin.checkpoint.selectors import check_selectors
-from nca_plugin.errors import NCAPluginError, in_context, unknown_name, unknown_names
-from nca_plugin.examples import read_examples
-from nca_plugin.hydra_files import checked_by, compose_file, find_file
-from nca_plugin.study.config import (
+from nca_plugin.configuration.hydra_files import checked_by, compose_file, find_file
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.study.design import (
     SCHEDULES,
     ArmConfig,
     CorpusConfig,
@@ -22,6 +19,10 @@ from nca_plugin.study.config import (
     validation_tokens,
 )
 from nca_plugin.study.paper import FIGURES
+from nca_plugin.suggestions import unknown_name, unknown_names
+from nca_plugin.text.examples import read_examples
+from nca_plugin.transition.plan import PRESETS
+from nca_plugin.transition.selectors import check_selectors
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 #: Of stage 1's schedule, which has a name.

@@ -15,12 +15,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from nca_plugin.configuration.hydra_files import shipped_folder
+from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.files import complete_files
-from nca_plugin.hydra_files import shipped_folder
 from nca_plugin.study.plan import Run
 from nca_plugin.study.runs import Place, execute
-from nca_plugin.terminal import num_cores
 
 _CONFIG: Final = "study_job"
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.changes import Transition
-from nca_plugin.evaluation.tokenizers import BYTE_TOKENIZER
-from nca_plugin.examples import read_examples
-from nca_plugin.prepare import BYTES
-from nca_plugin.study.config import ArmConfig, StudyConfig, num_updates, seeded
 from nca_plugin.study.corpus import StudyCorpus
+from nca_plugin.study.design import ArmConfig, StudyConfig, num_updates, seeded
+from nca_plugin.tasks.tokenizers import BYTE_TOKENIZER
+from nca_plugin.text.examples import read_examples
+from nca_plugin.text.prepare import BYTES
+from nca_plugin.transition.changes import Transition
 
 #: Arguments with this in their names are of the initialisation, which stage 1 shares with the language stage.
 _INITIALISATION: Final = "init-method"
@@ -45,7 +45,7 @@ class Tuning:
     Attributes:
         examples: a JSONL file.
         digest: of its content.
-        tokenizer: that of its text, as `nca_plugin.prepare` takes it.
+        tokenizer: that of its text, as `nca_plugin.text.prepare` takes it.
     """
 
     examples: Path
@@ -61,7 +61,7 @@ class Question:
         task: of lm-eval.
         options: of `nca-plugin eval`, without paths.
         data: in place of the task's data set.
-        tokenizer: as `nca_plugin.prepare` takes it.
+        tokenizer: as `nca_plugin.text.prepare` takes it.
     """
 
     task: str

@@ -12,7 +12,7 @@ import numpy as np
 
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.sources import parse
-from nca_plugin.study.config import Study, tokens_per_update
+from nca_plugin.study.design import Study, tokens_per_update
 from nca_plugin.study.metrics import Curve, Estimate, estimate, gain_percent, smallest_effect, speed_up
 from nca_plugin.study.plan import LanguageKey, Run, TaskKey, combinations, megatron_options
 from nca_plugin.study.runs import Result, question_arguments

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
-from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.evaluation.results import task_metrics
 from nca_plugin.files import complete_files
 from nca_plugin.launch.process import PARENT
 from nca_plugin.launch.rounds import reserved_port
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.plan import Question, Run, megatron_options
+from nca_plugin.tasks.results import task_metrics
+from nca_plugin.transition.transfer import transfer
 
 _RESULT: Final = "result.json"
 _LOG: Final = "log.txt"
@@ -210,7 +210,7 @@ def question_arguments(run: Run, question: Question) -> list[str]:
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
     """Return what lm-eval finds for the trained model: its metrics, with their standard errors."""
     alone = replace(place, ranks=1)
-    _run_ranks("nca_plugin.cli_child", question_arguments(run, question), alone, run, run.folder / "tasks.txt")
+    _run_ranks("nca_plugin.commands.child", question_arguments(run, question), alone, run, run.folder / "tasks.txt")
     found = json.loads((run.folder / _TASKS / _MODEL / f"{question.task}.json").read_text())
     return task_metrics(found, question.task)
 

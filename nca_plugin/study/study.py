@@ -9,18 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.to_huggingface import check_llama
-from nca_plugin.checkpoint.transfer import transfer
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.evaluation.harness import Harness, Settings
 from nca_plugin.files import check_folder, complete_files
+from nca_plugin.huggingface.export import check_llama
 from nca_plugin.launch.check import ArgumentSet, check_argument_sets
 from nca_plugin.launch.configuration import unset_options
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.prepare import input_bytes, vocab_size
 from nca_plugin.study.changes import check_changes
-from nca_plugin.study.config import CorpusConfig, Study, StudyConfig, tokens_per_update, validation_tokens
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
+from nca_plugin.study.design import CorpusConfig, Study, StudyConfig, tokens_per_update, validation_tokens
 from nca_plugin.study.launchers import Progress, Runner
 from nca_plugin.study.plan import (
     Arguments,
@@ -33,6 +30,9 @@ from nca_plugin.study.plan import (
     megatron_options,
 )
 from nca_plugin.study.runs import Result, is_complete, read_result
+from nca_plugin.tasks.harness import Harness, Settings
+from nca_plugin.text.prepare import input_bytes, vocab_size
+from nca_plugin.transition.transfer import transfer
 
 _STUDY: Final = "study.json"
 _CHECKED: Final = "checked.json"

@@ -27,7 +27,7 @@ set -- "${overrides[@]}" "$@"
 
 # Each start's ranks meet at an address of their own, also after the machine that served the last one is gone.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-torchrun --rdzv-backend c10d "${options[@]}" -m nca_plugin.launch.chain "$chain" "$@" &
+torchrun --rdzv-backend c10d "${options[@]}" -m nca_plugin.chain "$chain" "$@" &
 torchrun=$!
 trap 'asked=1; nca-plugin chain "$chain" --stop "$@"' USR1 TERM
 

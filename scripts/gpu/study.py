@@ -67,7 +67,7 @@ class Choice:
 
 def prepare_file(path: Path, tokenizer: str) -> tuple[str, int, int]:
     """Tokenise a file of the corpus, up to its limit. Returns the prefix, ids of the tokenizer, and tokens."""
-    from nca_plugin.prepare import Corpus, prepare
+    from nca_plugin.text.prepare import Corpus, prepare
 
     part, size = WORK / f"{path.name.split('.')[0]}.jsonl", 0
     with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines, part.open("w") as file:
@@ -102,7 +102,7 @@ def prepare_corpus() -> Text:
 def prepare_python() -> Text:
     import torch
 
-    from nca_plugin.prepare import Corpus, prepare
+    from nca_plugin.text.prepare import Corpus, prepare
 
     folder = Path(json.__file__).parents[1] / "asyncio" if DRY else Path(torch.__file__).parent
     done = prepare(Corpus(inputs=(str(folder),), pattern="*.py"), WORK / "python_document")

@@ -27,8 +27,8 @@ def hub_cache() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def configure(hub_cache: Path) -> Callable[..., Any]:
     """What the launcher does before it trains, in this process: from a command line to a `ConfigContainer`."""
+    from nca_plugin.bridge import cpu as bridge_cpu
     from nca_plugin.megatron import device
-    from nca_plugin.nemo import cpu as bridge_cpu
 
     if device.prepare():
         bridge_cpu.add_stand_ins()

@@ -49,13 +49,13 @@ NCA = (*VANILLA, "data.source=nca")
         ((*VANILLA, "data.path=nac://web"), "unknown source 'nac'"),
         ((*VANILLA, "data=nca"), "data=nca must be a mapping"),
         # Another dataset class, which Megatron-Bridge replaces by the old one with a warning.
-        ((*VANILLA, "dataset._target_=nca_plugin.nemo.SourceDatasetConfg"), "dataset._target_=.*SourceDatasetConfg"),
+        ((*VANILLA, "dataset._target_=nca_plugin.bridge.SourceDatasetConfg"), "dataset._target_=.*SourceDatasetConfg"),
         ((*VANILLA, "dataset._target_=os.getcwd"), "dataset._target_=os.getcwd: .*not allowed"),
         (
-            (*VANILLA, "dataset._target_=nca_plugin.nemo.SourceDatasetConfig", "dataset.datapath=nca://web"),
+            (*VANILLA, "dataset._target_=nca_plugin.bridge.SourceDatasetConfig", "dataset.datapath=nca://web"),
             "did you mean 'dataset.data_path'",
         ),
-        ((*VANILLA, "dataset._target_=nca_plugin.nemo.SourceDatasetConfig"), "dataset.data_path is missing"),
+        ((*VANILLA, "dataset._target_=nca_plugin.bridge.SourceDatasetConfig"), "dataset.data_path is missing"),
         ((*NCA, "--dataset", "mock"), "--dataset mock contradicts data.source"),
         (("--recipe", "llama32_1b_sft_config", "data.source=nca"), "use a pretraining recipe"),
         # A model that its data does not fit.
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_with_a_way_out(configure: Configure, arguments: t
         ("train: {train_iter: 5}", "key 'train.train_iter': did you mean 'train.train_iters'"),
         ("data: {source: nca, nca: {presett: code}}", "key 'data.nca.presett': did you mean 'data.nca.preset'"),
         (
-            "dataset: {_target_: nca_plugin.nemo.SourceDatasetConfig, data_pth: nca://web}",
+            "dataset: {_target_: nca_plugin.bridge.SourceDatasetConfig, data_pth: nca://web}",
             "did you mean 'dataset.data_path'",
         ),
         ("train: [1, 2", "is no YAML"),
@@ -171,7 +171,7 @@ def test_without_a_source_the_run_is_untouched(configure: Configure) -> None:
 
 def test_the_spellings_of_one_run(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("data:\n  source: nca\n  nca: {preset: code, seed: 7}\n")
-    target = "_target_: nca_plugin.nemo.SourceDatasetConfig"
+    target = "_target_: nca_plugin.bridge.SourceDatasetConfig"
     (tmp_path / "target.yaml").write_text(f"dataset:\n  {target}\n  data_path: nca://code?seed=7\n")
     spellings = [
         (*NCA, "data.nca.preset=code", "data.nca.seed=7"),
@@ -239,7 +239,7 @@ def test_on_cuda_without_transformer_engine_it_is_one_line() -> None:
     ],
 )
 def test_cpu_mode_refuses_what_needs_a_gpu(configure: Configure, setting: str, shown: str) -> None:
-    from nca_plugin.nemo.cpu import adapt
+    from nca_plugin.bridge.cpu import adapt
 
     with pytest.raises(NCAPluginError, match=f"CPU mode cannot do .*{shown}"):
         adapt(configure(*NCA, setting))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stacks import BRIDGE_LAUNCHER, BRIDGE_SETTINGS, start
 
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.text.prepare import Corpus, prepare
 
 SMALL = (
     *("model.num_layers=2", "model.hidden_size=64", "model.ffn_hidden_size=128", "model.num_attention_heads=4"),
@@ -53,7 +53,7 @@ def test_a_blend_of_nca_and_text_in_a_yaml(tmp_path: Path) -> None:
     prepare(Corpus(inputs=(str(tmp_path / "text.jsonl"),)), text)
     (tmp_path / "user.yaml").write_text(
         "dataset:\n"
-        "  _target_: nca_plugin.nemo.SourceDatasetConfig\n"
+        "  _target_: nca_plugin.bridge.SourceDatasetConfig\n"
         f"  data_path: [0.25, 'nca://toy?vocab_offset={OFFSET}', 0.75, {text}]\n"
         "  split: '90,10,0'\n"
         f"  path_to_cache: {tmp_path / 'cache'}\n"

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from nca_plugin.nemo.nemo2.data import SourceDataModule
+from nca_plugin.nemo2.data import SourceDataModule
 
 
 def set_up(

@@ -6,7 +6,7 @@ collect_ignore_glob = [] if find_spec("nemo") is not None else ["test_*.py"]
 
 if find_spec("nemo") is not None:
     from nca_plugin.megatron import device
-    from nca_plugin.nemo.nemo2.cpu import without_cuda_compiler
+    from nca_plugin.nemo2.cpu import without_cuda_compiler
 
     with without_cuda_compiler():
         device.prepare()

@@ -13,15 +13,15 @@ from nemo.collections.llm import pretrain
 from nemo_run.cli.cli_parser import parse_cli_args
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.lineage.training_data import KEY, Lineage
 from nca_plugin.megatron.dataset import SourceGPTDataset
-from nca_plugin.nemo.nemo2.data import SourceDataModule
-from nca_plugin.prepare import Corpus, prepare
+from nca_plugin.nemo2.data import SourceDataModule
 from nca_plugin.sources import parse
-from nca_plugin.trained_on import KEY, Lineage
+from nca_plugin.text.prepare import Corpus, prepare
 
 
 def from_command_line(*arguments: str) -> SourceDataModule:
-    import nca_plugin.nemo.nemo2.factories  # noqa: F401
+    import nca_plugin.nemo2.factories  # noqa: F401
 
     return fiddle.build(parse_cli_args(pretrain, list(arguments)).data)
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_keeps_what_was_trained_on(tmp_path: Path) -> None:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], SourceDataModule]:
     """A data module that a checkpoint after so many samples was loaded into."""
-    import nca_plugin.nemo.nemo2.data as module
+    import nca_plugin.nemo2.data as module
 
     monkeypatch.setattr(module, "update_num_microbatches", lambda **_: None)
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.page import Theme, finish_chart
+from nca_plugin.display.page import Theme, finish_chart
+from nca_plugin.display.terminal import short
 from nca_plugin.study.metrics import Estimate, estimate
 from nca_plugin.study.report.parts import (
     Ablation,
@@ -23,7 +24,6 @@ from nca_plugin.study.report.parts import (
     others,
     tokens_of,
 )
-from nca_plugin.terminal import short
 
 #: Theme to the colours of arms: Okabe and Ito's, darker or lighter where the page is near, and two more.
 ARM_COLORS: Final[Mapping[Theme, Sequence[str]]] = MappingProxyType(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from nca_plugin.page import Rendered, document, figure, table
+from nca_plugin.display.page import Rendered, document, figure, table
 from nca_plugin.study.paper import FIGURES, SETTING, SOURCE
 from nca_plugin.study.report.parts import Row, Values, label
 from nca_plugin.study.report.pictures import Section

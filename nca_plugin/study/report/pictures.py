@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from nca_plugin.page import CHART, Picture
+from nca_plugin.display.page import CHART, Picture
 from nca_plugin.study.report import charts, probes
 from nca_plugin.study.report.parts import Row, Stage1, Values, ablations, label, language_runs, others, stages1
 

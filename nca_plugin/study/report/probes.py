@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nca_plugin.display.page import finish_chart
 from nca_plugin.inspection import sheet
 from nca_plugin.inspection.samples import Samples, draw_samples
 from nca_plugin.inspection.statistics import compressed_shares
-from nca_plugin.page import finish_chart
 from nca_plugin.sources import parse
 from nca_plugin.study.report.charts import contrasting, token_unit
 from nca_plugin.study.report.parts import Row, Stage1, losses, tokens_of

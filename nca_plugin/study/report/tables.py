@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from nca_plugin.display.terminal import short
 from nca_plugin.study.metrics import POWER
 from nca_plugin.study.report.parts import (
     Stage1,
@@ -20,7 +21,6 @@ from nca_plugin.study.report.parts import (
     sweep_seconds,
 )
 from nca_plugin.study.report.parts import stages1 as all_stages1
-from nca_plugin.terminal import short
 
 _SHOWN = {"better": "better", "worse": "worse", "none": "none shown", "one seed": "one seed", "baseline": "baseline"}
 

@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
+from nca_plugin.display.terminal import short
 from nca_plugin.study.report.parts import Values, gain_over, is_scratch, label, others
-from nca_plugin.terminal import short
 
 #: More arms without a difference are counted.
 _MOST_NAMED: Final = 3

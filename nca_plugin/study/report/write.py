@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from nca_plugin.display.page import render, rendered
 from nca_plugin.files import complete_files
-from nca_plugin.page import render, rendered
 from nca_plugin.study.report.charts import ARM_COLORS
 from nca_plugin.study.report.page import page
 from nca_plugin.study.report.parts import Values

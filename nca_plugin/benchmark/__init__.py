@@ -1,1 +1,0 @@
-"""How fast sources make tokens on this machine, and how fast they could."""

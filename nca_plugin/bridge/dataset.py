@@ -1,0 +1,210 @@
+"""The dataset of a Megatron-Bridge run: sources, corpora and indexed datasets, built by Megatron's own builder.
+
+It is a `DatasetProvider` and not a `GPTDatasetConfig`: Megatron-Bridge builds every subclass of the latter as a plain
+`GPTDataset`. What the two have in common has the same names here, so that a configuration's overrides of `dataset`
+keep their meaning.
+"""
+
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
+from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig, MockGPTDatasetConfig
+from megatron.bridge.utils.common_utils import print_rank_0
+from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.lineage.stored import continued
+from nca_plugin.lineage.training_data import Lineage, TrainingData
+from nca_plugin.megatron.announce import announcements
+from nca_plugin.megatron.blend import Blend, read_blend
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
+from nca_plugin.megatron.metrics import SampleMeter
+
+#: What a run trains on that names the preset `nca` and no source.
+DEFAULT_SOURCE: Final = "nca://web"
+
+
+@dataclass(kw_only=True)
+class SourceDatasetConfig(DatasetProvider):
+    """Configuration and builder of a pretraining dataset whose data paths may be source URIs.
+
+    Raises, when Megatron-Bridge finalizes or builds it:
+        NCAPluginError: no data path, an unknown source, or one that the model does not fit.
+    """
+
+    data_path: str | list[str] | None = None
+    """A source URI, a corpus or an indexed dataset, or a blend as `--data-path` of Megatron-LM takes it, such as
+    `[0.1, nca://web, 0.9, my_text_document]`."""
+
+    seq_length: int
+    """Inputs of a sample; `model.seq_length`."""
+
+    vocab_size: int | None = None
+    """Ids that the model has rows for; None if as many as the tokenizer's."""
+
+    random_seed: int = 1234
+    """Seed of the order of an indexed dataset and of a blend. A source has a seed of its own, in its URI."""
+
+    split: str | None = "9999,8,2"
+    """Shares of train, validation and test in what is no source: the splits of a source are streams of their own."""
+
+    dataloader_type: str | None = "single"  # type: ignore[assignment]
+    """`single` reads the samples in order, `cyclic` shuffles them."""
+
+    skip_getting_attention_mask_from_dataset: bool = True
+    """Leave the causal mask to the attention kernel, rather than make it for every sample."""
+
+    reset_position_ids: bool = False
+    """Of indexed datasets: restart positions after each end of document. A source's sample is one document."""
+
+    reset_attention_mask: bool = False
+    """Of indexed datasets: keep documents apart. A source's sample is one document."""
+
+    eod_mask_loss: bool = False
+    """Of indexed datasets: leave ends of documents out of the loss. A source has a mask of its own, by position."""
+
+    num_dataset_builder_threads: int = 1
+    path_to_cache: str | None = None
+    mmap_bin_files: bool = True
+    mid_level_dataset_surplus: float = 0.005
+    allow_ambiguous_pad_tokens: bool = False
+    object_storage_cache_path: str | None = None
+
+    allow_other_data: bool = False
+    """Resume a checkpoint with other data than it was trained on."""
+
+    nca_plugin_trained_on: dict[str, Any] | None = None
+    """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
+
+    resumed_samples: list[int] | None = None
+    """Samples of training and validation that a resumed run reads in all; it is set when the run begins. With a smaller
+    batch than before they are more than Megatron-Bridge asks for, whose sampler would find a blend at its end."""
+
+    def __post_init__(self) -> None:
+        self._meter = SampleMeter(0)
+
+    @property
+    def blend(self) -> Blend:
+        """Data paths, and their weights if they have any."""
+        return read_blend(self.data_path, "dataset.data_path")
+
+    def finalize(self) -> None:
+        if self.dataloader_type not in ("single", "cyclic"):
+            raise NCAPluginError(
+                f"dataset.dataloader_type={self.dataloader_type}: with a source it must be single or cyclic"
+            )
+        if self.reset_attention_mask and self.skip_getting_attention_mask_from_dataset:
+            raise NCAPluginError(
+                "dataset.reset_attention_mask=true has no effect without the dataset's mask: add "
+                "dataset.skip_getting_attention_mask_from_dataset=false"
+            )
+        super().finalize()
+
+    def describe_data(self, resumed: Path | None = None, start: Path | None = None) -> None:
+        """Add to this configuration what the run trains on, and before.
+
+        Args:
+            resumed: the checkpoint that the run goes on from, if any.
+            start: the one that it takes its weights from, at iteration 0.
+
+        Raises:
+            NCAPluginError: other data than that of the resumed checkpoint.
+        """
+        lineage = continued(
+            TrainingData.of(*self.blend, self.seq_length),
+            resumed=resumed,
+            start=start,
+            allow="dataset.allow_other_data=true",
+            is_allowed=self.allow_other_data,
+        )
+        self.nca_plugin_trained_on = lineage.stored()
+
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
+        paths, weights = self.blend
+        config = SourceGPTDatasetConfig(
+            random_seed=self.random_seed,
+            sequence_length=self.seq_length,
+            blend=(paths, weights),
+            split=self.split,
+            num_dataset_builder_threads=self.num_dataset_builder_threads,
+            path_to_cache=self.path_to_cache,
+            mmap_bin_files=self.mmap_bin_files,
+            tokenizer=context.tokenizer,
+            vocab_size=self.vocab_size,
+            mid_level_dataset_surplus=self.mid_level_dataset_surplus,
+            allow_ambiguous_pad_tokens=self.allow_ambiguous_pad_tokens,
+            reset_position_ids=self.reset_position_ids,
+            reset_attention_mask=self.reset_attention_mask,
+            eod_mask_loss=self.eod_mask_loss,
+            create_attention_mask=not self.skip_getting_attention_mask_from_dataset,
+            object_storage_cache_path=self.object_storage_cache_path,
+        )
+        self._meter = config.meter = SampleMeter(self.num_workers)
+        asked, read = (context.train_samples, context.valid_samples), self.resumed_samples or [0, 0]
+        num_samples = [*map(max, asked, read), context.test_samples]
+        # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
+        train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
+        data = TrainingData.of(*self.blend, self.seq_length)
+        stored = self.nca_plugin_trained_on
+        if stored is None or Lineage.from_stored(stored).now != data:
+            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
+            self.describe_data()
+        if train is not None:
+            for line in announcements(data, context.train_samples):
+                print_rank_0(line)
+        return train, valid, test
+
+    def sample_milliseconds(self) -> float:
+        """Return the mean time that this rank's workers took for a training sample since the last call, in ms."""
+        return self._meter.milliseconds()
+
+
+#: Fields of `GPTDatasetConfig` whose place is taken by the data path and by what Megatron-Bridge knows at run time.
+_REPLACED: Final = (
+    *("blend", "blend_per_split", "data_path", "seq_length", "sequence_length", "sequences_per_dataset"),
+    *("per_dataset_sequences_path", "tokenizer", "mock", "split_matrix", "token_dtype_code", "create_attention_mask"),
+)
+
+
+def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> SourceDatasetConfig:
+    """Return the dataset that takes the place of a run's own, with the options that both have.
+
+    Raises:
+        NCAPluginError: a dataset that is not for pretraining, or an option of it that sources cannot honour.
+    """
+    if isinstance(dataset, SourceDatasetConfig):
+        return replace(dataset, data_path=data_path, seq_length=seq_length)
+    if type(dataset) not in (GPTDatasetConfig, MockGPTDatasetConfig):
+        raise NCAPluginError(
+            f"data.source takes the place of a pretraining dataset, and this run's is {type(dataset).__name__}: use a "
+            "pretraining recipe, or leave dataset._target_ out"
+        )
+    known = {field.name for field in fields(SourceDatasetConfig)}.difference(_REPLACED)
+    for field in fields(dataset):
+        value = getattr(dataset, field.name, None)
+        if field.name not in known and field.name not in _REPLACED and value != _default(field):
+            raise NCAPluginError(f"dataset.{field.name}={value} is not supported with data.source: leave it out")
+    options: dict[str, Any] = {name: getattr(dataset, name) for name in known if hasattr(dataset, name)}
+    # Without a split, each had data paths of its own.
+    options["split"] = options["split"] or SourceDatasetConfig.split
+    return SourceDatasetConfig(data_path=data_path, seq_length=seq_length, **options)
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _preset(config: ConfigContainer) -> SourceDatasetConfig:
+    """Return what `--dataset nca` stands for."""
+    return source_dataset(config.dataset, [DEFAULT_SOURCE], config.model.seq_length)
+
+
+def register() -> None:
+    """Make `dataset._target_: nca_plugin.bridge.SourceDatasetConfig` and the dataset preset `nca` known to
+    Megatron-Bridge. Without it, Megatron-Bridge warns and keeps the dataset that was there."""
+    register_allowed_target_prefix("nca_plugin")
+    DATASET_PRESETS["nca"] = _preset

@@ -1,0 +1,1 @@
+"""The `nca-plugin` command, one file for each group of its commands."""

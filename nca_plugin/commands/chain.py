@@ -1,0 +1,48 @@
+"""The command that shows and checks a chain."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nca_plugin.display.terminal import at_work, number_option
+from nca_plugin.errors import NCAPluginError
+
+#: The exit code for work that is left: EX_TEMPFAIL, "try again later".
+_INCOMPLETE = 75
+
+
+def chain(
+    config: Annotated[Path, typer.Argument(help="A chain file, such as conf/chain/demo.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, as the launcher gets.")] = None,
+    ranks: Annotated[int, number_option("--ranks", "Processes that torchrun will start in all.")] = 1,
+    is_complete: Annotated[
+        bool, typer.Option("--is-complete", help="For scripts: exit code 0 if it is, else 75; nothing is checked.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Have the job that trains it save and end in order.")] = False,
+) -> None:
+    """Show how far the stages of a chain are, and check all of its file before anything is trained."""
+    from nca_plugin.chain.files import survey
+    from nca_plugin.chain.stages import load_chain
+    from nca_plugin.chain.status import commands, state_table
+
+    settings = load_chain(config, overrides or [])
+    if stop:
+        if not settings.folder.is_dir():
+            raise NCAPluginError(f"folder {settings.folder} does not exist: no job has begun this chain")
+        settings.stop_file.touch()
+        print(f"Asked to stop, by {settings.stop_file}: the job saves, removes that file, and ends.")
+        return
+    states = survey(settings)
+    if is_complete:
+        sys.exit(0 if all(state.is_complete for state in states) else _INCOMPLETE)
+    table = state_table(states)
+    Console(width=max(Console(width=1000).measure(table).maximum, 80)).print(table)
+    print("\n" + "\n".join(commands(settings, ranks)))
+    from nca_plugin.chain.check import check_stages
+
+    with at_work("checking the stages"):
+        check_stages(settings, ranks)
+    print(f"\nAll stages can be trained by {ranks} rank{'s' if ranks > 1 else ''}.")

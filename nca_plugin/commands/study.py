@@ -1,0 +1,63 @@
+"""The command that runs a study."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nca_plugin.display.terminal import StudyProgress, at_work
+from nca_plugin.errors import NCAPluginError, require
+
+#: Of tables where no terminal tells its own.
+_WIDTH_OF_FILES = 120
+
+
+def study(
+    config: Annotated[Path, typer.Argument(help="A study file, such as conf/study/laptop.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as seeds=[1,2,3].")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it takes, and start nothing.")] = False,
+    teraflops: Annotated[float | None, typer.Option(help="With --estimate: what a device reaches in training.")] = None,
+    power: Annotated[bool, typer.Option("--power", help="Say how many seeds it needs, and start nothing.")] = False,
+) -> None:
+    """Train from several starts on the same text and compare. Interrupted, the same command continues."""
+    from nca_plugin.study.file import load_study
+
+    loaded = load_study(config, overrides or [])
+    require("torch", "megatron.core", "matplotlib", "scipy")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_OF_FILES)
+    if teraflops is not None and not (estimate and 0 < teraflops < math.inf):
+        raise NCAPluginError(f"--teraflops {teraflops:g}: must be a finite number above 0, beside --estimate")
+    if estimate:
+        from nca_plugin.study.devices import cuda_devices
+        from nca_plugin.study.estimate import cpu_teraflops, needs
+        from nca_plugin.study.estimate import tables as needs_tables
+
+        with at_work("checking the runs' arguments"):
+            needed = needs_tables(needs(loaded), teraflops, None if cuda_devices() else cpu_teraflops())
+        for table in needed:
+            console.print(table)
+    if power:
+        from nca_plugin.study.power import power_tables
+
+        for table in power_tables(loaded.output):
+            console.print(table)
+    if estimate or power:
+        return
+    from nca_plugin.study.report.tables import tables
+    from nca_plugin.study.report.words import verdict
+    from nca_plugin.study.report.write import write_report
+    from nca_plugin.study.results import results
+    from nca_plugin.study.study import run_study
+
+    with StudyProgress(console) as progress:
+        found = run_study(loaded, progress)
+    values = results(loaded, found)
+    for table in tables(values):
+        console.print(table)
+    console.print(verdict(values), markup=False, highlight=False)
+    paths = write_report(values, loaded.output)
+    console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,1 @@
+"""What commands show: the terminal, progress, how a command ends, and HTML pages."""

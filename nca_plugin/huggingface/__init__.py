@@ -1,0 +1,1 @@
+"""Llama checkpoints as Hugging Face folders, and back."""

@@ -1,0 +1,166 @@
+"""The gzip ratio of a text corpus, and the band of an automaton's scores around it.
+
+What is known of the paper's way: complexity is the ratio compressed / raw of gzip at level 9, and of the bands it tried
+(0.2-0.3, 0.3-0.4, 0.4-0.5 and above 0.5) 0.3-0.4 serves code best, 0.5 and above web text and mathematics. Its code
+measures automata only: the bytes and the length of text that its corpora were measured on are not documented. The
+measure of text here is this project's: UTF-8, in pieces as long as what is scored of a rollout, because a gzip ratio
+depends on the length (Python's standard library: 0.62 in pieces of 256 bytes, 0.38 of 1,440, 0.25 of 32,768).
+
+A text's bytes and an automaton's int32 tokens remain different things: a band is where to start a study from, not a
+result.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nca_plugin import deflate
+from nca_plugin.automata import NCAConfig, score_bounds
+from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
+from nca_plugin.automata.config import Band
+from nca_plugin.automata.generator import Rollout
+from nca_plugin.display.progress import StartStage, silent_stage
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.inspection.statistics import Estimate, estimate_mean
+from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
+from nca_plugin.sources.nca import NCASource
+from nca_plugin.sources.offset import OffsetSource
+from nca_plugin.sources.registry import parse
+from nca_plugin.sources.uri import join_uri, split_uri
+from nca_plugin.text.prepare import Corpus
+
+#: Presets of the paper's bands, and the domains that it found them best for.
+DOMAINS: Final = {"code": "code", "web": "web text", "math": "mathematics"}
+
+# Of the bands that the paper compares, all but the highest, which is open.
+_WIDTH: Final = 0.1
+_PARTS: Final = 20
+_MIN_PIECES: Final = 2 * _PARTS
+
+# Rules that are scored; fewer, but no less than the second number, where grid or rollout are larger than released.
+_NUM_RULES: Final = 2_000
+_MIN_RULES: Final = 100
+_RELEASED_WORK: Final = 144 * 19
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Match:
+    """What was measured of a corpus, and the band that is proposed."""
+
+    pieces: Pieces
+    ratios: NDArray[np.float64]
+    """float64 [pieces]: the gzip ratio of each."""
+
+    config: NCAConfig
+    """The automata, without a band."""
+
+    scores: NDArray[np.float64]
+    """float64 [rules]: the gzip scores of random ones."""
+
+    band: Band
+    uri: str
+    """The source with that band."""
+
+    @property
+    def ratio(self) -> Estimate:
+        """The mean ratio of the corpus. Its error is that of the means of 20 consecutive parts of the corpus (batch
+        means), as neighbouring pieces, often of one document, are alike."""
+        parts = [part.mean() for part in np.array_split(self.ratios, _PARTS)]
+        return Estimate(float(self.ratios.mean()), estimate_mean(parts).standard_error)
+
+    def kept(self, band: Band) -> Estimate:
+        """Return the share of random rules, 0 .. 1, whose score is inside `band`."""
+        return estimate_mean((band[0] < self.scores) & (self.scores < band[1]))
+
+    @property
+    def bounds(self) -> Band:
+        """The lowest and the highest score of the alphabet, see `score_bounds`."""
+        return score_bounds(self.config.num_colors, self.config.grid_size, self.config.patch_size)
+
+
+def match(corpus: Corpus, source: str = "nca://web", start_stage: StartStage = silent_stage) -> Match:
+    """Measure the gzip ratio of a corpus and propose a band of the automata's gzip scores.
+
+    Args:
+        corpus: its tokenizer is not used: the text is measured as UTF-8.
+        source: URI of the automata; its band, if it has one, is replaced.
+
+    Raises:
+        NCAPluginError: a source that is no single NCA, a corpus that cannot be read or has fewer than 40 pieces of
+            text; or the deflate library in use gives other sizes than zlib.
+    """
+    config = _config(source)
+    # As long as what is scored of a rollout, where gzip's header weighs as much and repetitions lie as near.
+    size = 4 * SCORED_FRAMES * config.patches_per_frame
+    pieces = sample_pieces(corpus, size, start_stage)
+    if len(pieces.texts) < _MIN_PIECES:
+        raise NCAPluginError(
+            f"corpus {', '.join(corpus.inputs)} (files: {corpus.pattern}) is too small to measure: "
+            f"{len(pieces.texts)} pieces of {size:,} bytes of text, at least {_MIN_PIECES} are needed"
+        )
+    ratios = np.array([deflate.gzip_size(text) / size for text in pieces.texts])
+    scores = rule_scores(config, start_stage)
+    band = propose_band(float(ratios.mean()), config)
+    return Match(pieces, ratios, config, scores, band, _with_band(source, band))
+
+
+def propose_band(ratio: float, config: NCAConfig) -> Band:
+    """Return the band around a gzip ratio, to two decimals.
+
+    It is 0.1 wide, as the paper's (0.2-0.3, 0.3-0.4, 0.4-0.5), and moved, or cut, to lie between the lowest and the
+    highest score of the alphabet.
+    """
+    floor, ceiling = score_bounds(config.num_colors, config.grid_size, config.patch_size)
+    low = max(floor, min(ratio - _WIDTH / 2, ceiling - _WIDTH))
+    return round(low, 2), round(min(low + _WIDTH, ceiling), 2)
+
+
+def rule_scores(config: NCAConfig, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
+    """Return the gzip scores of random rules, the first candidates of a source's first samples: float64 [rules].
+
+    2,000 rules; of larger grids or longer rollouts fewer, at least 100.
+    """
+    config = dataclasses.replace(config, band=None, curriculum=None)
+    work = config.grid_size**2 * (config.burn_in + (SCORED_FRAMES - 1) * config.steps_per_frame)
+    scores = np.empty(max(_MIN_RULES, min(_NUM_RULES, _NUM_RULES * _RELEASED_WORK // work)))
+    advance = start_stage("scoring rules", len(scores))
+    tokens = np.empty((SCORED_FRAMES, config.frame_length), np.int32)
+    for index in range(len(scores)):
+        Rollout(config, "train", index, 0, index, 0).write_tokens(tokens)
+        scores[index] = tokens_score(tokens)
+        advance(1)
+    return scores
+
+
+def nearest_domains(ratio: float) -> tuple[Band, tuple[str, ...], float]:
+    """Return the paper's band that is nearest to a ratio, its presets, and the distance, 0 inside."""
+    presets: dict[Band, list[str]] = {}
+    for name in DOMAINS:
+        band = NCAConfig.preset(name).band
+        assert band is not None
+        presets.setdefault(band, []).append(name)
+    nearest = min(presets, key=lambda band: _distance(ratio, band))
+    return nearest, tuple(presets[nearest]), _distance(ratio, nearest)
+
+
+def _distance(ratio: float, band: Band) -> float:
+    return max(band[0] - ratio, ratio - band[1], 0.0)
+
+
+def _config(uri: str) -> NCAConfig:
+    # Without the band, which is about to be replaced: the alphabet may not reach that of the preset.
+    source = parse(_with_band(uri, None) if split_uri(uri).scheme == "nca" else uri)
+    if isinstance(source, OffsetSource):
+        source = source.source
+    if not isinstance(source, NCASource):
+        raise NCAPluginError(f"source '{uri}': a band belongs to one NCA preset: name one, such as nca://web")
+    return source.config
+
+
+def _with_band(uri: str, band: Band | None) -> str:
+    parsed = split_uri(uri)
+    options = {name: value for name, value in parsed.options.items() if name not in ("band", "curriculum")}
+    return join_uri(parsed.scheme, parsed.preset or "web", {**options, "band": band})

@@ -1,0 +1,92 @@
+"""What a checkpoint was trained on, and whether this machine makes the same samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.lineage.stored import Trained, read_trained
+from nca_plugin.lineage.training_data import Part, TrainingData, fingerprint
+from nca_plugin.sources import is_source, parse
+from nca_plugin.transition.summary import trained_on_line
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Lines for people, and whether none of them says that something is wrong."""
+
+    lines: tuple[str, ...]
+    is_right: bool
+
+
+def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = None) -> Diagnosis:
+    """Return what the checkpoint at `path` was trained on, and whether it can be made, and resumed, here.
+
+    Args:
+        blend: the data paths of a run that shall resume it, and their weights if they have any; None to leave that out.
+
+    Raises:
+        NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
+    """
+    trained = read_trained(path)
+    lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
+    if trained.lineage is None:
+        if trained.iteration is None:
+            # A folder that holds none does not say either: this tells it apart.
+            read_checkpoint(path)
+        lines.append("It was written without nca-plugin, and does not say what it was trained on.")
+        return Diagnosis(tuple(lines), True)
+    faults = []
+    now = trained.lineage.now
+    for stage in trained.lineage.ended(trained.samples).earlier:
+        lines.append(trained_on_line(stage))
+        for part in stage.parts:
+            # A corpus may begin elsewhere in its source, and is what it is: nca-plugin verify checks it.
+            if part.uri is not None and is_source(part.path):
+                fault = _fault(part, stage)
+                faults.append(fault)
+                lines.append(
+                    f"  ok     fingerprint {part.fingerprint}, as here" if fault is None else f"  BROKEN {fault}"
+                )
+    if now is None:
+        lines.append("It is the start of a run, with whatever data.")
+    elif blend is not None:
+        other = TrainingData.of(*blend, now.seq_length)
+        difference = now.difference(other) if now.has_source or other.has_source else None
+        faults.append(difference)
+        lines.append(
+            "  ok     a run with these data resumes it"
+            if difference is None
+            else f"  BROKEN a run with these data does not resume it: it would have {difference}"
+        )
+        if difference is not None:
+            lines.append(
+                "to put right: use the data that it was trained on, begin another stage with nca-plugin transfer "
+                f"--from {path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset "
+                "and NeMo 2's data)"
+            )
+    return Diagnosis(tuple(lines), not any(faults))
+
+
+def _progress(trained: Trained) -> str:
+    words = [
+        f"{name} {number:,}"
+        for name, number in (("iteration", trained.iteration), ("samples", trained.samples))
+        if number is not None
+    ]
+    return ": " + ", ".join(words) if words else ""
+
+
+def _fault(part: Part, stage: TrainingData) -> str | None:
+    """Return why this machine makes other samples than a stage was trained on, None if it makes the same."""
+    assert part.uri is not None
+    try:
+        here = fingerprint(parse(part.uri), stage.seq_length)
+    except NCAPluginError as error:
+        return f"the same samples cannot be made here: {error}"
+    if here == part.fingerprint:
+        return None
+    return (
+        f"this machine makes other samples: fingerprint {here} rather than {part.fingerprint}. Install nca-plugin "
+        f"{stage.version}, and see nca-plugin doctor for the deflate library"
+    )

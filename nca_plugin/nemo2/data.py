@@ -1,0 +1,299 @@
+"""The data module of a NeMo 2 run: sources, corpora and indexed datasets, built by Megatron's own builder.
+
+It takes the place of NeMo's `PreTrainingDataModule`, which insists that every path is a file. What the two have in
+common has the same names, and resuming is NeMo's: by consumed samples, through its `MegatronDataSampler`.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Optional
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.num_microbatches_calculator import get_num_microbatches, update_num_microbatches
+from nemo.collections.common.tokenizers.null_tokenizer import NullTokenizer
+from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
+from nemo.collections.llm.gpt.data.utils import _reconfigure_limit_batches
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from nemo.utils.import_utils import safe_import
+from torch.utils.data import Dataset
+
+from nca_plugin.checkpoint.folders import check_embedding_rows
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.lineage.stored import continued
+from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
+from nca_plugin.megatron.announce import announcements
+from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
+from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
+from nca_plugin.megatron.text import check_text, check_trains, parts
+from nca_plugin.sources.section import source_uri
+
+_, _HAS_TRANSFORMER_ENGINE = safe_import("transformer_engine")
+
+#: The source of a run that names neither a source nor a path.
+DEFAULT_SOURCE: Final = "nca"
+
+
+class SourceDataModule(pl.LightningDataModule):
+    """Pretraining data whose paths may be source URIs.
+
+    Args:
+        source: a source's name or URI. Its options stand beside it: `preset`, and for `nca` every field of
+            `NCAConfig`.
+        path: instead of it, a corpus, an indexed dataset, or a blend as `--data-path` of Megatron-LM takes it:
+            `0.1 nca://web 0.9 my_text_document`, or a list.
+        seq_length: inputs of a sample; that of the model if None.
+        micro_batch_size: samples of a forward pass.
+        global_batch_size: samples of a step of the optimizer.
+        rampup_batch_size: first global batch size, its increment, and the samples until it is reached.
+        tokenizer: decides the model's vocabulary. If None, a NullTokenizer of as many ids as the source has.
+        tokenizer_vocab_size: ids of that NullTokenizer. A blend needs it, or a tokenizer.
+        num_workers: processes of each data loader.
+        pin_memory: see `torch.utils.data.DataLoader`.
+        persistent_workers: see `torch.utils.data.DataLoader`.
+        random_seed: of the order of an indexed dataset and of a blend. A source has a seed of its own.
+        split: shares of train, validation and test in what is no source: the splits of a source are streams.
+        index_mapping_dir: where indices of indexed datasets are kept; beside them if None.
+        create_attention_mask: make the causal mask for every sample. Without Transformer Engine that is always done.
+        reset_position_ids: of indexed datasets: restart positions after each end of document.
+        reset_attention_mask: of indexed datasets: keep documents apart.
+        eod_mask_loss: of indexed datasets: leave ends of documents out of the loss.
+        allow_other_data: resume a checkpoint with other data than it was trained on.
+        options: options of the source.
+
+    Raises:
+        NCAPluginError: an unknown key, source, preset or option, or a value that the source refuses.
+    """
+
+    # NeMo-Run does not read `X | None` on its command line.
+    def __init__(
+        self,
+        source: Optional[str] = None,  # noqa: UP045
+        path: Any = None,
+        seq_length: Optional[int] = None,  # noqa: UP045
+        micro_batch_size: int = 2,
+        global_batch_size: int = 16,
+        rampup_batch_size: Optional[list[int]] = None,  # noqa: UP045
+        tokenizer: Optional[TokenizerSpec] = None,  # noqa: UP045
+        tokenizer_vocab_size: Optional[int] = None,  # noqa: UP045
+        num_workers: int = 8,
+        pin_memory: bool = True,
+        persistent_workers: bool = False,
+        random_seed: int = 1234,
+        split: str = "900,50,50",
+        index_mapping_dir: Optional[str] = None,  # noqa: UP045
+        create_attention_mask: bool = False,
+        reset_position_ids: bool = False,
+        reset_attention_mask: bool = False,
+        eod_mask_loss: bool = False,
+        allow_other_data: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.paths, self.weights = read_blend(_data_path(source, path, options), "data.path")
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.random_seed = random_seed
+        self.split = split
+        self.index_mapping_dir = index_mapping_dir
+        self.create_attention_mask = create_attention_mask or not _HAS_TRANSFORMER_ENGINE
+        self.reset_position_ids = reset_position_ids
+        self.reset_attention_mask = reset_attention_mask
+        self.eod_mask_loss = eod_mask_loss
+        self.allow_other_data = allow_other_data
+        self.tokenizer = tokenizer or self._null_tokenizer(tokenizer_vocab_size)
+        self.init_global_step = 0
+        self._seq_length = seq_length
+        self.data_sampler = MegatronDataSampler(
+            seq_len=self.seq_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            rampup_batch_size=rampup_batch_size,
+        )
+
+    def _null_tokenizer(self, vocab_size: int | None) -> NullTokenizer:
+        is_blend = len(self.paths) > 1 or not is_meant_as_ours(self.paths[0])
+        if vocab_size is None and is_blend:
+            raise NCAPluginError(
+                "data.path holds text: set data.tokenizer_vocab_size to the ids of its tokenizer, or data.tokenizer"
+            )
+        for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
+            if getattr(self, name):
+                raise NCAPluginError(f"data.{name}=true needs the end of document of a tokenizer: set data.tokenizer")
+        # NeMo's counts one id more than it is given, for the end of document.
+        return NullTokenizer((vocab_size or open_path(self.paths[0]).vocab_size) - 1)
+
+    @property
+    def seq_length(self) -> int:
+        """Inputs of a sample. NeMo asks before the model is known, only whether it is positive."""
+        if self._seq_length is not None:
+            return self._seq_length
+        return 1 if self.trainer is None else int(self.trainer.lightning_module.config.seq_length)
+
+    def setup(self, stage: str = "") -> None:
+        """Build the datasets, before there is a model.
+
+        Raises:
+            NCAPluginError: a model that cannot train on the data, settings of the trainer that sources cannot honour,
+                or a checkpoint to resume that was trained on other data.
+        """
+        self._check_fit()
+        data = TrainingData.of(self.paths, self.weights, self.seq_length)
+        self._lineage = self._continued(data)
+        self.data_sampler.seq_len = self.seq_length
+        num_samples = self._num_samples()
+        check_trains(self.split, "data.split")
+        read = parts((self.paths, self.weights), None, self.split, "data.split")
+        # A trainer may end before its last step.
+        check_text(read, [1, *num_samples[1:]], self.seq_length, "data.split")
+        self._build(num_samples)
+        if stage == "fit" and self.trainer.is_global_zero:
+            for line in announcements(data, num_samples[0]):
+                print(line, flush=True)
+
+    def _build(self, num_samples: list[int]) -> None:
+        config = SourceGPTDatasetConfig(
+            random_seed=self.random_seed,
+            sequence_length=self.seq_length,
+            blend=(self.paths, self.weights),
+            split=self.split,
+            path_to_cache=self.index_mapping_dir,
+            tokenizer=self.tokenizer,
+            vocab_size=self._vocab_size,
+            create_attention_mask=self.create_attention_mask,
+            reset_position_ids=self.reset_position_ids,
+            reset_attention_mask=self.reset_attention_mask,
+            eod_mask_loss=self.eod_mask_loss,
+        )
+        # On every rank, as NeMo builds its own: its data step loads a batch on each.
+        self._train_ds, self._validation_ds, self._test_ds = BlendedMegatronDatasetBuilder(
+            SourceGPTDataset, num_samples, lambda: True, config
+        ).build()
+
+    @property
+    def _vocab_size(self) -> int:
+        """Ids that the model has rows for, without padding."""
+        return int(self.trainer.lightning_module.config.vocab_size or self.tokenizer.vocab_size)
+
+    def _check_fit(self) -> None:
+        model_length = self.trainer.lightning_module.config.seq_length
+        if self.seq_length != model_length:
+            raise NCAPluginError(
+                f"data.seq_length={self.seq_length} contradicts model.config.seq_length={model_length}: set the "
+                "model's alone, the data follows it"
+            )
+        check_blend(
+            self.paths,
+            self.seq_length,
+            self._vocab_size,
+            length_key="model.config.seq_length",
+            way_out="set data.tokenizer_vocab_size={0} or more, and model.config.vocab_size where the recipe has one",
+        )
+
+    def _continued(self, data: TrainingData) -> Lineage:
+        """Return what the run trains on, and what the checkpoint was trained on that it goes on from, if any."""
+        restored = getattr(self.trainer.strategy, "restore_config", None)
+        resumed, start = (
+            Path(path) if path is not None and Path(path).is_dir() else None
+            for path in (self.trainer.ckpt_path, None if restored is None else restored.path)
+        )
+        origin = resumed or start
+        if origin is not None:
+            self._check_embedding_rows(origin)
+        return continued(
+            data,
+            resumed=resumed,
+            start=start,
+            allow="data.allow_other_data=true",
+            is_allowed=self.allow_other_data,
+        )
+
+    def _check_embedding_rows(self, checkpoint: Path) -> None:
+        config = self.trainer.lightning_module.config
+        ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
+        rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks
+        # NeMo pads by the tensor-parallel ranks, too.
+        check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, "model.config.vocab_size={rows}")
+
+    def _num_samples(self) -> list[int]:
+        """Return samples of training, validation and test: of a blend at least a batch each, Megatron refuses none."""
+        trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise NCAPluginError(f"trainer.max_steps={trainer.max_steps}: must be the number of steps to train")
+        for name in ("limit_val_batches", "limit_test_batches"):
+            limit = getattr(trainer, name)
+            if isinstance(limit, float) and limit > 0:
+                raise NCAPluginError(f"trainer.{name}={limit} is a share, and a source has no end: give whole batches")
+        validations = trainer.max_steps // trainer.val_check_interval + 1
+        batches = (trainer.max_steps, validations * trainer.limit_val_batches, trainer.limit_test_batches)
+        return [max(1, int(number)) * self.global_batch_size for number in batches]
+
+    def train_dataloader(self) -> TRAIN_DATALOADERS:
+        """Return the loader of the training samples; NeMo gives it the sampler that starts at the consumed samples."""
+        steps = self.trainer.max_steps - self.trainer.global_step
+        read = self.data_sampler.init_consumed_samples + steps * self.global_batch_size
+        # The steps before had larger batches: the end that was asked for in `setup` would come too early.
+        if read > len(self._train_ds):
+            self._build([read, *self._num_samples()[1:]])
+        return self._loader(self._train_ds, "train")
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the loader of the validation samples, which every validation reads from the first on."""
+        return self._loader(self._validation_ds, "validation")
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the loader of the test samples."""
+        return self._loader(self._test_ds, "test")
+
+    def _loader(self, dataset: Dataset[Any], mode: str) -> WrappedDataLoader:
+        self.init_global_step = self.data_sampler.init_global_step = self.trainer.global_step
+        return WrappedDataLoader(
+            mode=mode,
+            dataset=dataset,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the data: how many samples the run has consumed, and of what."""
+        steps = self.trainer.global_step - self.init_global_step
+        return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps), KEY: self._lineage.stored()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the sample after those that a checkpoint's run has consumed."""
+        consumed_samples = state_dict["consumed_samples"]
+        sampler = self.data_sampler
+        sampler.init_consumed_samples = sampler.prev_consumed_samples = consumed_samples
+        sampler.if_first_step = 1
+        update_num_microbatches(consumed_samples=consumed_samples, consistency_check=False)
+
+    def reconfigure_limit_batches(self) -> None:
+        """Count the trainer's limits in micro-batches, which is how NeMo's loops read them."""
+        trainer = self.trainer
+        trainer.limit_train_batches = _reconfigure_limit_batches(trainer.limit_train_batches, self._train_ds)
+        trainer.limit_val_batches = _reconfigure_limit_batches(trainer.limit_val_batches, self._validation_ds)
+        trainer.num_sanity_val_steps *= get_num_microbatches()
+
+
+def _data_path(source: str | None, path: Any, options: dict[str, Any]) -> str | Sequence[Any]:
+    """Return the data path that the arguments of a data module stand for."""
+    known = [name for name in inspect.signature(SourceDataModule).parameters if name != "options"]
+    if path is None:
+        return [source_uri(source or DEFAULT_SOURCE, options, "data.{}".format, known)]
+    if source is not None:
+        raise NCAPluginError("data.source and data.path contradict each other: give one of them")
+    if options:
+        raise NCAPluginError(
+            f"data.{next(iter(options))} is no option of the data module: one of a source goes into its URI, as in "
+            "data.path='nca://web?seed=7'"
+        )
+    if isinstance(path, str) and path.startswith("["):
+        raise NCAPluginError(f"data.path={path}: write it without brackets, '0.1 nca://web 0.9 my_text_document'")
+    return path if isinstance(path, str | Sequence) else [path]

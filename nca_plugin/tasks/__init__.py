@@ -1,0 +1,1 @@
+"""Tasks of lm-eval: their data, answers that are sampled, scores, and the sandbox that runs programs."""

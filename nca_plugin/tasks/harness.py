@@ -1,0 +1,271 @@
+"""Tasks of lm-eval, ours among them, on a model in a Hugging Face folder.
+
+Ours are the files in `tasks`; every other task that lm-eval has can be named too.
+"""
+
+import glob
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nca_plugin.errors import NCAPluginError, in_context, one_line, require
+from nca_plugin.json_files import shown_names
+from nca_plugin.suggestions import unknown_name
+from nca_plugin.tasks.sandbox import check_sandbox
+from nca_plugin.text.examples import Example, read_examples, read_rows
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+_TASKS: Final = Path(__file__).with_name("definitions")
+#: Of the packages that say much about their settings.
+_LOGGERS: Final = ("lm_eval", "lm-eval", "transformers", "datasets", "huggingface_hub")
+#: What the names of the tasks there begin with.
+_OURS: Final = "nca_"
+_AUTOMATA: Final = "nca_automata"
+_PROMPT_ANSWER: Final = "nca_prompt_answer"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are evaluated.
+
+    Attributes:
+        data: by task, what takes the place of its data set: a JSONL file, whose lines are its test split, or a folder,
+            a copy of the data set's repository; for `nca_automata` the URI of a source.
+        seq_length: of `nca_automata`.
+        num_samples: answers to each question; None for the task's own number.
+        max_new_tokens: of an answer; None for the task's own number.
+        limit: questions of each task; None for all.
+        batch_size: answers at once, a number or `auto`.
+        device: of torch; None for the first CUDA device, else the CPU.
+        allow_model_code: whether tasks may run programs that the model has written.
+        seed: of what is drawn.
+    """
+
+    data: Mapping[str, str] = field(default_factory=dict)
+    seq_length: int = 1024
+    num_samples: int | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = None
+    batch_size: str = "16"
+    device: str | None = None
+    allow_model_code: bool = False
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The tasks behind a name, and what lm-eval evaluates: of a group the group itself, whose mean it takes."""
+
+    leaves: list["Task"]
+    evaluated: list[Any]
+
+
+class Harness:
+    """lm-eval with tasks of these names.
+
+    Raises:
+        NCAPluginError: a task that lm-eval does not have, one that runs programs and may not, data that cannot be
+            loaded, or lm-eval is not installed.
+    """
+
+    def __init__(self, tasks: Sequence[str], settings: Settings) -> None:
+        for option, value in (
+            ("--samples", settings.num_samples),
+            ("--max-tokens", settings.max_new_tokens),
+            ("--limit", settings.limit),
+        ):
+            if value is not None and value < 1:
+                raise NCAPluginError(f"{option} {value}: must be at least 1")
+        if not re.fullmatch("auto|0*[1-9][0-9]{,8}", settings.batch_size):
+            raise NCAPluginError(f"--batch-size {settings.batch_size}: must be a number of at least 1, or auto")
+        if not 0 <= settings.seed < 1 << 32:
+            raise NCAPluginError(f"--seed {settings.seed}: must lie in 0 .. 2^32 - 1")
+        self._settings = settings
+        self._manager = _manager(tasks)
+        unused = sorted(set(settings.data) - set(tasks))
+        if unused:
+            raise NCAPluginError(f"data of task '{unused[0]}', which is not among the tasks: {', '.join(tasks)}")
+        self._tasks = {name: _load(self._manager, name, _overrides(name, settings)) for name in tasks}
+        for name, loaded in self._tasks.items():
+            if any(task.config.unsafe_code for task in loaded.leaves):
+                _check_programs(name, settings)
+
+    def evaluate(self, folder: Path, task: str) -> dict[str, Any]:
+        """Return what lm-eval finds for the model in a Hugging Face folder, in its own layout, samples among it.
+
+        Raises:
+            NCAPluginError: a model, or a tokenizer, that cannot be loaded.
+        """
+        import lm_eval
+
+        settings = self._settings
+        with _quiet():
+            model = _model(folder, settings)
+            try:
+                found: dict[str, Any] = lm_eval.simple_evaluate(
+                    model,
+                    tasks=self._tasks[task].evaluated,
+                    task_manager=self._manager,
+                    limit=settings.limit,
+                    gen_kwargs=None if settings.max_new_tokens is None else {"max_gen_toks": settings.max_new_tokens},
+                    confirm_run_unsafe_code=settings.allow_model_code,
+                    **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), settings.seed),
+                )
+            except AssertionError as error:
+                raise NCAPluginError(f"{task}: {one_line(error)} (--max-tokens sets how many)") from error
+        # What it holds beside plain values, such as types and functions, is told by name.
+        values: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return values
+
+
+def _check_programs(name: str, settings: Settings) -> None:
+    """Raise `NCAPluginError` unless a task's programs may run, and run in the sandbox."""
+    if not name.startswith(_OURS):
+        raise NCAPluginError(
+            f"task {name} runs programs that the model has written, and not in the sandbox: use nca_humaneval, or run "
+            "lm_eval itself"
+        )
+    if not settings.allow_model_code:
+        raise NCAPluginError(
+            f"task {name} runs programs that the model has written: allow it with --allow-model-code; they are run in "
+            "a sandbox"
+        )
+    check_sandbox()
+
+
+def task_examples(task: str, data: str | None = None) -> list[Example]:
+    """Return the training examples of a task, as its questions are put and answered; of a group, task by task.
+
+    Args:
+        data: see `Settings`.
+
+    Raises:
+        NCAPluginError: a task that lm-eval does not have, data that cannot be loaded, or no training split.
+    """
+    settings = Settings(data={} if data is None else {task: data})
+    examples = []
+    with _quiet():
+        for leaf in _load(_manager([task]), task, _overrides(task, settings)).leaves:
+            if not leaf.has_training_docs():
+                raise NCAPluginError(f"task {leaf.config.task} has no training split to make examples of")
+            for doc in leaf.training_docs():
+                answer = f"{leaf.config.target_delimiter}{leaf.doc_to_target(doc)}"
+                examples.append(Example(leaf.doc_to_text(doc), answer))
+    return examples
+
+
+def _manager(tasks: Sequence[str]) -> "TaskManager":
+    require("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    # Reading the thousands of lm-eval's own takes seconds.
+    return TaskManager(include_path=str(_TASKS), include_defaults=not all(name.startswith(_OURS) for name in tasks))
+
+
+def _overrides(name: str, settings: Settings) -> dict[str, Any]:
+    """Return what replaces entries of a task's file."""
+    overrides: dict[str, Any] = {}
+    if settings.num_samples is not None:
+        overrides["repeats"] = settings.num_samples
+    place = settings.data.get(name)
+    if name == _AUTOMATA:
+        return {**overrides, "dataset_kwargs": {"uri": place or "nca://web", "seq_length": settings.seq_length}}
+    if place is None:
+        if name == _PROMPT_ANSWER:
+            raise NCAPluginError(f"task {name} has no data set of its own: name your JSONL file with --data")
+        return overrides
+    path = Path(place)
+    if path.is_dir():
+        return {**overrides, "dataset_path": place}
+    with in_context(f"data of task {name}"):
+        # datasets ends the process at some lines that are no objects, and takes whatever else for text.
+        num_rows = len(read_examples(path)) if name == _PROMPT_ANSWER else sum(1 for _ in read_rows(path))
+        if not num_rows:
+            raise NCAPluginError(f"{path} holds no row")
+    splits = dict.fromkeys(("test_split", "training_split"), "test")
+    if "::" in str(path.resolve()):
+        raise NCAPluginError(f"data of task {name}: datasets takes the '::' in {path} for an archive: rename it")
+    # It takes a name for a pattern, too.
+    files = {"data_files": {"test": glob.escape(str(path.resolve()))}}
+    return {**overrides, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
+
+
+def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loaded":
+    # What TaskManager.load() calls; itself it gives a group's tasks no entries beside those of their files.
+    from lm_eval.tasks._factory import TaskFactory
+
+    index = manager.task_index
+    if name not in index:
+        raise NCAPluginError(unknown_name("task", name, index, "lm-eval ls tasks lists all"))
+    with _quiet():
+        try:
+            built = TaskFactory().build(index[name], overrides=overrides, registry=index)
+        except NCAPluginError:
+            raise
+        except Exception as error:  # lm-eval and datasets raise many kinds, of which none is ours to handle
+            raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error.__cause__ or error)}") from error
+    evaluated = built if isinstance(built, list) else [built]
+    leaves = [task for item in evaluated for task in (item.get_all_tasks() if hasattr(item, "add") else [item])]
+    for leaf in leaves:
+        _check_fields(leaf)
+    return _Loaded(leaves, evaluated)
+
+
+def _check_fields(task: "Task") -> None:
+    """Raise `NCAPluginError` if rows lack a field that a task names: lm-eval would take the name for the text."""
+    for name in (task.config.doc_to_text, task.config.doc_to_target):
+        if isinstance(name, str) and name.isidentifier() and name not in task.features:
+            fields = shown_names(list(task.features))
+            raise NCAPluginError(f"data of task {task.config.task}: rows have no field '{name}' (fields: {fields})")
+
+
+def _model(folder: Path, settings: Settings) -> Any:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # lm-eval would take the CPU in place of a device that is not there.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise NCAPluginError(f"--device {device} cannot be used: {one_line(error).partition('. ')[0]}") from error
+    try:
+        # In float32 where the checkpoint is: what is measured is the model, not its rounding.
+        # A whole path: lm-eval asks the hub for a model of the name `a/b`, which the folder is not.
+        return HFLM(pretrained=str(folder.resolve()), device=device, batch_size=settings.batch_size, dtype="auto")
+    # transformers raises whatever it meets.
+    except Exception as error:
+        raise NCAPluginError(f"model {folder} cannot be loaded: {one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what lm-eval, transformers and datasets say of their settings, and bars but that of the answers."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        # What fails is raised.
+        logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        datasets.enable_progress_bars()
+        transformers_logging.enable_progress_bar()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,231 @@
+"""Run one untrusted program in this process, which first gives up all that the program does not need.
+
+`nca_plugin.tasks.sandbox` starts it as a file, with an interpreter that finds the standard library only. It uses
+what the kernel offers to any user, also within a container: Landlock (the standard library and shared libraries can be
+read, nothing can be written), a seccomp filter (system calls that compute and read; none that starts a process or a
+thread, opens a socket, sends a signal, or changes a file's owner, mode or times) and resource limits. An interpreter
+that was taken over could still do no more than compute until its time is over.
+
+Reads a JSON object from standard input: `program`, `nonce`, `seconds`, `memory_bytes`. Writes one to standard output:
+`refused` (what the machine lacks), or `nonce` and `error`, null for a program that ran to its end.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+import sysconfig
+from pathlib import Path
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+# From the kernel's headers: linux/prctl.h, linux/seccomp.h, linux/audit.h, linux/landlock.h.
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+SECCOMP_MODE_FILTER = 2
+SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+BPF_LOAD, BPF_JUMP_IF_EQUAL, BPF_JUMP_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+#: Offsets in struct seccomp_data.
+NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+#: Numbers of x86_64's other ABI, x32, begin here.
+X32 = 0x40000000
+EPERM = 1
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
+#: Access rights to files by version of Landlock. Before 3, files could be emptied.
+FIRST_VERSION = 3
+FILE_RIGHTS, FILE_RIGHTS_OF_5 = (1 << 15) - 1, (1 << 16) - 1
+NETWORK_RIGHTS, SCOPES = 0b11, 0b11
+
+SHARED_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+
+#: System calls that an interpreter makes: numbers on x86_64 and aarch64.
+CALLS = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "openat": (257, 56),
+    "lseek": (8, 62),
+    "dup": (32, 23),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "futex": (202, 98),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "restart_syscall": (219, 128),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "nanosleep": (35, 101),
+    "gettimeofday": (96, 169),
+    "time": (201, None),
+    "times": (100, 153),
+    "getrusage": (98, 165),
+    "getrandom": (318, 278),
+    "uname": (63, 160),
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+FCNTL = (72, 25)
+#: F_GETFD, F_SETFD, F_GETFL. Others name a process that is to get a signal when a pipe is read.
+FCNTL_COMMANDS = (1, 2, 3)
+
+
+class Refused(Exception):
+    """This machine cannot hold a program."""
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    answer = os.dup(1)
+    try:
+        lock(task["seconds"], task["memory_bytes"])
+    # Limits can be below what is asked for already. A program that was never run must not count as one that has failed.
+    except (Refused, OSError, ValueError) as reason:
+        os.write(answer, json.dumps({"refused": str(reason)}).encode())
+        return
+    error = run(task["program"])
+    os.write(answer, json.dumps({"nonce": task["nonce"], "error": error}).encode())
+    # What the program has left behind must not run now.
+    os._exit(0)
+
+
+def run(program: str) -> str | None:
+    """Run a program, and return how it failed, None if it ran to its end."""
+    try:
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+    # One that leaves early, with SystemExit too, has not run to its end.
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    return None
+
+
+def lock(seconds: float, memory_bytes: int) -> None:
+    """Give up everything but computing. Raises `Refused` where the kernel cannot enforce it."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in AUDIT_ARCH:
+        raise Refused(f"needs Linux on {' or '.join(AUDIT_ARCH)}, this is {sys.platform} on {machine}")
+    control("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+    control("prctl", PR_SET_DUMPABLE, 0)
+    control("prctl", PR_SET_NO_NEW_PRIVS, 1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+    restrict_files()
+    for kind, most in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+    ):
+        resource.setrlimit(kind, (most, most))
+    restrict_calls(list(AUDIT_ARCH).index(machine), AUDIT_ARCH[machine])
+
+
+def control(name: str, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
+    """Call the kernel: the C library's `prctl`, or a system call by number. Raises `Refused` if it fails."""
+    values = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    if name == "prctl":
+        values += [ctypes.c_ulong(0)] * (5 - len(values))
+    result: int = LIBC[name](*values)
+    if result < 0:
+        raise Refused(f"the kernel refuses {name} {arguments[0]}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def restrict_files() -> None:
+    """Leave only the standard library and shared libraries, to be read."""
+    version = LIBC.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_ulong(0), LANDLOCK_CREATE_RULESET_VERSION)
+    if version < FIRST_VERSION:
+        raise Refused(
+            "needs Landlock as of Linux 6.2, "
+            + ("which is not there or switched off" if version < 0 else f"has version {version} of it")
+        )
+    attributes = struct.pack("<Q", FILE_RIGHTS if version < 5 else FILE_RIGHTS_OF_5)
+    if version >= 4:
+        attributes += struct.pack("<Q", NETWORK_RIGHTS)
+    if version >= 6:
+        attributes += struct.pack("<Q", SCOPES)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    rules = control("syscall", LANDLOCK_CREATE_RULESET, buffer, len(attributes), 0)
+    paths = {Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")}
+    paths |= {Path(sys.base_prefix, "lib"), *map(Path, SHARED_LIBRARIES)}
+    for path in sorted(paths):
+        try:
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        rights = READ_FILE | READ_DIR if path.is_dir() else READ_FILE
+        rule = ctypes.create_string_buffer(struct.pack("<Qi", rights, descriptor), 12)
+        control("syscall", LANDLOCK_ADD_RULE, rules, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+        os.close(descriptor)
+    control("syscall", LANDLOCK_RESTRICT_SELF, rules, 0)
+    os.close(rules)
+
+
+def restrict_calls(column: int, architecture: int) -> None:
+    """Let every system call fail that is none of CALLS, with EPERM."""
+    numbers = [number for call in CALLS.values() if (number := call[column]) is not None]
+    # Operation, operand, where to go if it holds and if not: without a name, on.
+    program: list[tuple[int, int, str | None, str | None]] = [
+        (BPF_LOAD, ARCHITECTURE, None, None),
+        (BPF_JUMP_IF_EQUAL, architecture, None, "kill"),
+        (BPF_LOAD, NUMBER, None, None),
+        (BPF_JUMP_IF_AT_LEAST, X32, "kill", None),
+        *((BPF_JUMP_IF_EQUAL, number, "allow", None) for number in numbers),
+        (BPF_JUMP_IF_EQUAL, FCNTL[column], None, "deny"),
+        (BPF_LOAD, SECOND_ARGUMENT, None, None),
+        *((BPF_JUMP_IF_EQUAL, command, "allow", None) for command in FCNTL_COMMANDS),
+    ]
+    ways_out = {"deny": SECCOMP_RET_ERRNO | EPERM, "allow": SECCOMP_RET_ALLOW, "kill": SECCOMP_RET_KILL_PROCESS}
+    places = {name: len(program) + number for number, name in enumerate(ways_out)}
+    code = b""
+    for position, (operation, operand, if_true, if_false) in enumerate(program):
+        # A jump counts the instructions that it skips.
+        skips = (0 if name is None else places[name] - position - 1 for name in (if_true, if_false))
+        code += struct.pack("<HBBI", operation, *skips, operand)
+    code += b"".join(struct.pack("<HBBI", BPF_RETURN, 0, 0, value) for value in ways_out.values())
+    instructions = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions))
+    control("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(header, len(header)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""A plan with the shapes, rows and distributions that it takes to carry it out."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
+from nca_plugin.checkpoint.names import parameter
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.transition.initial import Distribution, distribution, padded_vocab_size
+from nca_plugin.transition.plan import PRESETS, Step, plan_transfer
+from nca_plugin.transition.selectors import parse_selector
+from nca_plugin.transition.vocabulary import (
+    MOST_ROWS,
+    ROW_TENSORS,
+    RowMap,
+    check_rows,
+    parse_keep_rows,
+    read_row_map,
+    same_rows,
+)
+
+_PIECE_VALUES: Final = 1 << 22
+#: More than any model has.
+_MOST_LAYERS: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What the next stage takes over from a checkpoint.
+
+    Attributes:
+        preset: of `PRESETS`, where the plan starts from.
+        keep, reinit, drop: selectors, see `parse_selector`, that change the preset's plan.
+        freeze: selectors of what the next stage is not to train; written to a list beside the checkpoint.
+        vocab_size: ids of the next stage's tokenizer; None leaves the vocabulary as it is.
+        make_vocab_size_divisible_by, tensor_model_parallel_size: of the next stage, for Megatron's padding of the
+            vocabulary; None takes the checkpoint's.
+        keep_rows: rows of embedding and output to keep at their places, such as "0:256".
+        row_map: a file of rows to keep, with "new old" on each line.
+        seed: of the new values, 0 to 2^64 - 1.
+        layout: "link" refers to the old bytes of what is kept, "copy" writes them anew.
+        verify: read all that is kept and compare it with the checksums it was saved with ("copy" always does).
+    """
+
+    preset: str = "default"
+    keep: Sequence[str] = ()
+    reinit: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    freeze: Sequence[str] = ()
+    vocab_size: int | None = None
+    make_vocab_size_divisible_by: int | None = None
+    tensor_model_parallel_size: int | None = None
+    keep_rows: str | None = None
+    row_map: Path | None = None
+    seed: int = 1234
+    layout: str = "link"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        for option in ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"):
+            value = getattr(self, option)
+            if value is not None and not 1 <= value <= MOST_ROWS:
+                raise NCAPluginError(f"--{option.replace('_', '-')} {value}: must lie in 1 .. {MOST_ROWS}")
+        if not 0 <= self.seed < 1 << 64:
+            raise NCAPluginError(f"--seed {self.seed}: must lie in 0 .. 2^64 - 1")
+        if self.keep_rows and self.row_map:
+            raise NCAPluginError("--keep-rows and --row-map both say which rows are kept: give one of them")
+        if self.layout not in ("link", "copy"):
+            raise NCAPluginError(f"--layout {self.layout}: choose link or copy")
+
+    def described(self) -> dict[str, Any]:
+        """Return the options as a report has them."""
+        options = dataclasses.asdict(self)
+        lists = {name: list(options[name]) for name in ("keep", "reinit", "drop", "freeze")}
+        return {**options, **lists, "row_map": None if self.row_map is None else str(self.row_map)}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of the old and the new tokenizer, and rows of the new embedding."""
+
+    old_ids: int
+    new_ids: int
+    rows: int
+    divisible_by: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A step with all that it takes.
+
+    Attributes:
+        shape: of the whole tensor in the next stage; None for an object.
+        drawn: what new values are drawn from; None if there are none.
+        rows: of a tensor that is resized, those that are taken over.
+    """
+
+    step: Step
+    shape: tuple[int, ...] | None
+    drawn: Distribution | None = None
+    rows: RowMap | None = None
+
+    def described(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return what a report says of the change."""
+        step = self.step
+        row: dict[str, Any] = {"name": step.name, "role": step.parameter.role, "action": step.action}
+        if step.layers is not None:
+            row["layers"] = list(step.layers)
+        row["reason"] = step.reason
+        if step.name in checkpoint.tensors:
+            tensor = checkpoint.tensors[step.name]
+            row |= {"shape": list(tensor.shape), "dtype": tensor.dtype.name}
+            if self.shape is not None and self.shape != tensor.shape:
+                row["new_shape"] = list(self.shape)
+        if self.drawn is not None:
+            row["new_values"] = str(self.drawn)
+        if self.rows is not None:
+            row["rows_kept"] = len(self.rows)
+        return row
+
+
+def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Change], Vocabulary]:
+    """Return what a transition changes in a checkpoint, entry by entry, and the vocabulary that it leads to.
+
+    Raises:
+        NCAPluginError: see `plan_transfer`; rows that are to be kept and are not there; a tensor of which it is not
+            known what a new one starts with.
+    """
+    kept_rows, reason = _kept_rows(transition)
+    steps = plan_transfer(
+        {name: tensor.shape for name, tensor in checkpoint.tensors.items()},
+        checkpoint.objects,
+        num_layers(checkpoint),
+        preset=transition.preset,
+        keep=transition.keep,
+        reinit=transition.reinit,
+        drop=transition.drop,
+        kept_rows=reason,
+    )
+    vocabulary = _vocabulary(checkpoint, transition)
+    changes = []
+    for step in steps:
+        tensor = checkpoint.tensors.get(step.name)
+        if tensor is None or step.action == "drop":
+            changes.append(Change(step, None))
+            continue
+        shape, rows = tensor.shape, None
+        if step.parameter.canonical in ROW_TENSORS:
+            shape = (vocabulary.rows, *shape[1:])
+            if kept_rows is not None and step.action == "keep":
+                check_rows(kept_rows, tensor, vocabulary.old_ids, vocabulary.new_ids)
+                rows, step = kept_rows, dataclasses.replace(step, action="resize")
+            elif step.action == "keep" and shape != tensor.shape:
+                rows = _same_vocabulary(tensor, vocabulary)
+                step = dataclasses.replace(step, action="resize", reason="another padding of the same vocabulary")
+        drawn = None if step.action == "keep" else _distribution(checkpoint, step, tensor, transition, vocabulary)
+        changes.append(Change(step, shape, drawn, rows))
+    embedding = next((change for change in changes if change.step.parameter.role == "embedding"), None)
+    if embedding is not None and embedding.shape is None:
+        raise NCAPluginError(f"{embedding.step.reason} leaves out the word embedding, which every language model has")
+    of_layers = [change for change in changes if change.step.name in checkpoint.tensors and _is_of_layer(change.step)]
+    if of_layers and all(change.shape is None for change in of_layers):
+        raise NCAPluginError(f"{of_layers[0].step.reason} leaves out every layer: nothing would be left of the model")
+    if kept_rows is not None and all(change.rows is None for change in changes):
+        raise NCAPluginError(f"{reason}: no rows are kept, since embedding and output are selected to be drawn anew")
+    return changes, vocabulary
+
+
+def _is_of_layer(step: Step) -> bool:
+    return step.parameter.role not in ("run", "module", "unknown") and ".layers." in step.parameter.canonical
+
+
+def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
+    """Raise `NCAPluginError` for a selector that is none, or that matches nothing in the checkpoint."""
+    layers = num_layers(checkpoint)
+    for text in selectors:
+        selector = parse_selector(text, layers)
+        found = ((name, parameter(name)) for name in checkpoint.tensors)
+        if not any(
+            selector.matches(name, part, layer)
+            for name, part in found
+            for layer in (range(layers) if part.is_stacked else [part.layer])
+        ):
+            raise NCAPluginError(f"--freeze {text} matches nothing in this checkpoint")
+
+
+def num_layers(checkpoint: Checkpoint) -> int:
+    """Return how many layers the decoder has, as its tensors tell. Raises `NCAPluginError` for more than any has."""
+    counts = [0]
+    for name, tensor in checkpoint.tensors.items():
+        found = parameter(name)
+        if found.role not in ("run", "mtp") and (found.is_stacked or found.layer is not None):
+            counts.append(tensor.shape[0] if found.is_stacked else (found.layer or 0) + 1)
+    if max(counts) > _MOST_LAYERS:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} is damaged: it has {max(counts)} layers")
+    return max(counts)
+
+
+def _kept_rows(transition: Transition) -> tuple[RowMap | None, str]:
+    """Return the rows to keep, and the option that says so."""
+    if transition.keep_rows is not None:
+        return parse_keep_rows(transition.keep_rows), f"--keep-rows {transition.keep_rows}"
+    if transition.row_map is not None:
+        return read_row_map(transition.row_map), f"--row-map {transition.row_map}"
+    return None, ""
+
+
+def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:
+    found = [tensor.shape[0] for name, tensor in checkpoint.tensors.items() if parameter(name).canonical in ROW_TENSORS]
+    if not found:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} holds no word embedding: it is not of a language model")
+    model = checkpoint.model
+    old_ids = min(model.vocab_size or found[0], found[0])
+    new_ids = transition.vocab_size or old_ids
+    divisible_by = transition.make_vocab_size_divisible_by or model.divisible_by
+    tensor_parallel = transition.tensor_model_parallel_size or model.tensor_parallel_size
+    if (
+        transition.vocab_size is None
+        and model.vocab_size is None
+        and (transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size)
+    ):
+        raise NCAPluginError("the checkpoint does not say how many ids its vocabulary has: give --vocab-size")
+    is_asked = transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size or transition.vocab_size
+    rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else found[0]
+    if rows > MOST_ROWS:
+        raise NCAPluginError(
+            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, of "
+            f"which at most {MOST_ROWS} are written: lower --vocab-size, --make-vocab-size-divisible-by or "
+            "--tensor-model-parallel-size"
+        )
+    return Vocabulary(old_ids, new_ids, rows, divisible_by)
+
+
+def _same_vocabulary(tensor: Tensor, vocabulary: Vocabulary) -> RowMap:
+    if vocabulary.new_ids != vocabulary.old_ids:
+        raise NCAPluginError(
+            f"'{tensor.name}' has rows for {vocabulary.old_ids} ids and is to be kept, but the next stage has "
+            f"{vocabulary.new_ids} ids: say which rows mean the same tokens, with --keep-rows 0:"
+            f"{min(vocabulary.old_ids, vocabulary.new_ids)} or --row-map"
+        )
+    return same_rows(0, vocabulary.old_ids)
+
+
+def _distribution(
+    checkpoint: Checkpoint, step: Step, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
+) -> Distribution:
+    if not tensor.dtype.is_drawable:
+        raise NCAPluginError(
+            f"'{step.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
+        )
+    rule = PRESETS[transition.preset].rows
+    if step.parameter.canonical in ROW_TENSORS and not step.name.endswith("bias"):
+        if rule == "release":
+            is_output = step.parameter.role == "output"
+            return Distribution("uniform", tensor.shape[1] ** -0.5) if is_output else Distribution("normal", 1.0)
+        if rule == "matched":
+            return Distribution("normal", _root_mean_square(tensor, vocabulary.old_ids))
+    return distribution(step.name, step.parameter, checkpoint.model)
+
+
+def _root_mean_square(tensor: Tensor, rows: int) -> float:
+    """Return the scale of the rows that were trained: those that pad a vocabulary are left out."""
+    opened = tensor.opened()
+    total = 0.0
+    for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):
+        total += float(np.square(tensor.dtype.to_float32(opened.read(*region)), dtype=np.float64).sum())
+    scale = math.sqrt(total / (rows * math.prod(tensor.shape[1:])))
+    if not 0 < scale < math.inf:
+        raise NCAPluginError(f"'{tensor.name}' has no scale to match: its values are all 0, or not all finite")
+    return scale

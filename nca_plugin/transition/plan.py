@@ -1,0 +1,196 @@
+"""What happens to every entry of a checkpoint at the transition, and why."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nca_plugin.checkpoint.names import Parameter, parameter
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.transition.selectors import Selector, parse_selector
+
+Action = Literal["keep", "reinit", "resize", "drop"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where a plan starts from, before --keep, --reinit and --drop.
+
+    Attributes:
+        about: what it does, in a line.
+        rest: what happens to all but `others`, to which the opposite does.
+        rows: what new rows of embedding and output are drawn by.
+    """
+
+    about: str
+    rest: Literal["keep", "reinit"]
+    others: tuple[str, ...] = ()
+    rows: Literal["model", "release", "matched"] = "model"
+
+
+_VOCABULARY: Final = ("embedding", "output")
+PRESETS: Final[Mapping[str, Preset]] = {
+    "default": Preset("embedding and output drawn anew, all else kept", "keep", _VOCABULARY),
+    "attention-only": Preset("attention kept, all else drawn anew", "reinit", ("attention",)),
+    "mlp-only": Preset(
+        "MLPs kept, with the routers they were trained under; all else anew", "reinit", ("mlp", "router")
+    ),
+    "no-norm": Preset("as default, and norms drawn anew", "keep", (*_VOCABULARY, "norm", "final_norm")),
+    "scratch": Preset("everything drawn anew", "reinit"),
+    "release": Preset(
+        "as default, with the released code's N(0, 1) embedding and U(-1/sqrt(d), 1/sqrt(d)) output",
+        "keep",
+        _VOCABULARY,
+        rows="release",
+    ),
+    "matched": Preset(
+        "as default, with new rows at the scale of the trained ones", "keep", _VOCABULARY, rows="matched"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens to an entry, or to some layers of it.
+
+    Attributes:
+        layers: for a tensor that holds layers on axis 0, those that this step is about: start and stop.
+    """
+
+    name: str
+    parameter: Parameter
+    action: Action
+    reason: str
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    action: Action
+    selector: Selector
+    reason: str
+    is_users: bool
+
+
+def plan_transfer(
+    tensors: Mapping[str, tuple[int, ...]],
+    objects: Iterable[str],
+    num_layers: int,
+    *,
+    preset: str = "default",
+    keep: Iterable[str] = (),
+    reinit: Iterable[str] = (),
+    drop: Iterable[str] = (),
+    kept_rows: str = "",
+) -> list[Step]:
+    """Return what happens to every entry of a checkpoint: one step each, or one for each run of layers alike.
+
+    A preset says what is kept; `keep`, `reinit` and `drop` change it for what they select. The most specific selector
+    decides: `all`, then a role, a part of a role, a range of layers, a pattern.
+
+    Args:
+        tensors: shapes by name.
+        objects: names of the entries that are no tensors.
+        num_layers: of the decoder.
+        kept_rows: the option that keeps rows of embedding and output, if there is one: they are kept for its sake.
+
+    Raises:
+        NCAPluginError: an unknown preset or selector, selectors that contradict each other, one that matches nothing or
+            changes nothing, or entries of no known kind that no selector names.
+    """
+    names = [*tensors, *objects]
+    parameters = {name: parameter(name) for name in names}
+    rules = _rules(preset, {"keep": keep, "reinit": reinit, "drop": drop}, num_layers, kept_rows)
+    unknown = [name for name, found in parameters.items() if found.role == "unknown"]
+    unknown = [
+        name for name in unknown if not any(rule.selector.matches(name, parameters[name], None) for rule in rules)
+    ]
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise NCAPluginError(
+            f"{len(unknown)} entries of this checkpoint are of no known kind: {shown}; say what to do with them, with "
+            f"--keep 're:{unknown[0]}', --reinit or --drop"
+        )
+    places = [
+        (name, layer)
+        for name in names
+        for layer in (range(tensors[name][0]) if parameters[name].is_stacked else [parameters[name].layer])
+    ]
+    matching = {
+        place: [rule for rule in rules if rule.selector.matches(place[0], parameters[place[0]], place[1])]
+        for place in places
+    }
+    steps: list[Step] = []
+    own_steps: list[Step]
+    for name, group in itertools.groupby(places, key=lambda place: place[0]):
+        found = parameters[name]
+        decided = [(place[1], *_decision(name, found, matching[place])) for place in group]
+        own_steps = []
+        for (action, reason), run in itertools.groupby(decided, key=lambda entry: entry[1:]):
+            layers = [layer for layer, *_ in run if layer is not None]
+            stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
+            own_steps.append(Step(name, found, action, reason, stacked))
+        _check_whole(own_steps)
+        steps += own_steps
+    for rule in rules:
+        if rule.is_users:
+            _check_effect(rule, matching, preset)
+    return steps
+
+
+def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int, kept_rows: str) -> list[_Rule]:
+    if preset not in PRESETS:
+        raise NCAPluginError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
+    base = PRESETS[preset]
+    other: Action = "reinit" if base.rest == "keep" else "keep"
+    rules = [
+        _Rule(base.rest, Selector("all", "all"), f"preset {preset}", is_users=False),
+        *(_Rule(other, Selector(role, role), f"preset {preset}", is_users=False) for role in base.others),
+    ]
+    if kept_rows:
+        rules = [rule for rule in rules if rule.selector.role not in _VOCABULARY]
+        rules += [_Rule("keep", Selector(role, role), kept_rows, is_users=False) for role in _VOCABULARY]
+    # Within one specificity the user's word comes after the preset's.
+    own = [
+        _Rule(action, parse_selector(text, num_layers), f"--{action} {text}", is_users=True)
+        for action, texts in chosen.items()
+        for text in dict.fromkeys(texts)
+    ]
+    return sorted([*rules, *own], key=lambda rule: (rule.selector.specificity, rule.is_users))
+
+
+def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Action, str]:
+    if matching:
+        last = matching[-1]
+        for rule in matching:
+            equal = (rule.is_users, rule.selector.specificity) == (last.is_users, last.selector.specificity)
+            if equal and rule.action != last.action:
+                raise NCAPluginError(f"'{name}': {rule.reason} contradicts {last.reason}")
+        return last.action, last.reason
+    if found.role == "run":
+        return "drop", "state of the finished run"
+    return "keep", "state of a module"
+
+
+def _check_whole(steps: list[Step]) -> None:
+    """Refuse to leave out some layers of a tensor that holds them all: the others would lie at other layers' places."""
+    dropped = next((step for step in steps if step.action == "drop"), None)
+    if dropped is not None and any(step.action != "drop" for step in steps):
+        raise NCAPluginError(
+            f"{dropped.reason}: '{dropped.name}' holds all layers of the model, of which none can be left out alone; "
+            "draw these layers anew with --reinit, or drop all of them"
+        )
+
+
+def _check_effect(rule: _Rule, matching: Mapping[tuple[str, int | None], list[_Rule]], preset: str) -> None:
+    places = [rules for rules in matching.values() if rule in rules]
+    if not places:
+        raise NCAPluginError(f"selector '{rule.selector.text}' matches nothing in this checkpoint")
+    for rules in places:
+        others = [other for other in rules if other is not rule]
+        if rules[-1].action == rule.action and (not others or others[-1].action != rule.action):
+            return
+    raise NCAPluginError(
+        f"{rule.reason} changes nothing: preset {preset} and the other selectors {rule.action} it already"
+        + ("; to keep nothing else, add --reinit all" if rule.action == "keep" else "")
+    )
