@@ -1,12 +1,17 @@
 """The `nca-plugin` command, which tells what to do where a package that it needs is missing."""
 
+import os
 import sys
 
 from nca_plugin.display.ending import run_to_its_end
+from nca_plugin.errors import one_line
+from nca_plugin.launch.process import CHILD, die_with_torchrun
 
 
 def main() -> None:
     """Run the command of this process's arguments; `doctor` also where the others cannot be imported."""
+    if os.environ.pop(CHILD, None):
+        die_with_torchrun()
     sys.exit(run_to_its_end(_run))
 
 
@@ -14,8 +19,6 @@ def _run() -> None:
     try:
         from nca_plugin.commands.app import main as run
     except ImportError as error:
-        from nca_plugin.errors import one_line
-
         if sys.argv[1:] == ["doctor"]:
             from nca_plugin.doctor import screen
 

@@ -11,7 +11,8 @@ from training_jobs import SEQ_LENGTH, Done, Job, train
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.generate import generate
 from nca_plugin.lineage.diagnosis import diagnose
-from nca_plugin.lineage.stored import continued, read_trained
+from nca_plugin.lineage.resume import continued
+from nca_plugin.lineage.stored import read_trained
 from nca_plugin.lineage.training_data import KEY, Lineage, Part, TrainingData, fingerprint
 from nca_plugin.sources import parse
 from nca_plugin.text.prepare import Corpus, prepare

@@ -1,4 +1,4 @@
-"""What Megatron-Bridge needs in CPU mode beyond `nca_plugin.megatron.cpu`, some of which NeMo 2 needs too.
+"""What Megatron-Bridge needs in CPU mode beyond `nca_plugin.megatron.cpu`.
 
 It imports Transformer Engine and NVIDIA's resiliency extension whether a run uses them or not, and neither installs
 without a GPU: stand-ins answer the imports, and any use of one is an error. Its recipes are written for GPUs: the
@@ -6,7 +6,6 @@ layers and the settings that need one are replaced, by name, and said so in the 
 """
 
 import sys
-from collections.abc import Mapping
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -14,67 +13,12 @@ from types import ModuleType
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, one_line
+from nca_plugin.megatron.cpu_settings import SETTINGS, apply_settings, check_sections
 
 _STAND_INS: Final = {
     "transformer_engine": ("transformer_engine", "transformer_engine.pytorch"),
     "nvidia_resiliency_ext": ("nvidia_resiliency_ext", "nvidia_resiliency_ext.inprocess"),
 }
-
-#: Values by section and field that a run without a GPU needs.
-SETTINGS: Final[dict[str, dict[str, Any]]] = {
-    "model": {
-        "transformer_impl": "local",
-        "use_cpu_initialization": True,
-        "persist_layer_norm": False,
-        "gradient_accumulation_fusion": False,
-        "masked_softmax_fusion": False,
-        "bias_activation_fusion": False,
-        "bias_dropout_fusion": False,
-        "apply_rope_fusion": False,
-        "cross_entropy_loss_fusion": False,
-        "use_transformer_engine_op_fuser": False,
-        "use_te_rng_tracker": False,
-        "tp_comm_overlap": False,
-        "cuda_graph_impl": "none",
-        "fine_grained_activation_offloading": False,
-        "moe_grouped_gemm": False,
-        "moe_permute_fusion": False,
-        "moe_router_fusion": False,
-        "moe_shared_expert_overlap": False,
-        "moe_flex_dispatcher_backend": None,
-    },
-    "optimizer": {"overlap_param_gather": False, "use_precision_aware_optimizer": False},
-    "ddp": {"overlap_grad_reduce": False, "overlap_param_gather": False, "average_in_collective": False},
-    "dist": {"distributed_backend": "gloo"},
-    "rng": {"te_rng_tracker": False},
-    "dataset": {"pin_memory": False},
-    "checkpoint": {"async_save": False},
-}
-
-
-#: Fields that ask for what no run without a GPU can do, and that change its numbers: they are refused.
-_NEEDS_GPU: Final = (
-    *("fp8", "fp4", "fp8_param", "fp4_param", "qk_clip", "cpu_offloading", "use_kitchen", "optimizer_cpu_offload"),
-    *("use_megatron_fsdp", "use_torch_fsdp2", "use_nsys_profiler", "record_memory_history"),
-)
-
-
-def check_sections(sections: Mapping[str, Any]) -> None:
-    """Raise `NCAPluginError`, with all of them, for settings that need a GPU.
-
-    Args:
-        sections: of a configuration, by the user's names for them; those that are None are passed over.
-    """
-    given = [
-        f"{section}.{field}={value}"
-        for section, owner in sections.items()
-        for field in _NEEDS_GPU
-        if (value := getattr(owner, field, None)) not in (None, False)
-    ]
-    if given:
-        raise NCAPluginError(
-            f"CPU mode cannot do {', '.join(given)}: set them to null or false, use a recipe in bf16, or run on a GPU"
-        )
 
 
 def add_stand_ins() -> list[str]:
@@ -156,20 +100,6 @@ def adapt(config: Any) -> list[str]:
     if config.model.num_moe_experts is not None and config.model.moe_token_dispatcher_type == "flex":
         config.model.moe_token_dispatcher_type = "alltoall"
         changes.append("model.moe_token_dispatcher_type=alltoall")
-    return changes
-
-
-def apply_settings(owner: Any, section: str, name: str | None = None) -> list[str]:
-    """Set the values of a section of `SETTINGS` that `owner` has. Returns what changed, as `key=value`.
-
-    Args:
-        name: how the user names the section, if otherwise.
-    """
-    changes = []
-    for field, value in SETTINGS[section].items():
-        if getattr(owner, field, value) != value:
-            setattr(owner, field, value)
-            changes.append(f"{name or section}.{field}={value}")
     return changes
 
 

@@ -17,7 +17,7 @@ from megatron.bridge.utils.instantiate_utils import register_allowed_target_pref
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import continued
+from nca_plugin.lineage.resume import continued
 from nca_plugin.lineage.training_data import Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import Blend, read_blend

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from nca_plugin import launch
 from nca_plugin.configuration.hydra_files import checked_by, compose_file, find_file, shipped_folder
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.launch.configuration import ConfigFile, Run, load_run, unset_options
@@ -214,12 +215,12 @@ def _stage(name: str, config: StageConfig, common: dict[str, Any], folder: Path,
         given = {**common, **config.arguments}
         _check_options(given)
         module, run = (
-            "nca_plugin.launch.megatron",
+            launch.MEGATRON,
             Run(megatron_arguments({**given, **own}), unset_options(given), None),
         )
         arguments = run.arguments
     else:
-        module, (arguments, run) = "nca_plugin.launch.hydra", _of_hydra_file(config, config.config_name, own)
+        module, (arguments, run) = launch.HYDRA, _of_hydra_file(config, config.config_name, own)
     return Stage(
         name=name,
         folder=folder / name,

@@ -12,6 +12,7 @@ from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.display.terminal import MAX_PROCESSES, num_cores, number_option, short, stages
 from nca_plugin.errors import NCAPluginError, require
 from nca_plugin.transition.plan import PRESETS
+from nca_plugin.transition.summary import next_steps, plan_table, start_arguments, summary
 
 _SELECTORS = ", ".join(SELECTORS)
 
@@ -55,7 +56,6 @@ def transfer(
 ) -> None:
     """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
     from nca_plugin.transition.changes import Transition
-    from nca_plugin.transition.summary import next_steps, plan_table, summary
     from nca_plugin.transition.transfer import transfer as transfer_checkpoint
 
     start = time.monotonic()
@@ -123,7 +123,6 @@ def export(
     """Turn a Megatron checkpoint of a Llama into a Hugging Face folder, or the other way."""
     from nca_plugin.huggingface.export import export_hf
     from nca_plugin.huggingface.importing import import_hf
-    from nca_plugin.transition.summary import start_arguments
 
     if (to, from_) not in (("hf", None), (None, "hf")):
         raise NCAPluginError("say which way: --to hf, or --from hf; there is no other format")

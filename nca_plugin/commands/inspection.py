@@ -8,6 +8,7 @@ from rich.console import Console
 
 from nca_plugin.display.terminal import MAX_PROCESSES, MAX_SEQ_LENGTH, at_work, num_cores, number_option, stages
 from nca_plugin.errors import require
+from nca_plugin.files import check_target, complete_files
 
 
 def inspect(
@@ -56,7 +57,6 @@ def bench(
     json: Annotated[Path, typer.Option(help="File to write all figures to.")] = Path("runs/bench.json"),
 ) -> None:
     """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
-    from nca_plugin.files import check_target, complete_files
     from nca_plugin.inspection.benchmark import run_benchmark, table, to_json
     from nca_plugin.sources import parse
 

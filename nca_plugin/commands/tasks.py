@@ -12,6 +12,9 @@ from rich.table import Table
 
 from nca_plugin.display.terminal import MAX_SEQ_LENGTH, number_option, short, stages
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.evaluation.labels import labelled
+from nca_plugin.tasks.harness import Settings
+from nca_plugin.tasks.tokenizers import write_byte_tokenizer
 
 _OWN_TASKS = "nca_gsm8k, nca_humaneval, nca_bigbench_lite, nca_prompt_answer, nca_automata"
 
@@ -51,8 +54,6 @@ def evaluate(
     """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. Interrupted, it continues."""
     from nca_plugin.evaluation.checkpoints import Evaluation, cells
     from nca_plugin.evaluation.checkpoints import evaluate as evaluate_checkpoints
-    from nca_plugin.evaluation.labels import labelled
-    from nca_plugin.tasks.harness import Settings
 
     evaluation = Evaluation(
         checkpoints=labelled(checkpoints),
@@ -111,7 +112,6 @@ def examples(
 
 def tokenizer(folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]) -> None:
     """Write the tokenizer of bytes, that of `prepare`, as a Hugging Face folder."""
-    from nca_plugin.tasks.tokenizers import write_byte_tokenizer
 
     write_byte_tokenizer(folder)
     print(f"Written. Use it with --tokenizer-type HuggingFaceTokenizer --tokenizer-model {folder}")

@@ -13,6 +13,8 @@ import time
 from _thread import start_new_thread  # Without the cost of threading, which is imported later.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.resource_tracker import ensure_running
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -76,8 +78,6 @@ def without_interrupts() -> Iterator[None]:
     """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
     processes, of which the first ends the others. A signal interrupts the block, which may be half-way, only when it
     ends."""
-    from multiprocessing.resource_tracker import ensure_running
-    from threading import current_thread, main_thread
 
     # Started by the first process otherwise, it would let interrupts through again.
     ensure_running()

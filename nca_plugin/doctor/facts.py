@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import sys
@@ -229,13 +230,8 @@ def _shared_memory() -> int | None:
 
 
 def _open_files() -> int | None:
-    # Not every system has limits.
-    with suppress(ImportError):
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return None if limit == resource.RLIM_INFINITY else limit
-    return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _starts_this_interpreter(script: Path) -> bool:

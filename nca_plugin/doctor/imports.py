@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from nca_plugin.bridge import cpu as bridge_cpu
 from nca_plugin.megatron import device
 
 # Before what a process says of a step, since an import may print too.
@@ -100,8 +101,6 @@ def _dataset_helper() -> dict[str, Any]:
 
 
 def _megatron_launcher() -> dict[str, Any]:
-    for module in ("megatron.training.arguments", "nca_plugin.launch.megatron", "nca_plugin.megatron.dataset_provider"):
-        import_module(module)
     from megatron.training import pretrain
 
     from nca_plugin.megatron.pretraining import needs_model_provider
@@ -110,25 +109,22 @@ def _megatron_launcher() -> dict[str, Any]:
 
 
 def _hydra_launcher() -> dict[str, Any]:
-    import_module("nca_plugin.launch.hydra")
+    import nca_plugin.launch.hydra  # noqa: F401
+
     return {}
 
 
 def _bridge_launcher() -> dict[str, Any]:
     stand_ins = []
     if device.prepare():
-        from nca_plugin.bridge import cpu as bridge_cpu
-
         stand_ins = bridge_cpu.add_stand_ins()
     for module in ("gpt_step", "pretrain"):
         import_module(f"megatron.bridge.training.{module}")
-    for module in ("launch.bridge", "launch.bridge_fit", "nemo.bridge"):
-        import_module(f"nca_plugin.{module}")
     return {"stand_ins": stand_ins}
 
 
 def _generator() -> dict[str, Any]:
-    import_module("nca_plugin.sources")
+    import nca_plugin.sources  # noqa: F401
     from nca_plugin.automata.compiled import is_kept
 
     return {"is_kept": is_kept()}

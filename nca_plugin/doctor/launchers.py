@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from nca_plugin import launch
 from nca_plugin.doctor import machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
@@ -26,17 +27,17 @@ _OF_MEGATRON: Final[_Checks] = (
 
 def check_megatron(facts: Facts) -> Check:
     """What `python -m nca_plugin.launch.megatron` would do."""
-    return _megatron_or_hydra(facts, "megatron")
+    return _megatron_or_hydra(facts, launch.MEGATRON)
 
 
 def check_hydra(facts: Facts) -> Check:
     """What `python -m nca_plugin.launch.hydra` would do."""
-    return _megatron_or_hydra(facts, "hydra")
+    return _megatron_or_hydra(facts, launch.HYDRA)
 
 
 def check_bridge(facts: Facts) -> Check:
     """What `python -m nca_plugin.launch.bridge` would do."""
-    name = "nca_plugin.launch.bridge"
+    name = launch.BRIDGE
     if "megatron-bridge" not in facts.versions:
         return Check(name, "not here", Verdict.ABSENT, "Megatron-Bridge is not installed")
     if not facts.has_megatron:
@@ -65,13 +66,12 @@ def check_nemo(facts: Facts) -> Check:
     return Check(name, "ready", detail="by its versions and entry point: NeMo itself was not imported")
 
 
-def _megatron_or_hydra(facts: Facts, launcher: str) -> Check:
-    name = f"nca_plugin.launch.{launcher}"
+def _megatron_or_hydra(facts: Facts, name: str) -> Check:
     if not facts.has_megatron:
         return _not_here(facts, name)
     if broken := _broken(facts, _OF_MEGATRON):
         return _cannot_run(name, broken)
-    if error := facts.error("megatron launcher") or (facts.error("hydra launcher") if launcher == "hydra" else None):
+    if error := facts.error("megatron launcher") or (facts.error("hydra launcher") if name == launch.HYDRA else None):
         return _cannot_run(name, error, facts.show(f"import {name}, megatron.training"))
     if facts.told("megatron launcher", "needs_model_provider") and not facts.has_model_provider:
         detail = "megatron-core 0.18 takes the model from Megatron-LM's files: start where model_provider.py is"

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nca_plugin import launch
 from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
@@ -244,7 +245,7 @@ def _by_megatron(evaluation: Evaluation, path: Path, folder: Path) -> dict[str, 
     if checkpoint.name.startswith("iter_"):
         load += ["--ckpt-step", checkpoint.name.removeprefix("iter_")]
     out = folder / ".megatron.json"
-    command = [sys.executable, "-m", "nca_plugin.launch.evaluate", "--use-checkpoint-args", *load]
+    command = [sys.executable, "-m", launch.EVALUATE, "--use-checkpoint-args", *load]
     # Ids rather than text, and no more of them than the model has rows.
     command += [
         "--tokenizer-type",

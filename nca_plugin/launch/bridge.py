@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nca_plugin.bridge import cpu as bridge_cpu
 from nca_plugin.bridge.recipe import (
     Settings,
     apply_settings,
@@ -96,8 +97,6 @@ def launch(options: Options) -> None:
     # After what needs no Megatron is known to be right: importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:
-        from nca_plugin.bridge import cpu as bridge_cpu
-
         stand_ins = bridge_cpu.add_stand_ins()
         print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")
     elif find_spec("transformer_engine") is None:
@@ -182,7 +181,8 @@ def _pretrain(config: Any) -> None:
     from megatron.bridge.training.pretrain import pretrain
 
     from nca_plugin.bridge.log import DataReport, forward_step
-    from nca_plugin.megatron.assertions import OptionNames, set_up_errors
+    from nca_plugin.megatron.assertions import set_up_errors
+    from nca_plugin.megatron.option_names import OptionNames
 
     # From here on a rank may be the only one with an error, such as of its own samples.
     with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(lambda: OptionNames({}, str)):

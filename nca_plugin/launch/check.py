@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from nca_plugin import launch
 from nca_plugin.errors import NCAPluginError, one_line, require
 from nca_plugin.launch.process import PARENT, check_training_loop, die_with_torchrun
 from nca_plugin.megatron import device
@@ -63,7 +64,7 @@ def check_argument_sets(runs: Sequence[ArgumentSet], world_size: int) -> list[di
 def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, Any]]:
     require("torch", "megatron.core")
     check_training_loop()
-    command = [sys.executable, "-m", "nca_plugin.launch.check"]
+    command = [sys.executable, "-m", launch.CHECK]
     done = subprocess.run(command, input=json.dumps(runs), capture_output=True, text=True, env=environment)
     try:
         outcomes: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])

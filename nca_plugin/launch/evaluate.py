@@ -45,6 +45,7 @@ from nca_plugin.files import check_target, complete_files, path_option
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
 from nca_plugin.launch.ranks import take_rank
+from nca_plugin.probes.accuracy import frame_accuracy, layout_of, supervised_accuracy
 from nca_plugin.sources import Source, parse
 
 #: Between two steps of the progress bar.
@@ -216,7 +217,6 @@ def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> Non
 
 
 def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.probes.accuracy import frame_accuracy, layout_of, supervised_accuracy
     from nca_plugin.probes.model import predictions
 
     samples = [source.sample(index, args.seq_length) for index in range(num_samples)]

@@ -32,13 +32,14 @@ from nca_plugin.launch.quiet import quiet, quiet_about_split
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
+from nca_plugin.megatron.held_output import held_output
 from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 from nca_plugin.sources import is_source
 from nca_plugin.suggestions import unknown_names
 from nca_plugin.typed_numbers import UnderflowError, number
 
 if TYPE_CHECKING:
-    from nca_plugin.megatron.assertions import OptionNames
+    from nca_plugin.megatron.option_names import OptionNames
 
 #: Shows the help of Megatron's parser: thousands of lines, ours at the end.
 HELP: Final = "--help-megatron"
@@ -119,7 +120,8 @@ def parsed(
     from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
     from megatron.training.global_vars import set_global_variables
 
-    from nca_plugin.megatron.assertions import OptionNames, argument_errors, held_output
+    from nca_plugin.megatron.assertions import argument_errors
+    from nca_plugin.megatron.option_names import OptionNames
     from nca_plugin.megatron.unvalidated import check_unvalidated
 
     def completed(parser: ArgumentParser) -> ArgumentParser:
@@ -152,7 +154,7 @@ def option_names(spelling: Callable[[str], str]) -> "OptionNames":
     """Return how the user writes Megatron's arguments and ours."""
     from megatron.training.arguments import add_megatron_arguments
 
-    from nca_plugin.megatron.assertions import OptionNames
+    from nca_plugin.megatron.option_names import OptionNames
 
     return OptionNames.of(add_arguments(add_megatron_arguments(ArgumentParser(allow_abbrev=False))), spelling)
 
@@ -212,7 +214,7 @@ def complete_parser(
         NCAPluginError: an unknown option, or what a run on this device lacks; the parser returned raises it for any
             other mistake.
     """
-    from nca_plugin.megatron.assertions import unreadable
+    from nca_plugin.megatron.option_names import unreadable
 
     parser = add_arguments(parser)
     # A package of NVIDIA's own, for which Megatron would ask the user.

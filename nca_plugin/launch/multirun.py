@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Glob, IntervalSweep
 
+from nca_plugin import launch
 from nca_plugin.configuration.hydra_files import parse_overrides
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.launch.configuration import ConfigFile, load_run
@@ -44,7 +45,7 @@ def run_jobs(file: ConfigFile) -> None:
     for number, job in enumerate(jobs, start=1):
         title = f"run {number} of {len(jobs)} ({job.name})"
         key = f"run-{number}"
-        command = [*(sys.executable, "-m", "nca_plugin.launch.hydra"), "--config-dir", str(file.folder)]
+        command = [*(sys.executable, "-m", launch.HYDRA), "--config-dir", str(file.folder)]
         command += ["--config-name", file.name, *job.overrides]
         with reserved_port() if ranks.rank == 0 else nullcontext() as reserved:
             if reserved is not None:

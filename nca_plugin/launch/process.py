@@ -20,6 +20,8 @@ from nca_plugin.errors import NCAPluginError, one_line, require
 
 #: Names the process that started a rank, where it is not torchrun itself.
 PARENT: Final = "NCA_PLUGIN_PARENT"
+#: Set for the command `nca-plugin` where it is to end with the process that starts it, as a rank does.
+CHILD: Final = "NCA_PLUGIN_CHILD"
 
 #: Before it, pretrain() takes other arguments.
 _OLDEST_MEGATRON_CORE: Final = (0, 18)

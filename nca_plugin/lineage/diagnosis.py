@@ -8,7 +8,6 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.stored import Trained, read_trained
 from nca_plugin.lineage.training_data import Part, TrainingData, fingerprint
 from nca_plugin.sources import is_source, parse
-from nca_plugin.transition.summary import trained_on_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     faults = []
     now = trained.lineage.now
     for stage in trained.lineage.ended(trained.samples).earlier:
-        lines.append(trained_on_line(stage))
+        lines.append(stage.sentence)
         for part in stage.parts:
             # A corpus may begin elsewhere in its source, and is what it is: nca-plugin verify checks it.
             if part.uri is not None and is_source(part.path):

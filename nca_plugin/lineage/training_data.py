@@ -88,6 +88,12 @@ class TrainingData:
         return " ".join(part.name for part in self.parts)
 
     @property
+    def sentence(self) -> str:
+        """The sentence that says what weights were trained on."""
+        tokens = "" if self.samples is None else f"{self.samples * self.seq_length:,} tokens of "
+        return f"Trained on {tokens}{self.name} (nca-plugin {self.version})."
+
+    @property
     def _short_name(self) -> str:
         return " ".join(replace(part, uri=part.uri and _short(part.uri)).name for part in self.parts)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.assertions import OptionNames
+from nca_plugin.megatron.option_names import OptionNames
 
 #: In fp32, or in bf16 with a copy in fp32, at least; gradients and Adam's moments may be sharded over any ranks.
 _BYTES_PER_WEIGHT: Final = 4

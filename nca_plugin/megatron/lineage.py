@@ -6,7 +6,7 @@ from typing import Any, Final
 from megatron.training.checkpointing import checkpoint_exists
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from nca_plugin.lineage.stored import continued
+from nca_plugin.lineage.resume import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 
 ALLOW_OTHER_DATA: Final = "--allow-other-data"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch.utils.cpp_extension
 
-from nca_plugin.bridge.cpu import apply_settings, check_sections
+from nca_plugin.megatron.cpu_settings import apply_settings, check_sections
 
 
 @contextlib.contextmanager

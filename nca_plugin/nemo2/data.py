@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from nca_plugin.checkpoint.folders import check_embedding_rows
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import continued
+from nca_plugin.lineage.resume import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend

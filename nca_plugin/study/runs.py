@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import nca_plugin
+from nca_plugin import launch
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files
-from nca_plugin.launch.process import PARENT
+from nca_plugin.launch.process import CHILD, PARENT
 from nca_plugin.launch.rounds import reserved_port
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.plan import Question, Run, megatron_options
@@ -168,7 +170,7 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
     if (done or 0) < run.iterations or (is_validated and run.iterations not in dict(curve)):
         # A start before this one may have been killed while it wrote it: Megatron asks only whether files exist.
         shutil.rmtree(run.index_cache, ignore_errors=True)
-        _run_ranks("nca_plugin.launch.megatron", arguments, place, run, log)
+        _run_ranks(launch.MEGATRON, arguments, place, run, log)
     curve, milliseconds = read_log(log)
     _check_curve(run, curve, log)
     return curve, statistics.median(milliseconds) / 1000 * run.iterations if milliseconds else 0.0
@@ -193,7 +195,7 @@ def _evaluate(run: Run, arguments: list[str], place: Place) -> dict[str, Any]:
         own = ["--evaluation-out", str(out)]
         if run.source is not None:
             own += ["--evaluation-source", run.source]
-        _run_ranks("nca_plugin.launch.evaluate", [*arguments, *own], place, run, run.folder / "evaluation.txt")
+        _run_ranks(launch.EVALUATE, [*arguments, *own], place, run, run.folder / "evaluation.txt")
     evaluation: dict[str, Any] = json.loads(out.read_text())
     return evaluation
 
@@ -210,7 +212,7 @@ def question_arguments(run: Run, question: Question) -> list[str]:
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
     """Return what lm-eval finds for the trained model: its metrics, with their standard errors."""
     alone = replace(place, ranks=1)
-    _run_ranks("nca_plugin.commands.child", question_arguments(run, question), alone, run, run.folder / "tasks.txt")
+    _run_ranks(nca_plugin.__name__, question_arguments(run, question), alone, run, run.folder / "tasks.txt")
     found = json.loads((run.folder / _TASKS / _MODEL / f"{question.task}.json").read_text())
     return task_metrics(found, question.task)
 
@@ -307,6 +309,7 @@ def _environment(rank: int, port: int, place: Place) -> Mapping[str, str]:
         "OMP_NUM_THREADS": str(place.threads),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
+        CHILD: "1",
     }
     if place.devices is not None:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nca_plugin.display.terminal import short
 from nca_plugin.files import described_size
-from nca_plugin.lineage.training_data import Lineage, TrainingData
+from nca_plugin.lineage.training_data import Lineage
 
 #: The selectors of --freeze, in the checkpoint that is written.
 FREEZE_LIST: Final = "freeze.txt"
@@ -58,7 +58,7 @@ def summary(report: Mapping[str, Any]) -> str:
         + (f", {short(sizes['drop'])}B dropped" if sizes["drop"] else "")
         + f"; {dropped} entries of the finished run left out: optimizer, schedule, random state.",
         f"Vocabulary: {report['vocab_size']:,} ids in {report['padded_vocab_size']:,} rows.",
-        *map(trained_on_line, Lineage.from_stored({"now": None, "earlier": report["trained_on"]}).earlier),
+        *(stage.sentence for stage in Lineage.from_stored({"now": None, "earlier": report["trained_on"]}).earlier),
     ]
     if report["tokenizer_left_behind"] is not None:
         lines.append(f"The finished run's tokenizer is left behind: {report['tokenizer_left_behind']}.")
@@ -91,12 +91,6 @@ def next_steps(report: Mapping[str, Any], target: Path) -> Iterator[str]:
 def start_arguments(stack: str, target: Path) -> str:
     """Return the arguments that start a run of a stack from the checkpoint at `target`, as a shell takes them."""
     return _HOW_TO_START[stack].format(shlex.quote(str(target)))
-
-
-def trained_on_line(data: TrainingData) -> str:
-    """Return what weights were trained on."""
-    tokens = "" if data.samples is None else f"{data.samples * data.seq_length:,} tokens of "
-    return f"Trained on {tokens}{data.name} (nca-plugin {data.version})."
 
 
 def _of_model(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
