@@ -4,8 +4,7 @@ from pathlib import Path
 
 from nca_plugin.study.design import StudyConfig
 from nca_plugin.study.file import load_study
-from nca_plugin.study.plan import Plan
-from nca_plugin.study.study import unprepared
+from nca_plugin.study.plan import Plan, unprepared
 
 CONF = Path(__file__).parents[1] / "conf" / "study"
 DEMO, LAPTOP = CONF / "demo.yaml", CONF / "laptop.yaml"

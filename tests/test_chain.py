@@ -19,11 +19,11 @@ import yaml
 from training_jobs import Job, train
 from typer.testing import CliRunner
 
-from nca_plugin.chain import files
+from nca_plugin.chain import state as files
 from nca_plugin.chain.check import _check_rows, check_once, check_stages
-from nca_plugin.chain.files import StageState, mend, survey
 from nca_plugin.chain.stages import Chain, TransitionConfig, load_chain
-from nca_plugin.chain.status import commands
+from nca_plugin.chain.state import StageState, mend, survey
+from nca_plugin.chain.table import commands
 from nca_plugin.checkpoint import saves
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER

@@ -470,7 +470,7 @@ def save_known_model(arguments: list[str]) -> dict[str, Any]:
     from megatron.training.checkpointing import save_checkpoint
 
     from nca_plugin.launch.megatron import parsed
-    from nca_plugin.probes.model import build_model
+    from nca_plugin.probes.forward import build_model
 
     chunks = build_model(parsed(arguments, str))
     (model,) = chunks
@@ -501,7 +501,7 @@ def compare_softmax(arguments: list[str]) -> dict[str, Any]:
 
     from nca_plugin.launch.megatron import parsed
     from nca_plugin.probes.attention import attention_scale, causal_attention
-    from nca_plugin.probes.model import build_model, predictions
+    from nca_plugin.probes.forward import build_model, predictions
 
     (model,) = build_model(parsed(arguments, str))
     given: list[Any] = []
@@ -528,7 +528,7 @@ def compare_softmax(arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     forked_ranks.import_megatron()
-    import nca_plugin.probes.model  # noqa: F401
+    import nca_plugin.probes.forward  # noqa: F401
 
     # Compile, or load, what makes samples.
     parse(SOURCE).sample(0, SEQ_LENGTH)

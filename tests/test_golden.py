@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nca_plugin.automata import NCAConfig, Rule, decode, encode, gzip_score
-from nca_plugin.automata.complexity import gzip_size
+from nca_plugin.automata.complexity import scored_size
 from nca_plugin.sources import parse
 
 RULES = range(4)
@@ -54,7 +54,7 @@ def test_tokens(golden: dict[str, np.ndarray], i: int) -> None:
 @pytest.mark.parametrize("i", RULES)
 def test_gzip_size(golden: dict[str, np.ndarray], i: int) -> None:
     size = golden["gzip_compressed_bytes"][i]
-    assert gzip_size(golden["gzip_input_tokens"][i]) == size
+    assert scored_size(golden["gzip_input_tokens"][i]) == size
     assert gzip_score(golden["gzip_frames"][i]) * 1440 == pytest.approx(size, abs=1e-9)
     assert gzip_score(golden["rollout_training27"][i][:10]) == pytest.approx(golden["gzip_score_of_training_window"][i])
 

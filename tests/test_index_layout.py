@@ -13,7 +13,7 @@ from megatron.core.datasets.indexed_dataset import _IndexReader
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
 from nca_plugin.sources import parse
 
 # 10^12 tokens.
@@ -24,7 +24,7 @@ SPEC = CorpusSpec(
 
 def test_pointers_as_megatron_reads_them(tmp_path: Path) -> None:
     """The header and a few places of a sparse file of 20 GB."""
-    layout = Part(SPEC, 0, SPEC.num_blocks).layout
+    layout = Shard(SPEC, 0, SPEC.num_blocks).layout
     count = SPEC.num_documents
     assert layout.size == 34 + 20 * count + 8
     middle = count // 2
@@ -51,7 +51,7 @@ def test_pointers_as_megatron_reads_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 1000, 4096])
 def test_shards_are_complete_and_disjoint(count: int) -> None:
-    shards = [Part.shard(SPEC, number, count) for number in range(1, count + 1)]
+    shards = [Shard.numbered(SPEC, number, count) for number in range(1, count + 1)]
     assert shards[0].first_document == 0 and shards[-1].stop_document == SPEC.num_documents
     for before, after in itertools.pairwise(shards):
         assert before.stop_document == after.first_document
@@ -61,7 +61,7 @@ def test_shards_are_complete_and_disjoint(count: int) -> None:
 
 
 def test_the_manifest_counts_them() -> None:
-    part = Part.shard(SPEC, 4096, 4096)
+    part = Shard.numbered(SPEC, 4096, 4096)
     digests = ("0" * 32,) * part.num_blocks
     data = Manifest(part, Origin({}, ""), digests, digests, digests[0]).to_bytes()
     content = json.loads(data)

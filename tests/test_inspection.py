@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from nca_plugin.automata import NCAConfig, decode, generate
+from nca_plugin.display.page import PAGES
 from nca_plugin.inspection.inspect import default_folder, inspect
-from nca_plugin.inspection.palette import PAGES, palette, token_colors
+from nca_plugin.inspection.palette import palette, token_colors
 from nca_plugin.inspection.show import blocks_text, has_colors, show
 from nca_plugin.sources import parse
 from nca_plugin.sources.mixture import MixtureSource

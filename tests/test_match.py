@@ -15,7 +15,7 @@ from nca_plugin.automata import NCAConfig, score_bounds
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection import text_pieces as sampling
 from nca_plugin.inspection.match import Match, match, nearest_domains, propose_band, rule_scores
-from nca_plugin.inspection.match_summary import summary
+from nca_plugin.inspection.match_summary import match_summary
 from nca_plugin.inspection.text_pieces import sample_pieces
 from nca_plugin.sources import parse
 from nca_plugin.text.prepare import Corpus
@@ -57,7 +57,7 @@ def test_random_characters_take_six_of_eight_bits(tmp_path: Path) -> None:
     # Above what automata reach: the highest band, and a word about it.
     ceiling = score_bounds(10, 12, 2)[1]
     assert found.band == (round(ceiling - 0.1, 2), round(ceiling, 2))
-    assert "the ratio is above what automata of 10 colours reach" in summary(found)
+    assert "the ratio is above what automata of 10 colours reach" in match_summary(found)
 
 
 def test_the_ratio_is_that_of_python_gzip_over_every_piece(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_standard_library_is_code() -> None:
     low, high = found.band
     assert low < found.ratio.value < high
     assert high - low == pytest.approx(0.1)
-    assert f"\n  {found.uri}\n" in summary(found)
+    assert f"\n  {found.uri}\n" in match_summary(found)
     source = parse(found.uri)
     assert source.config.band == found.band
     assert source.sample(0, 1024).tokens.shape == (1025,)
@@ -202,9 +202,12 @@ def test_few_rules_are_a_warning_and_options_are_kept(tmp_path: Path) -> None:
     )
     assert found.uri == f"nca://toy?seed=7&temperature=0&vocab_offset=100&band={found.band[0]:g}:{found.band[1]:g}"
     assert parse(found.uri).vocab_size == 118
-    assert "automata of 2 colours" in summary(found)
+    assert "automata of 2 colours" in match_summary(found)
     few = Match(found.pieces, found.ratios, found.config, np.full(1000, 0.01), found.band, found.uri)
-    assert "Warning: few rules are inside the band, which means a search that may find none: widen it." in summary(few)
+    assert (
+        "Warning: few rules are inside the band, which means a search that may find none: widen it."
+        in match_summary(few)
+    )
 
 
 @pytest.mark.parametrize(

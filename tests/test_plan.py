@@ -4,7 +4,7 @@ import pytest
 
 from nca_plugin.checkpoint.names import SELECTORS, parameter
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.plan import PRESETS, Step, plan_transfer
+from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer
 
 LAYERS = 4
 #: Roles by name; what lies under `decoder.layers.` without a number holds all four layers.
@@ -54,7 +54,7 @@ RUN = ("optimizer.state.exp_avg.output_layer.weight", "rng_state/shard_0.0_1.1",
 EXTRA = "decoder.layers.mlp.linear_fc1._extra_state/shard_0_4"
 
 
-def plan(model: dict[str, str] = MODEL, **options: list[str] | str) -> list[Step]:
+def plan(model: dict[str, str] = MODEL, **options: list[str] | str) -> list[PlannedEntry]:
     shapes = {name: (LAYERS, 8) if parameter(name).is_stacked else (8, 8) for name in model}
     return plan_transfer(shapes, [*RUN, EXTRA], LAYERS, **options)
 

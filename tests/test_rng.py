@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.automata import arithmetic, rng
-from nca_plugin.transition import streams
+from nca_plugin.transition import random_numbers as streams
 
 U64 = st.integers(0, 2**64 - 1)
 

@@ -8,7 +8,7 @@ import pytest
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.tasks.tokenizers import write_byte_tokenizer, write_id_tokenizer
+from nca_plugin.tasks.tokenizer_folders import write_byte_tokenizer, write_id_tokenizer
 from nca_plugin.text.examples import Example, read_examples
 
 #: Of different lengths, the last one as long as a sample can be: its last token is a target only.

@@ -16,13 +16,16 @@ from studies import DEMO, LAPTOP, config_of, plan_of, write_letters
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study import estimate
-from nca_plugin.study.changes import check_changes
+from nca_plugin.study.all_runs import all_runs
+from nca_plugin.study.allowed_changes import check_changes
+from nca_plugin.study.compute import Compute, check_lengths
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
 from nca_plugin.study.design import CorpusConfig, num_updates, tokens_per_update
 from nca_plugin.study.file import load_study
-from nca_plugin.study.plan import LanguageKey, combinations, megatron_options
-from nca_plugin.study.runs import Result
-from nca_plugin.study.study import Compute, _best, all_runs, check_lengths, run_study, unprepared
+from nca_plugin.study.plan import LanguageKey, unprepared
+from nca_plugin.study.run import megatron_options
+from nca_plugin.study.study import run_study
+from nca_plugin.study.sweep import best_arguments, combinations
 from nca_plugin.text.prepare import prepare
 
 # The study file.
@@ -189,10 +192,8 @@ def test_other_texts_are_other_runs() -> None:
 
 def test_a_sweeps_run_that_diverges_is_the_worst() -> None:
     study = config_of("sweep.arguments={lr: [1e-3, 1.0, 2e-3]}", path=DEMO)
-    run = plan_of().template(study.arms["scratch"], {})
-    losses = (3.0, math.nan, 2.5)
-    swept = {("python", i): (run, Result([(1, loss)], None, 0.0)) for i, loss in enumerate(losses)}
-    assert _best(study, swept) == {"python": {"lr": 2e-3}}
+    losses = {("python", number): loss for number, loss in enumerate((3.0, math.nan, 2.5))}
+    assert best_arguments(study, losses) == {"python": {"lr": 2e-3}}
 
 
 def test_equal_compute_counts_operations() -> None:
@@ -356,7 +357,7 @@ def test_no_two_runs_write_one_index_cache(tmp_path: Path) -> None:
 def test_times_and_tables_of_an_estimate() -> None:
     seconds = (8.9e-6 * 3600, 3, 42, 90, 7500, 2e6)
     assert [estimate.duration(value) for value in seconds] == ["0.032 s", "3 s", "42 s", "1.5 min", "2.1 h", "23 days"]
-    part = estimate.Part("language", 2, 1000, 10**6, 4e13)
+    part = estimate.CostItem("language", 2, 1000, 10**6, 4e13)
     needs = estimate.Needs([part], None, None, None, {})
 
     def shown(*rates: float | None) -> str:

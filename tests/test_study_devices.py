@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from studies import LAPTOP, config_of, plan_of
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.study import estimate, launchers
+from nca_plugin.study import estimate
+from nca_plugin.study import runner as launchers
+from nca_plugin.study.compute import Compute
 from nca_plugin.study.design import StudyConfig
 from nca_plugin.study.devices import device_groups, device_names, fewer_runs_note
+from nca_plugin.study.execute import Result
 from nca_plugin.study.file import load_study
-from nca_plugin.study.plan import Run
-from nca_plugin.study.runs import Place, Result
-from nca_plugin.study.study import Compute
+from nca_plugin.study.rank_processes import Place
+from nca_plugin.study.run import Run
 
 CONFIG = config_of()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nca_plugin.study.metrics import (
+from nca_plugin.study.comparison import (
     estimate,
     gain_percent,
     power,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nca_plugin.study.metrics import estimate, gain_percent, smallest_effect, speed_up
+from nca_plugin.study.comparison import estimate, gain_percent, smallest_effect, speed_up
 from nca_plugin.study.report.parts import ablations, cost, stages1
 from nca_plugin.study.report.tables import tables
 from nca_plugin.study.report.words import headline, verdict

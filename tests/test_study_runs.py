@@ -19,21 +19,13 @@ from studies import DEMO, plan_of, write_letters
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.corpus import StudyCorpus
+from nca_plugin.study.execute import _check_curve, execute, read_log, read_result, updates_done
 from nca_plugin.study.file import load_study
 from nca_plugin.study.hydra_jobs import run_as_jobs
-from nca_plugin.study.plan import LanguageKey, TaskKey, megatron_options
+from nca_plugin.study.plan import LanguageKey, TaskKey, unprepared
 from nca_plugin.study.power import power_tables
-from nca_plugin.study.runs import (
-    Place,
-    _check_curve,
-    _environment,
-    _error_line,
-    execute,
-    read_log,
-    read_result,
-    updates_done,
-)
-from nca_plugin.study.study import unprepared
+from nca_plugin.study.rank_processes import Place, _environment, _error_line
+from nca_plugin.study.run import megatron_options
 
 DATA = Path(__file__).with_name("data")
 SMALL = [

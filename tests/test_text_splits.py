@@ -13,7 +13,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
-from nca_plugin.megatron.text import check_text, parts, read_lengths, split_shares
+from nca_plugin.megatron.text_datasets import check_text, parts, read_lengths, split_shares
 
 SAMPLES = (1, 0, 0)
 SEQ_LENGTH = 16

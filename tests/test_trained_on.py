@@ -11,9 +11,9 @@ from training_jobs import SEQ_LENGTH, Done, Job, train
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.generate import generate
 from nca_plugin.lineage.diagnosis import diagnose
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.resume import continued
-from nca_plugin.lineage.stored import read_trained
-from nca_plugin.lineage.training_data import KEY, Lineage, Part, TrainingData, fingerprint
+from nca_plugin.lineage.training_data import KEY, DataPath, Lineage, TrainingData, fingerprint
 from nca_plugin.sources import parse
 from nca_plugin.text.prepare import Corpus, prepare
 from nca_plugin.transition.transfer import transfer
@@ -34,12 +34,12 @@ def test_a_corpus_has_the_identity_of_the_source_that_it_was_written_from(tmp_pa
     assert written.parts[0].uri == parse(TOY).uri
 
 
-def described(*parts: Part, seq_length: int = 96, version: str = "1") -> TrainingData:
+def described(*parts: DataPath, seq_length: int = 96, version: str = "1") -> TrainingData:
     return TrainingData(version, seq_length, parts)
 
 
-NCA = Part("nca://toy", None, "nca://toy?seed=1&split=train", "aa")
-TEXT = Part("text", None, None, "bb")
+NCA = DataPath("nca://toy", None, "nca://toy?seed=1&split=train", "aa")
+TEXT = DataPath("text", None, None, "bb")
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from nca_plugin.display.progress import silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock
 from nca_plugin.indexed.generate import generate
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
 from nca_plugin.indexed.verify import verify
 from nca_plugin.indexed.workers import block_arrays
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.sources import Source, parse
 
 
-def three_blocks_of(source: Source) -> Part:
-    return Part.shard(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
+def three_blocks_of(source: Source) -> Shard:
+    return Shard.numbered(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
 
 
 @pytest.fixture

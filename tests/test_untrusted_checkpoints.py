@@ -23,12 +23,12 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import read_checkpoint, read_mapping
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import read_trained
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.initial import distribution
 from nca_plugin.transition.selectors import parse_selector

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.manifest import MANIFEST_START, Manifest, Part
+from nca_plugin.indexed.manifest import MANIFEST_START, Manifest, Shard
 from nca_plugin.indexed.merge import merge
 from nca_plugin.indexed.source import IndexedSource
 from nca_plugin.indexed.verify import verify
@@ -85,7 +85,7 @@ def test_where_the_fault_is(tmp_path: Path, files: dict[str, bytes], suffix: str
 def test_what_is_damaged_is_told_without_the_source(tmp_path: Path, files: dict[str, bytes]) -> None:
     manifest = Manifest.from_bytes(files[".json"], "")
     spec = dataclasses.replace(manifest.part.spec, uri="elsewhere://?seed=1")
-    unknown = dataclasses.replace(manifest, part=Part(spec, 0, 1)).to_bytes()
+    unknown = dataclasses.replace(manifest, part=Shard(spec, 0, 1)).to_bytes()
     damaged = files | {".bin": b"\x7f" + files[".bin"][1:], ".json": unknown}
     faults = faults_in(tmp_path, damaged)
     assert len(faults) == 2 and "corpus.bin is not as it was written" in faults[0]
@@ -117,7 +117,7 @@ def test_another_source_behind_the_same_files_is_found(tmp_path: Path, files: di
     manifest = Manifest.from_bytes(files[".json"], "")
     spec = manifest.part.spec
     forged = dataclasses.replace(spec, uri=spec.uri.replace("seed=1234", "seed=1"))
-    data = dataclasses.replace(manifest, part=Part(forged, 0, 1))
+    data = dataclasses.replace(manifest, part=Shard(forged, 0, 1))
     faults = faults_in(tmp_path, files | {".json": data.to_bytes()})
     assert len(faults) == 1 and "document 0 is not sample 0 of nca://toy?seed=1" in faults[0]
 

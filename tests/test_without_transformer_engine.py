@@ -18,8 +18,9 @@ import pytest
 from megatron_runs import read_losses
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron import device, kernels
-from nca_plugin.megatron.kernels import (
+from nca_plugin.megatron import device
+from nca_plugin.megatron import fused_kernels as kernels
+from nca_plugin.megatron.fused_kernels import (
     Kernels,
     added_arguments,
     check_kernels,

@@ -32,9 +32,9 @@ MODULES = (
         "nca_plugin.inspection.inspect",
     ),
     *(
-        "nca_plugin.evaluation.checkpoints",
+        "nca_plugin.evaluation.evaluate",
         "nca_plugin.study.file",
-        "nca_plugin.chain.files",
+        "nca_plugin.chain.state",
         "nca_plugin.megatron.blend",
     ),
     *("matplotlib.figure", "transformers", "datasets", "nca_plugin.huggingface.importing"),

@@ -9,19 +9,19 @@ Pure functions on numpy arrays with numba kernels; neither torch nor Megatron is
 ((1025,), 987)
 """
 
+from nca_plugin.automata.arithmetic import SPLITS
 from nca_plugin.automata.complexity import gzip_score, score_bounds
-from nca_plugin.automata.config import PRESETS, NCAConfig, Stage
+from nca_plugin.automata.config import PRESETS, CurriculumStep, NCAConfig
 from nca_plugin.automata.generator import generate
-from nca_plugin.automata.rng import SPLITS
 from nca_plugin.automata.rule import Rule, random_rule
 from nca_plugin.automata.tokens import decode, encode
 
 __all__ = [
     "PRESETS",
     "SPLITS",
+    "CurriculumStep",
     "NCAConfig",
     "Rule",
-    "Stage",
     "decode",
     "encode",
     "generate",

@@ -39,10 +39,10 @@ def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> 
 def tokens_score(tokens: NDArray[np.int32]) -> float:
     """Return the gzip score of frames that are encoded already, int32 [num_frames, patches + 2]."""
     patches = np.ascontiguousarray(tokens[:, 1:-1], "<i4")
-    return gzip_size(patches) / patches.nbytes
+    return scored_size(patches) / patches.nbytes
 
 
-def gzip_size(patch_tokens: NDArray[np.int32]) -> int:
+def scored_size(patch_tokens: NDArray[np.int32]) -> int:
     """Return the bytes that `patch_tokens`, little-endian and contiguous, take after gzip at level 9.
 
     Raises:

@@ -22,7 +22,7 @@ Band = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class CurriculumStep:
     """A part of a curriculum. As text: `START@LOW:HIGH`."""
 
     start: int
@@ -81,7 +81,7 @@ class NCAConfig:
     """Rules are redrawn until lo < gzip score < hi, 0 <= lo < hi (paper, complexity matching: 0.5:1.0 for web text and
     mathematics, 0.3:0.4 for code). None accepts every rule."""
 
-    curriculum: tuple[Stage, ...] | None = None
+    curriculum: tuple[CurriculumStep, ...] | None = None
     """Bands that change with the sample's index, in place of `band`: stages in order, the first from sample 0 on; as
     text `0@0.1:0.3,20000@0.3:0.5,60000@0.5:1`. Held-out splits take the last stage throughout. Not from the paper."""
 
@@ -161,7 +161,7 @@ class NCAConfig:
         if self.band is not None:
             self._check_band(self.band)
 
-    def _check_curriculum(self, stages: tuple[Stage, ...]) -> None:
+    def _check_curriculum(self, stages: tuple[CurriculumStep, ...]) -> None:
         text = ",".join(map(str, stages))
         if self.band is not None:
             raise NCAPluginError(f"NCA option curriculum={text}: takes the place of the band; add band=none")

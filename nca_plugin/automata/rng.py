@@ -26,7 +26,7 @@ SCORED_NOISE: Final = 4
 PERMUTATION: Final = 5
 BRACKETS: Final = 6
 CEILING: Final = 7
-# 8 is that of weights, see nca_plugin.transition.streams.
+# 8 is that of weights, see nca_plugin.transition.random_numbers.
 MIXTURE: Final = 9
 SHUFFLE_BRACKETS: Final = 10
 COPIES: Final = 11

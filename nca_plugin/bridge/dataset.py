@@ -203,7 +203,7 @@ def _preset(config: ConfigContainer) -> SourceDatasetConfig:
     return source_dataset(config.dataset, [DEFAULT_SOURCE], config.model.seq_length)
 
 
-def register() -> None:
+def register_dataset() -> None:
     """Make `dataset._target_: nca_plugin.bridge.SourceDatasetConfig` and the dataset preset `nca` known to
     Megatron-Bridge. Without it, Megatron-Bridge warns and keeps the dataset that was there."""
     register_allowed_target_prefix("nca_plugin")

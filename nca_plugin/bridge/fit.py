@@ -21,7 +21,7 @@ from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
-from nca_plugin.megatron.text import check_text, check_trains, parts
+from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
 
 #: What a user may set of sources, and no dataset of Megatron-Bridge's has.

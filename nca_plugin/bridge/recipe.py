@@ -109,7 +109,7 @@ def load_complete(settings: Settings, path: Path) -> Any:
         raise NCAPluginError(f"configuration file {path}: {one_line(error)}") from error
 
 
-def apply_settings(config: Any, settings: Settings) -> None:
+def apply_overrides(config: Any, settings: Settings) -> None:
     """Set a user's values in a configuration.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from nca_plugin import launch
 from nca_plugin.configuration.hydra_files import checked_by, compose_file, find_file, shipped_folder
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.launch.configuration import ConfigFile, Run, load_run, unset_options
+from nca_plugin.launch.configuration import ConfigFile, LaunchArguments, load_run, unset_options
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.plan import PRESETS
@@ -216,7 +216,7 @@ def _stage(name: str, config: StageConfig, common: dict[str, Any], folder: Path,
         _check_options(given)
         module, run = (
             launch.MEGATRON,
-            Run(megatron_arguments({**given, **own}), unset_options(given), None),
+            LaunchArguments(megatron_arguments({**given, **own}), unset_options(given), None),
         )
         arguments = run.arguments
     else:
@@ -235,7 +235,7 @@ def _stage(name: str, config: StageConfig, common: dict[str, Any], folder: Path,
     )
 
 
-def _of_hydra_file(config: StageConfig, name: str, own: dict[str, Any]) -> tuple[list[str], Run]:
+def _of_hydra_file(config: StageConfig, name: str, own: dict[str, Any]) -> tuple[list[str], LaunchArguments]:
     """Return the launcher's arguments, and the run that they stand for."""
     if config.arguments:
         raise NCAPluginError("arguments beside config_name: write them into overrides, as arguments.lr=1e-3")

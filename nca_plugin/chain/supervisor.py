@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from nca_plugin.chain.check import check_once
-from nca_plugin.chain.files import StageState, mend, survey
 from nca_plugin.chain.stages import Chain, load_chain
+from nca_plugin.chain.state import StageState, mend, survey
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder
@@ -43,7 +43,7 @@ _SECONDS_TO_BEAT: Final = 60.0
 
 
 @dataclass(frozen=True)
-class Step:
+class NextStep:
     """What rank 0 has the others do next: train a stage, or end.
 
     Attributes:
@@ -77,7 +77,7 @@ def run_chain(path: Path, overrides: list[str]) -> None:
 
 def _follow(ranks: Round) -> None:
     number = 0
-    while (step := Step(**ranks.hear(f"step-{number}"))).command:
+    while (step := NextStep(**ranks.hear(f"step-{number}"))).command:
         _Child(step, ranks).run()
         number += 1
     ranks.count("ended")
@@ -98,7 +98,7 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
                 _make_ready(chain, state)
                 command = [sys.executable, "-m", state.stage.module, *state.stage.arguments]
                 with reserved_port() as port:
-                    step = Step(command, port)
+                    step = NextStep(command, port)
                     ranks.tell(f"step-{number}", dataclasses.asdict(step))
                     number += 1
                     child = _Child(step, ranks, chain.stop_file)
@@ -160,7 +160,7 @@ def _ended(chain: Chain, state: StageState | None) -> str:
 def _end(ranks: Round, number: int, code: int) -> None:
     """Have the others end, and wait until they have heard it: the store ends with this process."""
     with contextlib.suppress(LostRankError):
-        ranks.tell(f"step-{number}", dataclasses.asdict(Step(code=code)))
+        ranks.tell(f"step-{number}", dataclasses.asdict(NextStep(code=code)))
         deadline = time.monotonic() + _SECONDS_TO_HEAR
         while ranks.heard(["ended"])[0] < ranks.size - 1 and time.monotonic() < deadline and ranks.size > 1:
             time.sleep(0.1)
@@ -206,7 +206,7 @@ def _say(line: str) -> None:
 class _Child:
     """A stage's process on this rank."""
 
-    def __init__(self, step: Step, ranks: Round, stop_file: Path | None = None) -> None:
+    def __init__(self, step: NextStep, ranks: Round, stop_file: Path | None = None) -> None:
         """`stop_file` is looked for by rank 0."""
         self.is_stopped = False
         self._step = step

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
 

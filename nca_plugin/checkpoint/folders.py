@@ -8,7 +8,7 @@ import yaml
 
 from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_small, read_torch_dist

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError, one_line
 

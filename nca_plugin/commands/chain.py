@@ -24,9 +24,9 @@ def chain(
     stop: Annotated[bool, typer.Option("--stop", help="Have the job that trains it save and end in order.")] = False,
 ) -> None:
     """Show how far the stages of a chain are, and check all of its file before anything is trained."""
-    from nca_plugin.chain.files import survey
     from nca_plugin.chain.stages import load_chain
-    from nca_plugin.chain.status import commands, state_table
+    from nca_plugin.chain.state import survey
+    from nca_plugin.chain.table import commands, state_table
 
     settings = load_chain(config, overrides or [])
     if stop:

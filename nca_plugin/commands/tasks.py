@@ -14,7 +14,7 @@ from nca_plugin.display.terminal import MAX_SEQ_LENGTH, number_option, short, st
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.evaluation.labels import labelled
 from nca_plugin.tasks.harness import Settings
-from nca_plugin.tasks.tokenizers import write_byte_tokenizer
+from nca_plugin.tasks.tokenizer_folders import write_byte_tokenizer
 
 _OWN_TASKS = "nca_gsm8k, nca_humaneval, nca_bigbench_lite, nca_prompt_answer, nca_automata"
 
@@ -52,8 +52,8 @@ def evaluate(
     ] = "",
 ) -> None:
     """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. Interrupted, it continues."""
-    from nca_plugin.evaluation.checkpoints import Evaluation, cells
-    from nca_plugin.evaluation.checkpoints import evaluate as evaluate_checkpoints
+    from nca_plugin.evaluation.evaluate import Evaluation, cells
+    from nca_plugin.evaluation.evaluate import evaluate as evaluate_checkpoints
 
     evaluation = Evaluation(
         checkpoints=labelled(checkpoints),

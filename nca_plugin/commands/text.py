@@ -59,10 +59,10 @@ def match(
 ) -> None:
     """Measure the gzip ratio of a text and propose a band of gzip scores for automata to train on before it."""
     from nca_plugin.inspection.match import match as match_corpus
-    from nca_plugin.inspection.match_summary import summary
+    from nca_plugin.inspection.match_summary import match_summary
     from nca_plugin.text.prepare import Corpus
 
     corpus = Corpus(inputs=tuple(inputs), pattern=pattern, exclude=tuple(exclude or ()), text_key=text_key, split=split)
     with stages() as start_stage:
         found = match_corpus(corpus, source, start_stage)
-    print(summary(found))
+    print(match_summary(found))

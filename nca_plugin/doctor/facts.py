@@ -22,7 +22,7 @@ from typing import Any, Final
 from nca_plugin import deflate
 from nca_plugin.doctor.imports import Outcome, import_in_process
 from nca_plugin.doctor.versions import EXTRAS, MEGATRON_CORE, MEGATRON_CORE_OF_NEMO, NEMO, REQUIRED, is_within
-from nca_plugin.megatron.kernels import GRADIENT_EXTENSION, SOFTMAX_EXTENSION, Kernels
+from nca_plugin.megatron.fused_kernels import GRADIENT_EXTENSION, SOFTMAX_EXTENSION, Kernels
 
 #: Packages that Megatron uses where they are there, and that nca-plugin does not require.
 OPTIONAL: Final = ("transformer-engine", "apex", "nvidia-resiliency-ext")

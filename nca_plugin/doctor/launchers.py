@@ -10,7 +10,7 @@ from nca_plugin.doctor import machine, packages
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
 from nca_plugin.doctor.versions import MEGATRON_CORE
-from nca_plugin.megatron.kernels import OPTION, described_needs
+from nca_plugin.megatron.fused_kernels import OPTION, described_needs
 
 _Checks = Sequence[Callable[[Facts], "Check | None"]]
 

@@ -21,7 +21,7 @@ from nca_plugin.doctor.versions import (
     TORCH,
     is_within,
 )
-from nca_plugin.megatron.kernels import HYDRA_OVERRIDE, OPTION, Kernels, described_needs
+from nca_plugin.megatron.fused_kernels import HYDRA_OVERRIDE, OPTION, Kernels, described_needs
 
 _NO_TRANSFORMER_ENGINE: Final = Kernels(has_transformer_engine=False)
 #: The variable that keeps numba from compiling.

@@ -16,7 +16,7 @@ import numpy as np
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.stored import Item, save
@@ -30,8 +30,8 @@ from nca_plugin.huggingface.llama import (
     MODULES_WITH_STATE,
     Llama,
     Mapped,
+    arguments_of_llama,
     command_line,
-    megatron_arguments,
 )
 from nca_plugin.huggingface.llama_config import read_llama
 from nca_plugin.huggingface.safetensors_files import WEIGHT_DTYPES, SavedTensor, read_folder
@@ -102,7 +102,7 @@ def import_hf(
     # The narrowest type that holds them all: a run has one for all of its weights.
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     arguments = {
-        **megatron_arguments(llama, dtype),
+        **arguments_of_llama(llama, dtype),
         "padded_vocab_size": rows,
         "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
         "tensor_model_parallel_size": tensor_model_parallel_size,

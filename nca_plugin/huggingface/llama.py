@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.model import ModelConfig
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.json_files import shown
 
@@ -64,7 +64,7 @@ _UNUSED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RowRange:
     """Rows `start` .. `start + rows - 1` of a Hugging Face tensor, which follow each other in Megatron's too."""
 
     name: str
@@ -84,7 +84,7 @@ class Mapped:
 
     canonical: str
     columns: tuple[int, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[RowRange, ...]
     layer: int | None = None
 
     @property
@@ -129,12 +129,12 @@ class Llama:
     def parameters(self) -> Iterator[Mapped]:
         """Yield the parameters in the order of the forward pass, layer by layer."""
         hidden = self.hidden_size
-        yield Mapped(EMBEDDING, (hidden,), (Part("model.embed_tokens.weight", 0, self.vocab_size),))
+        yield Mapped(EMBEDDING, (hidden,), (RowRange("model.embed_tokens.weight", 0, self.vocab_size),))
         for layer in range(self.num_layers):
             yield from self._layer(layer)
-        yield Mapped(_FINAL_NORM, (), (Part("model.norm.weight", 0, hidden),))
+        yield Mapped(_FINAL_NORM, (), (RowRange("model.norm.weight", 0, hidden),))
         if not self.tied:
-            yield Mapped(OUTPUT, (hidden,), (Part("lm_head.weight", 0, self.vocab_size),))
+            yield Mapped(OUTPUT, (hidden,), (RowRange("lm_head.weight", 0, self.vocab_size),))
 
     @property
     def zero_biases(self) -> list[str]:
@@ -147,18 +147,18 @@ class Llama:
         stem, hidden, ffn = f"model.layers.{layer}", self.hidden_size, self.ffn_hidden_size
         query, size = self.num_heads // self.num_groups * self.head_dim, self.head_dim
 
-        def qkv(kind: str) -> tuple[Part, ...]:
+        def qkv(kind: str) -> tuple[RowRange, ...]:
             return tuple(
-                Part(f"{stem}.self_attn.{name}_proj.{kind}", group * rows, rows)
+                RowRange(f"{stem}.self_attn.{name}_proj.{kind}", group * rows, rows)
                 for group in range(self.num_groups)
                 for name, rows in (("q", query), ("k", size), ("v", size))
             )
 
-        def fc1(kind: str) -> tuple[Part, ...]:
-            return tuple(Part(f"{stem}.mlp.{name}_proj.{kind}", 0, ffn) for name in ("gate", "up"))
+        def fc1(kind: str) -> tuple[RowRange, ...]:
+            return tuple(RowRange(f"{stem}.mlp.{name}_proj.{kind}", 0, ffn) for name in ("gate", "up"))
 
-        def whole(name: str) -> tuple[Part, ...]:
-            return (Part(f"{stem}.{name}", 0, hidden),)
+        def whole(name: str) -> tuple[RowRange, ...]:
+            return (RowRange(f"{stem}.{name}", 0, hidden),)
 
         yield Mapped(f"{_QKV}.layer_norm_weight", (), whole("input_layernorm.weight"), layer)
         yield Mapped(f"{_QKV}.weight", (hidden,), qkv("weight"), layer)
@@ -285,7 +285,7 @@ def _need(model: ModelConfig, *names: str) -> Any:
     return value
 
 
-def megatron_arguments(llama: Llama, dtype: str) -> dict[str, Any]:
+def arguments_of_llama(llama: Llama, dtype: str) -> dict[str, Any]:
     """Return the arguments that Megatron-LM would have been started with, as its checkpoints keep them."""
     return {
         "num_layers": llama.num_layers,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nca_plugin.display.progress import StartStage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder, check_space, flush_path
-from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part, digest
+from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Shard, digest
 from nca_plugin.indexed.storage import check_same, load_manifest
 
 #: Files that are written block by block.
@@ -48,7 +48,7 @@ class BlockWriter:
             outlives its parent writes must not end up in the files of the next run.
     """
 
-    part: Part
+    part: Shard
     files: tuple[int, int]
 
     def write(self, block: int, tokens: NDArray[Any], following: NDArray[Any]) -> WrittenBlock:
@@ -83,7 +83,7 @@ class Draft:
             disk fails or fills up.
     """
 
-    def __init__(self, prefix: Path, part: Part, origin: Origin, start_stage: StartStage) -> None:
+    def __init__(self, prefix: Path, part: Shard, origin: Origin, start_stage: StartStage) -> None:
         self._prefix = prefix
         self._part = part
         self._origin = origin
@@ -261,7 +261,7 @@ def disk_errors(prefix: Path) -> Iterator[None]:
         ) from error
 
 
-def _identity(part: Part, origin: Origin) -> dict[str, Any]:
+def _identity(part: Shard, origin: Origin) -> dict[str, Any]:
     spec = part.spec
     return {
         "uri": spec.uri,

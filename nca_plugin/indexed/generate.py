@@ -4,7 +4,7 @@ from typing import Final
 
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
 from nca_plugin.indexed.storage import output_prefix
 from nca_plugin.indexed.workers import generate_blocks
 from nca_plugin.indexed.write import write_corpus
@@ -40,7 +40,7 @@ def generate(
     if not 1 <= num_workers <= _MAX_WORKERS:
         raise NCAPluginError(f"{num_workers:,} workers: must be 1 to {_MAX_WORKERS:,}")
     prefix = output_prefix(prefix)
-    part = Part.shard(CorpusSpec.from_source(parse(uri), num_tokens, seq_length), *shard)
+    part = Shard.numbered(CorpusSpec.from_source(parse(uri), num_tokens, seq_length), *shard)
     return write_corpus(
         prefix,
         part,

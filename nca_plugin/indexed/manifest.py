@@ -94,7 +94,7 @@ class CorpusSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Shard:
     """Blocks first_block .. stop_block - 1 of a corpus: all of them, or a shard."""
 
     spec: CorpusSpec
@@ -102,7 +102,7 @@ class Part:
     stop_block: int
 
     @classmethod
-    def shard(cls, spec: CorpusSpec, number: int, count: int) -> Self:
+    def numbered(cls, spec: CorpusSpec, number: int, count: int) -> Self:
         """Return part `number` of 1 .. `count`. Raises `NCAPluginError` if it would be empty."""
         if not 1 <= number <= count:
             raise NCAPluginError(f"shard {number}/{count}: must be i/N with i in 1 .. N")
@@ -182,7 +182,7 @@ class Manifest:
         idx_digest: of this file.
     """
 
-    part: Part
+    part: Shard
     origin: Origin
     bin_digests: tuple[str, ...]
     next_digests: tuple[str, ...]
@@ -257,7 +257,7 @@ class Manifest:
         first = content["documents"]["first"] // spec.block_documents
         digests, next_digests = (tuple(content[file]["blocks_xxh3_128"]) for file in ("bin", "next"))
         return cls(
-            part=Part(spec, first, first + len(digests)),
+            part=Shard(spec, first, first + len(digests)),
             origin=Origin(content["versions"], content["deflate"]),
             bin_digests=digests,
             next_digests=next_digests,

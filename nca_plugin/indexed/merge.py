@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Part
+from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
 from nca_plugin.indexed.storage import is_remote, load_manifest, names_after, open_file, read_errors
 from nca_plugin.indexed.write import write_corpus
 from nca_plugin.sources import short_uri
@@ -43,7 +43,7 @@ def merge(parts: Sequence[str], prefix: str, start_stage: StartStage = silent_st
         raise NCAPluginError("no parts to merge: name their prefixes, such as corpus-*.json")
     _check_complete(names, manifests)
     spec = manifests[names[0]].part.spec
-    whole = Part(spec, 0, spec.num_blocks)
+    whole = Shard(spec, 0, spec.num_blocks)
     ordered = {name: manifests[name] for name in names}
     return write_corpus(
         prefix,
@@ -90,7 +90,7 @@ def _check_complete(names: Sequence[str], manifests: dict[str, Manifest]) -> Non
         last = min(stop * spec.block_documents, spec.num_documents) - 1
         return f"documents {first * spec.block_documents:,} .. {last:,} of {spec.num_documents:,}"
 
-    end = Part(spec, spec.num_blocks, spec.num_blocks)
+    end = Shard(spec, spec.num_blocks, spec.num_blocks)
     for name, part in [*((name, manifests[name].part) for name in names), ("", end)]:
         if part.first_block > stop:
             raise NCAPluginError(f"{span(stop, part.first_block)} are in no part: add the missing shard")

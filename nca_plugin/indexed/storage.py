@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, cast
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_folder
-from nca_plugin.indexed.manifest import MANIFEST_START, SUFFIXES, Manifest, Part
+from nca_plugin.indexed.manifest import MANIFEST_START, SUFFIXES, Manifest, Shard
 
 _READ_BYTES: Final = 1 << 23
 #: Of a corpus of 10^13 tokens.
@@ -117,7 +117,7 @@ def load_manifest(prefix: str) -> Manifest:
     return manifest
 
 
-def check_same(manifest: Manifest, part: Part, prefix: str) -> None:
+def check_same(manifest: Manifest, part: Shard, prefix: str) -> None:
     """Raise `NCAPluginError` unless the corpus that lies under `prefix` is the one that is to be written there."""
     if manifest.part != part:
         raise NCAPluginError(f"{prefix}.json describes another corpus: choose another name, or remove its files")

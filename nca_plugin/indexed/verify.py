@@ -10,7 +10,7 @@ import numpy as np
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import MAGIC, IndexLayout
-from nca_plugin.indexed.manifest import Part, digest
+from nca_plugin.indexed.manifest import Shard, digest
 from nca_plugin.indexed.storage import open_file, read_errors, read_manifest, size_faults, size_of
 from nca_plugin.sources import parse, short_uri
 
@@ -72,7 +72,7 @@ def _index_faults(prefix: str, layout: IndexLayout) -> Iterator[str]:
             start += len(expected)
 
 
-def _damage(prefix: str, part: Part, suffix: str, first: int, last: int) -> str:
+def _damage(prefix: str, part: Shard, suffix: str, first: int, last: int) -> str:
     rows = range(part.documents(first).start, part.documents(last).stop)
     size = part.sizes[suffix] // part.num_documents
     return (
@@ -88,7 +88,7 @@ def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
         yield numbers[0], numbers[-1]
 
 
-def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartStage) -> Iterator[str]:
+def _generation_faults(prefix: str, part: Shard, count: int, start_stage: StartStage) -> Iterator[str]:
     """Yield the documents, out of `count`, that are not what the source makes."""
     spec = part.spec
     if not count or any(size_of(prefix + suffix) is None for suffix in (".bin", ".next")):
@@ -113,7 +113,7 @@ def _generation_faults(prefix: str, part: Part, count: int, start_stage: StartSt
             advance(spec.seq_length)
 
 
-def _read(name: str, file: BinaryIO, part: Part, suffix: str, rows: range) -> bytes:
+def _read(name: str, file: BinaryIO, part: Shard, suffix: str, rows: range) -> bytes:
     """Return the bytes of documents in the file `name`; fewer, if it ends before."""
     size = part.sizes[suffix] // part.num_documents
     with read_errors(name):

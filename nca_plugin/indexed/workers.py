@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nca_plugin.display.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
-from nca_plugin.indexed.manifest import Part
+from nca_plugin.indexed.manifest import Shard
 from nca_plugin.sources import Source, parse, short_uri
 
 # The next one waits in the pipe, so that no worker waits while the disk is synchronised.
@@ -63,7 +63,7 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
             worker.join()
 
 
-def block_arrays(source: Source, part: Part, block: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def block_arrays(source: Source, part: Shard, block: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the documents of a block, [documents, seq_length], and the token after each, [documents].
 
     Raises:
@@ -115,7 +115,7 @@ def _receive(connection: Connection, worker: BaseProcess) -> WrittenBlock:
     return cast(WrittenBlock, result)
 
 
-def _work(connection: Connection, part: Part) -> None:
+def _work(connection: Connection, part: Shard) -> None:
     """Write the blocks that arrive, until the other end is gone."""
     try:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from nca_plugin.display.progress import StartStage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock, disk_errors, locked
-from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Part
+from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Shard
 from nca_plugin.indexed.storage import check_same, is_remote, load_manifest, size_of, staging_prefix, upload
 
 #: Writes the blocks that it is given, and yields them as they are done.
@@ -15,7 +15,7 @@ WriteBlocks = Callable[[BlockWriter, list[int]], Iterator[list[WrittenBlock]]]
 
 
 def write_corpus(
-    prefix: str, part: Part, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
+    prefix: str, part: Shard, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
 ) -> Manifest:
     """Write the files of `part` under `prefix`, or leave them as they are if they are complete.
 
@@ -45,7 +45,7 @@ def write_corpus(
 
 
 def _write_here(
-    prefix: Path, part: Part, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
+    prefix: Path, part: Shard, origin: Origin, write_blocks: WriteBlocks, start_stage: StartStage
 ) -> Manifest:
     with Draft(prefix, part, origin, start_stage) as draft:
         if draft.manifest is not None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.roofline import Roofline, Shares, measure_roofline, measure_shares
-from nca_plugin.inspection.throughput import Start, Throughput, measure_start, measure_throughput
+from nca_plugin.inspection.throughput import StartTimes, Throughput, measure_start, measure_throughput
 from nca_plugin.sources import parse
 from nca_plugin.sources.nca import NCASource
 
@@ -30,7 +30,7 @@ class Benchmark:
     uri: str
     seq_length: int
     machine: dict[str, str | int]
-    start: Start
+    start: StartTimes
     throughput: tuple[Throughput, ...]
     shares: Shares | None
     roofline: Roofline | None

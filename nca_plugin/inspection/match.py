@@ -24,7 +24,7 @@ from nca_plugin.automata.config import Band
 from nca_plugin.automata.generator import Rollout
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.inspection.statistics import Estimate, estimate_mean
+from nca_plugin.inspection.statistics import Measured, estimate_mean
 from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
 from nca_plugin.sources.nca import NCASource
 from nca_plugin.sources.offset import OffsetSource
@@ -65,13 +65,13 @@ class Match:
     """The source with that band."""
 
     @property
-    def ratio(self) -> Estimate:
+    def ratio(self) -> Measured:
         """The mean ratio of the corpus. Its error is that of the means of 20 consecutive parts of the corpus (batch
         means), as neighbouring pieces, often of one document, are alike."""
         parts = [part.mean() for part in np.array_split(self.ratios, _PARTS)]
-        return Estimate(float(self.ratios.mean()), estimate_mean(parts).standard_error)
+        return Measured(float(self.ratios.mean()), estimate_mean(parts).standard_error)
 
-    def kept(self, band: Band) -> Estimate:
+    def kept(self, band: Band) -> Measured:
         """Return the share of random rules, 0 .. 1, whose score is inside `band`."""
         return estimate_mean((band[0] < self.scores) & (self.scores < band[1]))
 

@@ -13,7 +13,7 @@ _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _FEW: Final = 0.02
 
 
-def summary(match: Match) -> str:
+def match_summary(match: Match) -> str:
     """Return the measured ratio, the proposed band and what speaks against it, in lines."""
     return "\n".join([*_corpus_lines(match), "", *_band_lines(match), *_warnings(match), "", *_caveats(match)])
 

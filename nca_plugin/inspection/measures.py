@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.inspection import statistics
 from nca_plugin.inspection.samples import Grid, Samples
-from nca_plugin.inspection.statistics import Estimate, estimate_mean, estimate_quantile, jackknife
+from nca_plugin.inspection.statistics import Measured, estimate_mean, estimate_quantile, jackknife
 
 #: Ranks at which the share of the most frequent tokens is measured, and the transitions at which seen
 #: neighbourhoods are (the release's published ones).
@@ -43,7 +43,7 @@ TITLES: Final[dict[str, tuple[str, str]]] = {
 }
 
 
-def measure(samples: Samples) -> dict[str, Estimate]:
+def measure(samples: Samples) -> dict[str, Measured]:
     """Return the statistics that make sense for the samples, by name.
 
     Shares lie in 0 .. 1, entropies are plug-in estimates in bits. The names, and the release's values, are in
@@ -69,7 +69,7 @@ def measure(samples: Samples) -> dict[str, Estimate]:
     return _token_measures(patches, grid.config.grid_start) | _frame_measures(grid)
 
 
-def _token_measures(tokens: NDArray[np.int32], vocab_size: int) -> dict[str, Estimate]:
+def _token_measures(tokens: NDArray[np.int32], vocab_size: int) -> dict[str, Measured]:
     ranks = [rank for rank in RANKS if rank < vocab_size]
 
     def pooled(kept: NDArray[np.intp]) -> list[float]:
@@ -82,7 +82,7 @@ def _token_measures(tokens: NDArray[np.int32], vocab_size: int) -> dict[str, Est
     return measures | {"distinct_per_sequence": estimate_mean(statistics.distinct(tokens))}
 
 
-def _frame_measures(grid: Grid) -> dict[str, Estimate]:
+def _frame_measures(grid: Grid) -> dict[str, Measured]:
     frames, count = grid.frames, grid.frames.shape[0]
     changes = statistics.change_rate(frames).mean(axis=1)
     seen, right = map(np.stack, zip(*map(statistics.seen_neighbourhoods, frames), strict=True))
@@ -105,10 +105,10 @@ def _frame_measures(grid: Grid) -> dict[str, Estimate]:
     return measures
 
 
-def _repeats(symbols: NDArray[np.int32], lag: int, axis: int) -> Estimate:
+def _repeats(symbols: NDArray[np.int32], lag: int, axis: int) -> Measured:
     return estimate_mean(statistics.repeat_rate(symbols, lag, axis))
 
 
-def _named(names: list[str], values: NDArray[np.float64], errors: NDArray[np.float64]) -> dict[str, Estimate]:
+def _named(names: list[str], values: NDArray[np.float64], errors: NDArray[np.float64]) -> dict[str, Measured]:
     pairs = zip(np.atleast_1d(values), np.atleast_1d(errors), strict=True)
-    return {name: Estimate(float(value), float(error)) for name, (value, error) in zip(names, pairs, strict=True)}
+    return {name: Measured(float(value), float(error)) for name, (value, error) in zip(names, pairs, strict=True)}

@@ -7,7 +7,7 @@ from html import escape
 from nca_plugin.display.page import Rendered, document, figure, table
 from nca_plugin.inspection.measures import DEPENDS_ON_COUNT, TITLES
 from nca_plugin.inspection.reference import NUM_SEQUENCES
-from nca_plugin.inspection.statistics import Estimate
+from nca_plugin.inspection.statistics import Measured
 
 
 def page(
@@ -15,7 +15,7 @@ def page(
     facts: str,
     command: str,
     rendered: list[Rendered],
-    measures: Mapping[str, Estimate],
+    measures: Mapping[str, Measured],
     count: int,
     reference: Mapping[str, float] | None,
 ) -> str:
@@ -44,7 +44,7 @@ def page(
     )
 
 
-def _figures(measures: Mapping[str, Estimate], count: int, reference: Mapping[str, float] | None) -> str:
+def _figures(measures: Mapping[str, Measured], count: int, reference: Mapping[str, float] | None) -> str:
     heads = ["", "value ± standard error"]
     if reference is not None:
         heads += ["released code", "errors apart"]
@@ -90,7 +90,7 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.3f}"
 
 
-def _difference(estimate: Estimate, published: float, count: int) -> str:
+def _difference(estimate: Measured, published: float, count: int) -> str:
     error = estimate.standard_error * math.sqrt(1 + count / NUM_SEQUENCES)
     if math.isnan(error) or error == 0:
         return ""

@@ -14,27 +14,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nca_plugin.automata import gzip_score
-from nca_plugin.automata.complexity import SCORED_FRAMES, gzip_size
+from nca_plugin.automata.complexity import SCORED_FRAMES, scored_size
 
 _LN2 = float(np.log(2.0))
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Measured:
     """A measured value and its standard error over sequences (nan if there is only one)."""
 
     value: float
     standard_error: float
 
 
-def estimate_mean(values: ArrayLike) -> Estimate:
+def estimate_mean(values: ArrayLike) -> Measured:
     """Return the mean of one value per sequence, [count]."""
     array = np.asarray(values, np.float64)
     error = float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else float("nan")
-    return Estimate(float(array.mean()), error)
+    return Measured(float(array.mean()), error)
 
 
-def estimate_quantile(values: ArrayLike, q: float) -> Estimate:
+def estimate_quantile(values: ArrayLike, q: float) -> Measured:
     """Return the quantile `q`, 0 .. 1, of one value per sequence, [count].
 
     The error is a quarter of the 95 % interval, whose ends are the quantiles two standard errors of a share below and
@@ -44,10 +44,10 @@ def estimate_quantile(values: ArrayLike, q: float) -> Estimate:
     array = np.asarray(values, np.float64)
     value = float(np.quantile(array, q))
     if array.size < 2:
-        return Estimate(value, float("nan"))
+        return Measured(value, float("nan"))
     two_errors = 2 * np.sqrt(q * (1 - q) / array.size)
     low, high = np.quantile(array, np.clip([q - two_errors, q + two_errors], 0, 1))
-    return Estimate(value, float(high - low) / 4)
+    return Measured(value, float(high - low) / 4)
 
 
 def jackknife(
@@ -176,7 +176,7 @@ def gzip_scores(frames: ArrayLike, num_colors: int, patch_size: int) -> NDArray[
 def compressed_shares(tokens: ArrayLike) -> NDArray[np.float64]:
     """Return size after gzip / size as int32 of each sequence, int32 [count, length] -> float64 [count]."""
     array = np.asarray(tokens, np.int32)
-    return np.array([gzip_size(sequence) / sequence.nbytes for sequence in array])
+    return np.array([scored_size(sequence) / sequence.nbytes for sequence in array])
 
 
 def seen_neighbourhoods(frames: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.text.compressed import is_compressed, read_errors
-from nca_plugin.text.folders import TextFile
+from nca_plugin.text.inputs import TextFile
 from nca_plugin.text.prepare import Corpus, documents, input_files
 from nca_plugin.text.reading import BOM, file_documents, form_of, line_text, not_text
 

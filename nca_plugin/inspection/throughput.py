@@ -57,7 +57,7 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartTimes:
     """Seconds until a new process can work, by the wall clock.
 
     Attributes:
@@ -126,11 +126,11 @@ def _resident_bytes() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_start(uri: str, seq_length: int) -> Start:
+def measure_start(uri: str, seq_length: int) -> StartTimes:
     """Start a process that has to compile everything, and one that finds everything compiled."""
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (_start(uri, seq_length, cache) for _ in range(2))
-    return Start(import_seconds=warm[0], first_sample_seconds=cold[1], first_sample_cached_seconds=warm[1])
+    return StartTimes(import_seconds=warm[0], first_sample_seconds=cold[1], first_sample_cached_seconds=warm[1])
 
 
 def _start(uri: str, seq_length: int, cache: str) -> Sequence[float]:

@@ -17,7 +17,7 @@ from typing import Any
 from nca_plugin.bridge import cpu as bridge_cpu
 from nca_plugin.bridge.recipe import (
     Settings,
-    apply_settings,
+    apply_overrides,
     load_complete,
     load_recipe,
     merged,
@@ -58,10 +58,10 @@ def main() -> None:
     quiet()
     with one_line_errors(of_every_rank=False):
         take_rank()
-        launch(parse_options(sys.argv[1:]))
+        launch(parse_command_line(sys.argv[1:]))
 
 
-def parse_options(arguments: list[str]) -> Options:
+def parse_command_line(arguments: list[str]) -> Options:
     """Return what the command line asks for. Raises `NCAPluginError` for an option that there is none of."""
     parser = Parser(
         prog="python -m nca_plugin.launch.bridge",
@@ -148,10 +148,10 @@ def configure(options: Options, settings: UserSettings) -> Any:
     """
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
-    from nca_plugin.bridge.dataset import register, source_dataset
+    from nca_plugin.bridge.dataset import register_dataset, source_dataset
     from nca_plugin.bridge.fit import check_checkpoint, describe_data, fit, split_settings
 
-    register()
+    register_dataset()
     if options.recipe is None:
         assert options.config_file is not None
         # The file is the configuration: what is left to set are the overrides.
@@ -165,12 +165,12 @@ def configure(options: Options, settings: UserSettings) -> Any:
             raise NCAPluginError(f"--dataset {options.dataset} contradicts data.source: give one of them")
         config.dataset = DATASET_PRESETS[options.dataset](config)
     if settings.data_path is None:
-        apply_settings(config, user)
+        apply_overrides(config, user)
     else:
         before, after = split_settings(config.dataset, user)
-        apply_settings(config, before)
+        apply_overrides(config, before)
         config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
-        apply_settings(config, after)
+        apply_overrides(config, after)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
     describe_data(config)

@@ -49,7 +49,7 @@ class ConfigFile:
 
 
 @dataclass(frozen=True)
-class Run:
+class LaunchArguments:
     """What a configuration file stands for."""
 
     arguments: list[str]
@@ -85,7 +85,7 @@ def compose_run(file: ConfigFile) -> DictConfig:
     return compose_file(file.path, file.folder, overrides)
 
 
-def load_run(file: ConfigFile) -> Run:
+def load_run(file: ConfigFile) -> LaunchArguments:
     """Return the Megatron-LM arguments, with `--data-path` if the configuration has a source or a blend.
 
     A file with `trainer` and `model` is NeMo 1's; `arguments` beside them win over what they say.
@@ -109,7 +109,7 @@ def load_run(file: ConfigFile) -> Run:
         argv = megatron_arguments(arguments)
         unset = unset_options(ours.arguments)
         keys = {} if translation is None else _keys(translation, ours.arguments)
-        return Run(argv if paths is None else with_data_path(argv, paths), unset, translation, keys)
+        return LaunchArguments(argv if paths is None else with_data_path(argv, paths), unset, translation, keys)
 
 
 def _resolved_nemo1(config: DictConfig) -> dict[Any, Any]:
@@ -160,7 +160,7 @@ def unset_options(arguments: dict[str, Any]) -> list[str]:
     return [f"--{name}" for name, value in arguments.items() if value is None or value is False]
 
 
-def check_world_size(run: Run) -> None:
+def check_world_size(run: LaunchArguments) -> None:
     """Raise `NCAPluginError` if torchrun started another number of processes than a NeMo 1 file asks for."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if run.translation is not None and run.translation.world_size not in (None, started):

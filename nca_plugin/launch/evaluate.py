@@ -197,7 +197,7 @@ def _checkpoint_folder(args: Namespace) -> Path | None:
 def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> None:
     import torch
 
-    from nca_plugin.probes.model import build_model, load_weights
+    from nca_plugin.probes.forward import build_model, load_weights
 
     model = build_model(args)
     iteration = load_weights(model, args)
@@ -217,7 +217,7 @@ def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> Non
 
 
 def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.probes.model import predictions
+    from nca_plugin.probes.forward import predictions
 
     samples = [source.sample(index, args.seq_length) for index in range(num_samples)]
     tokens = np.stack([sample.tokens for sample in samples])
@@ -240,7 +240,7 @@ def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: 
 def _perplexity(model: list[Any], args: Namespace, path: str) -> dict[str, Any]:
     import torch
 
-    from nca_plugin.probes.model import token_losses
+    from nca_plugin.probes.forward import token_losses
     from nca_plugin.probes.windows import IndexedWindows
 
     windows = IndexedWindows(path, args.seq_length)
@@ -259,8 +259,8 @@ def _perplexity(model: list[Any], args: Namespace, path: str) -> dict[str, Any]:
 
 
 def _induction(model: list[Any], args: Namespace, num_samples: int) -> dict[str, Any]:
+    from nca_plugin.probes.forward import model_induction_scores
     from nca_plugin.probes.induction import chance_score, repeated_sequences
-    from nca_plugin.probes.model import model_induction_scores
 
     vocab_size = _num_ids(args)
     period = min(_LONGEST_PERIOD, args.seq_length // _REPETITIONS, vocab_size)

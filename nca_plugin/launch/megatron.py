@@ -32,8 +32,8 @@ from nca_plugin.launch.quiet import quiet, quiet_about_split
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import device
 from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
+from nca_plugin.megatron.fused_kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 from nca_plugin.megatron.held_output import held_output
-from nca_plugin.megatron.kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 from nca_plugin.sources import is_source
 from nca_plugin.suggestions import unknown_names
 from nca_plugin.typed_numbers import UnderflowError, number

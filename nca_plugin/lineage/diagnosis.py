@@ -5,8 +5,8 @@ from pathlib import Path
 
 from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import Trained, read_trained
-from nca_plugin.lineage.training_data import Part, TrainingData, fingerprint
+from nca_plugin.lineage.read import Trained, read_trained
+from nca_plugin.lineage.training_data import DataPath, TrainingData, fingerprint
 from nca_plugin.sources import is_source, parse
 
 
@@ -76,7 +76,7 @@ def _progress(trained: Trained) -> str:
     return ": " + ", ".join(words) if words else ""
 
 
-def _fault(part: Part, stage: TrainingData) -> str | None:
+def _fault(part: DataPath, stage: TrainingData) -> str | None:
     """Return why this machine makes other samples than a stage was trained on, None if it makes the same."""
     assert part.uri is not None
     try:

@@ -6,7 +6,7 @@ from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.legacy import is_legacy
 from nca_plugin.checkpoint.torch_dist import is_torch_dist
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import read_trained
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.training_data import Lineage, TrainingData
 
 

@@ -30,7 +30,7 @@ _MOST_PARTS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DataPath:
     """One data path of a run.
 
     Attributes:
@@ -66,7 +66,7 @@ class TrainingData:
 
     version: str
     seq_length: int
-    parts: tuple[Part, ...]
+    parts: tuple[DataPath, ...]
     samples: int | None = None
 
     @classmethod
@@ -77,7 +77,7 @@ class TrainingData:
             NCAPluginError: a path that names no source, or a corpus that cannot be read.
         """
         parts = (
-            Part(path, weight, *_identity(path, seq_length))
+            DataPath(path, weight, *_identity(path, seq_length))
             for path, weight in zip(paths, weights or itertools.repeat(None, len(paths)), strict=True)
         )
         return cls(version("nca-plugin"), seq_length, tuple(parts))
@@ -164,7 +164,7 @@ class Lineage:
 def _from_stored(values: Any) -> TrainingData:
     if len(values["parts"]) > _MOST_PARTS:
         raise ValueError("more parts than a blend has")
-    data = TrainingData(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+    data = TrainingData(**{**values, "parts": tuple(DataPath(**part) for part in values["parts"])})
     for value, kinds in (
         *((data.version, str), (data.seq_length, int), (data.samples, int | None)),
         *((text, str) for part in data.parts for text in (part.path,)),

@@ -1,7 +1,7 @@
 """The lines of a run's log that prove what it trains on."""
 
 from nca_plugin.indexed.source import is_corpus
-from nca_plugin.lineage.training_data import Part, TrainingData
+from nca_plugin.lineage.training_data import DataPath, TrainingData
 from nca_plugin.megatron.dataset import open_path
 from nca_plugin.megatron.repeated import repeated
 from nca_plugin.sources import short_uri
@@ -23,7 +23,7 @@ def announcements(data: TrainingData, num_samples: int) -> list[str]:
     return lines
 
 
-def _described(part: Part, seq_length: int) -> str:
+def _described(part: DataPath, seq_length: int) -> str:
     weight = "" if part.weight is None else f"{part.weight} "
     if part.uri is None:
         return f"{weight}{part.path}"

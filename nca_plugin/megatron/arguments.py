@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.source import IndexedSource, is_corpus
-from nca_plugin.megatron import kernels
+from nca_plugin.megatron import fused_kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="resume a checkpoint with other data than it was trained on",
     )
     group.add_argument(
-        kernels.OPTION,
+        fused_kernels.OPTION,
         action="store_true",
         help="on CUDA: add the arguments that the run needs where Transformer Engine or NVIDIA's Apex is missing",
     )
@@ -118,7 +118,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     if ours.allow_other_data:
         rest.append("--allow-other-data")
     if ours.local_kernels:
-        rest.append(kernels.OPTION)
+        rest.append(fused_kernels.OPTION)
     if ours.sft_epochs is not None:
         rest += ["--sft-epochs", ours.sft_epochs]
     return with_data_path(rest, [source.uri])

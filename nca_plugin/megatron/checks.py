@@ -17,8 +17,8 @@ from megatron.training.utils import get_blend_and_blend_per_split
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.arguments import is_number
 from nca_plugin.megatron.dataset import is_ours
-from nca_plugin.megatron.kernels import has_spec_of_megatron, installed
-from nca_plugin.megatron.text import check_trains, split_shares
+from nca_plugin.megatron.fused_kernels import has_spec_of_megatron, installed
+from nca_plugin.megatron.text_datasets import check_trains, split_shares
 from nca_plugin.sources import is_source
 
 

@@ -28,7 +28,7 @@ from nca_plugin.megatron.lineage import described_data
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
-from nca_plugin.megatron.text import check_text, parts
+from nca_plugin.megatron.text_datasets import check_text, parts
 
 #: Megatron's, where paths are given and no split is.
 _DEFAULT_SPLIT: Final = "969, 30, 1"

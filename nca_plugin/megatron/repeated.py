@@ -4,7 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 from nca_plugin.indexed.source import is_corpus
-from nca_plugin.lineage.training_data import Part, TrainingData
+from nca_plugin.lineage.training_data import DataPath, TrainingData
 from nca_plugin.sources import Source, parse, short_uri
 from nca_plugin.sources.mixture import MixtureSource
 from nca_plugin.sources.offset import OffsetSource
@@ -19,7 +19,7 @@ def repeated(data: TrainingData) -> list[str]:
     return list(warnings.values())
 
 
-def _warning(first: Part, second: Part) -> str | None:
+def _warning(first: DataPath, second: DataPath) -> str | None:
     if first.uri is None and second.uri is None:
         if not _is_same_file(first.path, second.path):
             return None

@@ -14,10 +14,10 @@ from typing import Final
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron import device
 from nca_plugin.megatron.cpu_limits import check_cpu_mode
-from nca_plugin.megatron.files import check_files
 from nca_plugin.megatron.option_names import OptionNames
-from nca_plugin.text.folders import exists
+from nca_plugin.megatron.paths import check_files
 from nca_plugin.text.hub import is_reachable
+from nca_plugin.text.inputs import exists
 
 #: How often to save what is saved beside checkpoints, below the same folder.
 _INTERVALS_OF_SAVED: Final = (

@@ -10,9 +10,9 @@ from nca_plugin.nemo1.rows import (
     Row,
     Translated,
     boolean,
+    checked_number,
     ignored,
     integer,
-    number,
     off_switch,
     real,
     switch,
@@ -97,7 +97,7 @@ def _legacy_only(reason: str) -> Any:
     """Return a rule for what NeMo's own model has and its megatron-core model leaves out."""
 
     def rule(value: Any, config: Config) -> Arguments:
-        if number(value) and not config.read("model.mcore_gpt", boolean):
+        if checked_number(value) and not config.read("model.mcore_gpt", boolean):
             raise CannotBeHad(reason)
         return {}
 

@@ -16,10 +16,10 @@ from nca_plugin.nemo1.rows import (
     Row,
     Translated,
     boolean,
+    checked_number,
     count,
     ignored,
     name,
-    number,
     real,
     share,
     within,
@@ -62,7 +62,7 @@ def _is_distributed(config: Config) -> bool:
 def _betas(value: Any, config: Config) -> Arguments:
     if not isinstance(value, list) or len(value) != 2:
         raise CannotBeHad("must be a list of two numbers")
-    return {"adam-beta1": number(value[0]), "adam-beta2": number(value[1])}
+    return {"adam-beta1": checked_number(value[0]), "adam-beta2": checked_number(value[1])}
 
 
 def _gradient_dtype(value: Any, config: Config) -> Arguments:
@@ -121,7 +121,7 @@ def _schedule(value: Any, config: Config) -> Arguments:
         raise CannotBeHad("max_steps_for_lr_sched belong to CosineAnnealingExp")
     if style == "constant" and max_steps < train_steps:
         raise CannotBeHad(f"it drops to min_lr after {max_steps} steps, Megatron-LM's constant schedule never does")
-    lr = config.read(f"{_OPTIM}.lr", number)
+    lr = config.read(f"{_OPTIM}.lr", checked_number)
     return {
         "lr-decay-style": style,
         # Megatron-LM wants it above the warm-up. Where it is not, no step is between them, and this gives NeMo's
@@ -129,7 +129,7 @@ def _schedule(value: Any, config: Config) -> Arguments:
         "lr-decay-iters": max((of_decay or max_steps) - constant, warmup + 1),
         "lr-warmup-iters": warmup,
         "lr-warmup-init": 0.0 if constant or not warmup else lr / (warmup + 1),
-        "min-lr": config.read(f"{_SCHED}.min_lr", number),
+        "min-lr": config.read(f"{_SCHED}.min_lr", checked_number),
     }
 
 

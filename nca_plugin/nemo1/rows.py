@@ -121,7 +121,7 @@ def count(value: Any) -> int:
     return result
 
 
-def number(value: Any) -> float:
+def checked_number(value: Any) -> float:
     """Return a number, which the file may spell `"2e-4"`."""
     try:
         if not isinstance(value, bool) and math.isfinite(result := float(value)):
@@ -133,7 +133,7 @@ def number(value: Any) -> float:
 
 def share(value: Any) -> float:
     """Return a number between 0 and 1."""
-    if not 0 <= (result := number(value)) <= 1:
+    if not 0 <= (result := checked_number(value)) <= 1:
         raise CannotBeHad("must be between 0 and 1")
     return result
 
@@ -162,7 +162,7 @@ def real(
 ) -> Translated:
     """A key that is an argument with a number."""
     return Translated(
-        key, lambda value, _: {argument: number(value)}, (argument,), default, source, is_required=is_required
+        key, lambda value, _: {argument: checked_number(value)}, (argument,), default, source, is_required=is_required
     )
 
 

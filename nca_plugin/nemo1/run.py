@@ -12,9 +12,9 @@ from nca_plugin.nemo1.rows import (
     Row,
     Translated,
     boolean,
+    checked_number,
     ignored,
     name,
-    number,
     whole,
     within,
 )
@@ -60,7 +60,7 @@ def _eval_iters(value: Any, config: Config) -> Arguments:
 
 
 def _clip(value: Any, config: Config) -> Arguments:
-    return {"clip-grad": max(number(value), 0.0)}
+    return {"clip-grad": max(checked_number(value), 0.0)}
 
 
 def _log_interval(value: Any, config: Config) -> Arguments:

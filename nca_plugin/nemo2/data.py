@@ -28,7 +28,7 @@ from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
-from nca_plugin.megatron.text import check_text, check_trains, parts
+from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources.section import source_uri
 
 _, _HAS_TRANSFORMER_ENGINE = safe_import("transformer_engine")

@@ -8,9 +8,12 @@ from typing import Final
 from rich.table import Table
 
 from nca_plugin.display.terminal import short
+from nca_plugin.study.all_runs import language_runs, stage1_runs
+from nca_plugin.study.compute import checked
 from nca_plugin.study.design import Study, tokens_per_update, validation_tokens
-from nca_plugin.study.plan import Run, combinations
-from nca_plugin.study.study import checked, language_runs, stage1_runs, task_runs, unprepared
+from nca_plugin.study.plan import task_runs, unprepared
+from nca_plugin.study.run import Run
+from nca_plugin.study.sweep import combinations
 
 #: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that a well-run training reaches.
 PEAKS: Final = {"H100": 989.0, "A100": 312.0}
@@ -32,7 +35,7 @@ _SECONDS_TO_MEASURE: Final = 0.5
 
 
 @dataclass(frozen=True)
-class Part:
+class CostItem:
     """Runs of a kind.
 
     Attributes:
@@ -63,7 +66,7 @@ class Needs:
         text_tokens: of each text that is trained on or held out, by its name.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[CostItem]
     parameters: int | None
     final_bytes: int | None
     peak_bytes: int | None
@@ -82,17 +85,17 @@ def needs(study: Study) -> Needs:
     held_out = validation_tokens(config) * config.language.evaluations * _EVALUATION_SHARE
     batch = tokens_per_update(config, "language")
 
-    def part(name: str, runs: Sequence[tuple[Run, str]]) -> Part:
+    def part(name: str, runs: Sequence[tuple[Run, str]]) -> CostItem:
         tokens = sum(run.iterations * batch for run, _ in runs)
         flops = sum((run.iterations * batch + held_out) * compute.language[domain] for run, domain in runs)
-        return Part(name, len(runs), sum(run.iterations for run, _ in runs), tokens, flops)
+        return CostItem(name, len(runs), sum(run.iterations for run, _ in runs), tokens, flops)
 
     stage1 = {run.folder: (run, arm) for (_, arm, _), run in stage1_runs(plan, best).items()}
     stage1_batch = tokens_per_update(config, "stage1")
     language = language_runs(plan, best, compute)
     parts = [
         part("sweep of the baseline", [(run, domain) for (domain, _), run in plan.sweep().items()]),
-        Part(
+        CostItem(
             "stage 1",
             len(stage1),
             sum(run.iterations for run, _ in stage1.values()),
@@ -108,7 +111,7 @@ def needs(study: Study) -> Needs:
     tuned = [(run, key.domain) for key, run in task_runs(plan, best).items() if run.tuning is not None]
     tokens = sum(run.iterations * batch for run, _ in tuned)
     parts.append(
-        Part(
+        CostItem(
             "tuning on tasks",
             len(tuned),
             sum(run.iterations for run, _ in tuned),
@@ -161,7 +164,7 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
     runs = Table(title="What the runs take")
     for heading in ("", "runs", "tokens", "FLOPs", *rates, *([] if cpu is None else ["this CPU"])):
         runs.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
-    everything = Part(
+    everything = CostItem(
         "all",
         sum(part.runs for part in needs.parts),
         sum(part.updates for part in needs.parts),

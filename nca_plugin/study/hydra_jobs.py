@@ -19,8 +19,9 @@ from nca_plugin.configuration.hydra_files import shipped_folder
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.files import complete_files
-from nca_plugin.study.plan import Run
-from nca_plugin.study.runs import Place, execute
+from nca_plugin.study.execute import execute
+from nca_plugin.study.rank_processes import Place
+from nca_plugin.study.run import Run
 
 _CONFIG: Final = "study_job"
 

@@ -1,18 +1,18 @@
 """The runs of a study: what each is started with, where its files are, and which of them arms share."""
 
 import hashlib
-import itertools
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nca_plugin.study.corpus import StudyCorpus
-from nca_plugin.study.design import ArmConfig, StudyConfig, num_updates, seeded
-from nca_plugin.tasks.tokenizers import BYTE_TOKENIZER
+from nca_plugin.study.design import ArmConfig, CorpusConfig, StudyConfig, num_updates, seeded
+from nca_plugin.study.run import Arguments, Question, Run, Start, Tuning, digest_of
+from nca_plugin.study.sweep import combinations
 from nca_plugin.text.examples import read_examples
-from nca_plugin.text.prepare import BYTES
+from nca_plugin.text.prepare import vocab_size
 from nca_plugin.transition.changes import Transition
 
 #: Arguments with this in their names are of the initialisation, which stage 1 shares with the language stage.
@@ -20,111 +20,6 @@ _INITIALISATION: Final = "init-method"
 #: The release's stage 1 is the warm-up, 5,000 updates, of a schedule of 50,000.
 _RELEASE_DECAY: Final = 10
 _WARM_UP_SHARE: Final = 10
-_SAVES: Final = 5
-
-Arguments = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from.
-
-    Attributes:
-        origin: the run whose last checkpoint it is made of.
-        transition: what it takes over; None for all of it, as it is.
-    """
-
-    origin: "Run"
-    transition: Transition | None
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a run tunes its model on.
-
-    Attributes:
-        examples: a JSONL file.
-        digest: of its content.
-        tokenizer: that of its text, as `nca_plugin.text.prepare` takes it.
-    """
-
-    examples: Path
-    digest: str
-    tokenizer: str
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a run's model is asked.
-
-    Attributes:
-        task: of lm-eval.
-        options: of `nca-plugin eval`, without paths.
-        data: in place of the task's data set.
-        tokenizer: as `nca_plugin.text.prepare` takes it.
-    """
-
-    task: str
-    options: tuple[str, ...]
-    data: str | None
-    tokenizer: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of Megatron.
-
-    Attributes:
-        folder: of its files, below the study's.
-        title: for people.
-        iterations: its updates.
-        arguments: Megatron-LM's, without those of length, start and output.
-        start: None to start from Megatron's own new values.
-        corpus: the text that it is trained on; None for a source, which its arguments name.
-        source: URI of a source whose held-out samples the trained model is to predict; None for text.
-        is_evaluated: whether the trained model's predictions and heads are looked at.
-        is_kept: whether another run, or a user, needs its last checkpoint.
-        tuning: None for a run on a text or a source.
-        question: None for a run whose model is not asked anything.
-    """
-
-    folder: Path
-    title: str
-    iterations: int
-    arguments: Arguments
-    start: Start | None = None
-    corpus: StudyCorpus | None = None
-    source: str | None = None
-    is_evaluated: bool = True
-    is_kept: bool = True
-    tuning: Tuning | None = None
-    question: Question | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint"
-
-    @property
-    def start_checkpoint(self) -> Path:
-        """Made for this run, where its start has a transition."""
-        return self.folder / "start"
-
-    @property
-    def index_cache(self) -> Path:
-        """Where Megatron keeps the order of the text's samples while the run is under way."""
-        return self.folder / "cache"
-
-    @property
-    def identity(self) -> str:
-        """A fingerprint of all that its result depends on; not of where its files are."""
-        start = None if self.start is None else [self.start.origin.identity, _described(self.start.transition)]
-        text = None if self.corpus is None else self.corpus.facts
-        told = [self.iterations, self.arguments, text, start, self.source]
-        if self.tuning is not None:
-            told += [self.tuning.digest, self.tuning.tokenizer]
-        if self.question is not None:
-            told.append(asdict(self.question))
-        return fingerprint(told)
 
 
 @dataclass(frozen=True, order=True)
@@ -174,7 +69,7 @@ class Plan:
                 run = self.language(LanguageKey(domain, self.study.baseline, seed, longer), values)
                 varied = [name for name, tried in self.study.sweep.arguments.items() if len(tried) > 1]
                 title = f"sweep of {domain}: {' '.join(f'{name} {values[name]}' for name in varied)}"
-                folder = self.root / "runs" / "sweep" / domain / f"{number}-{fingerprint(values)[:6]}"
+                folder = self.root / "runs" / "sweep" / domain / f"{number}-{digest_of(values)[:6]}"
                 # A run that diverges has the worst loss of all, and is no reason to end the study.
                 arguments = {**run.arguments, "no-check-for-nan-in-loss-and-grad": True}
                 runs[domain, number] = replace(
@@ -191,7 +86,7 @@ class Plan:
             "eval-interval": 1,
             "seed": 1,
         }
-        name = f"template-{fingerprint(arguments)[:6]}"
+        name = f"template-{digest_of(arguments)[:6]}"
         return Run(self.root / "runs" / name, f"{name}, for its shapes", 1, arguments, is_evaluated=False)
 
     def stage1(self, name: str, seed: int, best: Arguments) -> Run:
@@ -216,7 +111,7 @@ class Plan:
             kind, uri = "text", None
         of_all_seeds = {**arguments, "seed": None, "data-source": arm.source}
         text = None if arm.text is None else asdict(arm.text)
-        own = f"stage1-{kind}-{fingerprint([updates, of_all_seeds, text])[:6]}"
+        own = f"stage1-{kind}-{digest_of([updates, of_all_seeds, text])[:6]}"
         folder = self.root / "runs" / f"seed{seed}" / own
         return Run(folder, f"{name}, seed {seed}, {own}", updates, arguments, None, self.texts.get(name), uri)
 
@@ -314,48 +209,29 @@ class Plan:
         return {**log_interval, **study.arguments, **initialisation, **arm.arguments}
 
 
-def combinations(study: StudyConfig) -> list[Arguments]:
-    """Return every combination of the sweep's values."""
-    names = list(study.sweep.arguments)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*study.sweep.arguments.values())]
+def unprepared(study: StudyConfig) -> Plan:
+    """Return the plan of a study whose texts are not prepared: of them it knows the vocabulary only."""
+
+    def of(corpus: CorpusConfig) -> StudyCorpus:
+        ids = vocab_size(corpus.tokenizer) if corpus.vocab_size is None else corpus.vocab_size
+        return StudyCorpus(Path(study.output) / "corpus", ids, 0, 0)
+
+    corpora = {name: of(domain.corpus) for name, domain in study.domains.items()}
+    texts = {name: of(arm.text) for name, arm in study.arms.items() if arm.text is not None}
+    return Plan(study, Path(study.output), corpora, texts)
 
 
-def megatron_options(run: Run) -> Arguments:
-    """Return all of Megatron-LM's arguments of a run."""
-    text: Arguments = {}
-    if run.corpus is not None:
-        text = {
-            "train-data-path": run.corpus.train,
-            "valid-data-path": run.corpus.validation,
-            # Megatron writes the files of its cache in place: another run would have mapped them.
-            "data-cache-path": str(run.index_cache),
-        }
-    if run.tuning is not None:
-        text = {
-            "train-data-path": str(run.tuning.examples),
-            "tokenizer-type": "HuggingFaceTokenizer",
-            "tokenizer-model": str(BYTE_TOKENIZER) if run.tuning.tokenizer == BYTES else run.tuning.tokenizer,
-            "tokenizer-hf-no-include-special-tokens": True,
-        }
-    return {
-        "save-interval": max(1, -(-run.iterations // _SAVES)),
-        **run.arguments,
-        **text,
-        "train-iters": run.iterations,
-        "save": str(run.checkpoint),
-        "load": str(run.checkpoint),
-        "pretrained-checkpoint": None if run.start is None else str(_started_from(run)),
-        "tensorboard-dir": str(run.folder / "tensorboard"),
-    }
-
-
-def _started_from(run: Run) -> Path:
-    assert run.start is not None
-    return run.start.origin.checkpoint if run.start.transition is None else run.start_checkpoint
-
-
-def _described(transition: Transition | None) -> Any:
-    return None if transition is None else transition.described()
+def task_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[TaskKey, Run]:
+    """Return the runs of tasks, those of each arm, seed and domain that is asked."""
+    study = plan.study
+    keys = [
+        TaskKey(name, domain, arm, seed)
+        for seed in study.seeds
+        for name, task in study.tasks.items()
+        for domain in task.domains or study.domains
+        for arm in study.arms
+    ]
+    return {key: plan.task(key, best[key.domain]) for key in keys}
 
 
 def _schedule(name: str, updates: int) -> Arguments:
@@ -390,8 +266,3 @@ def _text_arguments(corpus: StudyCorpus, study: StudyConfig, arguments: Argument
         "eval-micro-batch-size": 1,
         "eval-global-batch-size": max(ranks, 1),
     }
-
-
-def fingerprint(value: Any) -> str:
-    """Return what tells plain values from others, 32 hexadecimal digits."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.study.metrics import LEVEL, POWER, seeds_needed, smallest_effect
+from nca_plugin.study.comparison import LEVEL, POWER, seeds_needed, smallest_effect
 
 #: Gains in perplexity, in per cent; the paper's largest is 5.7.
 GAINS: Final = (0.5, 1.0, 2.0, 5.7)

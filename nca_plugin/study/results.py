@@ -12,11 +12,13 @@ import numpy as np
 
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.sources import parse
+from nca_plugin.study.comparison import Curve, Estimate, estimate, gain_percent, smallest_effect, speed_up
 from nca_plugin.study.design import Study, tokens_per_update
-from nca_plugin.study.metrics import Curve, Estimate, estimate, gain_percent, smallest_effect, speed_up
-from nca_plugin.study.plan import LanguageKey, Run, TaskKey, combinations, megatron_options
-from nca_plugin.study.runs import Result, question_arguments
+from nca_plugin.study.execute import Result, question_arguments
+from nca_plugin.study.plan import LanguageKey, TaskKey
+from nca_plugin.study.run import Run, megatron_options
 from nca_plugin.study.study import StudyResult
+from nca_plugin.study.sweep import combinations
 
 #: Of the layout of these values.
 FORMAT: Final = 1

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,59 +11,22 @@ from typing import Any, Final
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder, complete_files
 from nca_plugin.huggingface.export import check_llama
-from nca_plugin.launch.check import ArgumentSet, check_argument_sets
-from nca_plugin.launch.configuration import unset_options
-from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.study.changes import check_changes
+from nca_plugin.study.all_runs import all_runs, language_runs, stage1_runs
+from nca_plugin.study.allowed_changes import check_changes
+from nca_plugin.study.compute import CHECKED, Compute, check_lengths, checked
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
-from nca_plugin.study.design import CorpusConfig, Study, StudyConfig, tokens_per_update, validation_tokens
-from nca_plugin.study.launchers import Progress, Runner
-from nca_plugin.study.plan import (
-    Arguments,
-    LanguageKey,
-    Plan,
-    Run,
-    TaskKey,
-    combinations,
-    fingerprint,
-    megatron_options,
-)
-from nca_plugin.study.runs import Result, is_complete, read_result
+from nca_plugin.study.design import CorpusConfig, Study, StudyConfig, validation_tokens
+from nca_plugin.study.execute import Result, is_complete, read_result
+from nca_plugin.study.plan import LanguageKey, Plan, TaskKey, task_runs
+from nca_plugin.study.run import Arguments, Run
+from nca_plugin.study.runner import Progress, Runner
+from nca_plugin.study.sweep import best_arguments, combinations
 from nca_plugin.tasks.harness import Harness, Settings
-from nca_plugin.text.prepare import input_bytes, vocab_size
+from nca_plugin.text.prepare import input_bytes
 from nca_plugin.transition.transfer import transfer
 
 _STUDY: Final = "study.json"
-_CHECKED: Final = "checked.json"
 _LOCK: Final = "lock"
-#: Equal compute is one to so many parts of the language stage.
-_EXTRA_STEPS: Final = 100
-#: They name files that may not be there yet.
-_OF_TEXT: Final = ("train-data-path", "valid-data-path", "data-cache-path")
-
-
-@dataclass(frozen=True)
-class Compute:
-    """What runs take, as Megatron counts it.
-
-    Attributes:
-        stage1: floating-point operations a token of a training step, by arm.
-        language: the same by domain.
-        parameters: of the largest model; None where Megatron does not tell.
-    """
-
-    stage1: dict[str, float]
-    language: dict[str, float]
-    parameters: int | None
-
-    def extra_updates(self, plan: Plan, domain: str, arm: str) -> int:
-        """Return the updates of a language run that take the compute of an arm's stage 1, to 1 % of the run's."""
-        updates = plan.language_updates(domain)
-        flops = plan.stage1_updates(arm) * tokens_per_update(plan.study, "stage1") * self.stage1[arm]
-        extra = flops / (tokens_per_update(plan.study, "language") * self.language[domain])
-        # So that arms that hardly differ are compared with one run.
-        step = max(1, updates // _EXTRA_STEPS)
-        return max(1, round(extra / step)) * step
 
 
 @dataclass(frozen=True)
@@ -112,7 +74,8 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
                 check_llama(shape.checkpoint)
         runner.run_all([run.start.origin for run in swept.values() if run.start is not None])
         runner.run_all(list(swept.values()))
-        best = _best(study.config, _with_results(swept))
+        losses = {key: result.validation[-1][1] for key, (_, result) in _with_results(swept).items()}
+        best = best_arguments(study.config, losses)
         progress.expect(_missing_updates(all_runs(plan, compute, best)))
         stage1, language, tasks = stage1_runs(plan, best), language_runs(plan, best, compute), task_runs(plan, best)
         runner.run_all([run.start.origin for run in language.values() if run.start is not None])
@@ -127,19 +90,6 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
             _with_results(language),
             _with_results(tasks),
         )
-
-
-def all_runs(plan: Plan, compute: Compute, best: Mapping[str, Arguments]) -> list[Run]:
-    """Return the runs of a study, each once.
-
-    Args:
-        best: the best arguments of each domain's sweep.
-    """
-    language = language_runs(plan, best, compute).values()
-    sweep = plan.sweep().values()
-    starts = [run.start.origin for run in (*sweep, *language) if run.start is not None]
-    tasks = task_runs(plan, best).values()
-    return list({run.folder: run for run in (*sweep, *starts, *language, *tasks)}.values())
 
 
 def _missing_updates(runs: Iterable[Run]) -> int:
@@ -168,118 +118,6 @@ def _any(study: StudyConfig) -> dict[str, Arguments]:
     return dict.fromkeys(study.domains, combinations(study)[0])
 
 
-def unprepared(study: StudyConfig) -> Plan:
-    """Return the plan of a study whose texts are not prepared: of them it knows the vocabulary only."""
-
-    def of(corpus: CorpusConfig) -> StudyCorpus:
-        ids = vocab_size(corpus.tokenizer) if corpus.vocab_size is None else corpus.vocab_size
-        return StudyCorpus(Path(study.output) / "corpus", ids, 0, 0)
-
-    corpora = {name: of(domain.corpus) for name, domain in study.domains.items()}
-    texts = {name: of(arm.text) for name, arm in study.arms.items() if arm.text is not None}
-    return Plan(study, Path(study.output), corpora, texts)
-
-
-def checked(study: Study, *, is_run: bool) -> Compute:
-    """Return the compute of the runs, after checking that Megatron takes all their arguments.
-
-    Args:
-        is_run: whether the study's folder may remember what was found to be right.
-
-    Raises:
-        NCAPluginError: it does not, with the part of the study file that is to blame.
-    """
-    config, plan = study.config, unprepared(study.config)
-    seed, best = config.seeds[0], combinations(config)[0]
-    runs: dict[tuple[str, str], Run] = {}
-    for arm in config.arms:
-        if not config.arms[arm].is_scratch:
-            runs["stage1", arm] = plan.stage1(arm, seed, best)
-        for domain in config.domains:
-            runs[f"domains.{domain}", f"arms.{arm}"] = plan.language(LanguageKey(domain, arm, seed), best)
-    for key, run in task_runs(plan, dict.fromkeys(config.domains, best)).items():
-        if run.tuning is not None and key.seed == seed:
-            runs[f"tasks.{key.task}", f"arms.{key.arm}, domains.{key.domain}"] = run
-    for (domain, number), run in plan.sweep().items():
-        runs[f"domains.{domain}", f"sweep, combination {number + 1}"] = run
-    sets = [_argument_set(run) for run in runs.values()]
-    # Most arms differ in nothing that Megatron sees.
-    unique = list({fingerprint(asdict(arguments)): arguments for arguments in sets}.values())
-    outcomes = _outcomes(study, unique, is_run)
-    flops, parameters = {}, []
-    for name, arguments in zip(runs, sets, strict=True):
-        outcome = outcomes[unique.index(arguments)]
-        if "error" in outcome:
-            raise NCAPluginError(f"study file {study.path}: {', '.join(name)}: {outcome['error']}")
-        flops[name] = outcome["flops_per_token"]
-        parameters.append(outcome["parameters"])
-    for domain in config.domains:
-        for arm in config.arms:
-            if flops[f"domains.{domain}", f"arms.{arm}"] != flops[f"domains.{domain}", f"arms.{config.baseline}"]:
-                raise NCAPluginError(
-                    f"study file {study.path}: arms.{arm}: its model takes other compute a token than that of "
-                    f"{config.baseline}: arms of a study have one model"
-                )
-    return Compute(
-        stage1={name[1]: value for name, value in flops.items() if name[0] == "stage1"},
-        language={domain: flops[f"domains.{domain}", f"arms.{config.baseline}"] for domain in config.domains},
-        parameters=None if None in parameters else max(parameters),
-    )
-
-
-def check_lengths(plan: Plan, compute: Compute) -> None:
-    """Raise `NCAPluginError` if a text is too short for the runs on it."""
-    study = plan.study
-    for name, domain in study.domains.items():
-        wanted, why = max(plan.language_updates(name), plan.sweep_updates(name)), ""
-        if study.equal_compute:
-            extra = max((compute.extra_updates(plan, name, arm) for arm in compute.stage1), default=0)
-            if plan.language_updates(name) + extra > wanted:
-                wanted = plan.language_updates(name) + extra
-                why = " for the baseline of equal compute, which equal_compute=false leaves out"
-        with in_context(f"domains.{name}"):
-            _check_length(plan.corpora[name], domain.corpus, wanted * tokens_per_update(study, "language"), why)
-    for name, text in plan.texts.items():
-        corpus = study.arms[name].text
-        assert corpus is not None
-        with in_context(f"arms.{name}.text"):
-            _check_length(text, corpus, plan.stage1_updates(name) * tokens_per_update(study, "stage1"), "")
-
-
-def _check_length(text: StudyCorpus, corpus: CorpusConfig, wanted: int, why: str) -> None:
-    if wanted > text.train_tokens * corpus.epochs:
-        raise NCAPluginError(
-            f"the budget is {wanted:,} tokens{why}; the text has {text.train_tokens:,} to train on"
-            + (f" (times {corpus.epochs:g} epochs)" if corpus.epochs != 1 else "")
-            + ": add text, lower tokens, or allow repetition with corpus.epochs"
-        )
-
-
-def _argument_set(run: Run) -> ArgumentSet:
-    # Examples are there already.
-    missing = () if run.tuning is not None else _OF_TEXT
-    options = {name: value for name, value in megatron_options(run).items() if name not in missing}
-    # Nothing of it is there yet, or is made.
-    options |= {"load": None, "save": None, "pretrained-checkpoint": None, "tensorboard-dir": None}
-    return ArgumentSet(megatron_arguments(options), unset_options(run.arguments))
-
-
-def _outcomes(study: Study, sets: list[ArgumentSet], is_run: bool) -> list[dict[str, Any]]:
-    """Return what follows from arguments. What is right is remembered, since it takes a quarter of a minute."""
-    path = study.output / _CHECKED
-    key = fingerprint([asdict(arguments) for arguments in sets])
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        if stored["key"] == key:
-            known: list[dict[str, Any]] = stored["outcomes"]
-            return known
-    outcomes = check_argument_sets(sets, study.config.devices_per_run)
-    if is_run and not any("error" in outcome for outcome in outcomes):
-        with complete_files(path) as (unfinished,):
-            unfinished.write_text(json.dumps({"key": key, "outcomes": outcomes}))
-    return outcomes
-
-
 @contextmanager
 def _claimed(study: Study) -> Iterator[None]:
     """Hold a study's folder, which nobody else works on, with the settings that it was begun with."""
@@ -304,7 +142,7 @@ def _is_ours(root: Path) -> bool:
     """Whether a folder holds nothing but what a study that was killed at its very start has left."""
     # Unfinished files are hidden.
     return root.is_dir() and all(
-        path.name in (_LOCK, _CHECKED) or path.name.startswith(".partial.") for path in root.iterdir()
+        path.name in (_LOCK, CHECKED) or path.name.startswith(".partial.") for path in root.iterdir()
     )
 
 
@@ -347,55 +185,6 @@ def _prepared(study: Study, progress: Progress) -> Plan:
     corpora = {name: prepare("domains", name, domain.corpus) for name, domain in config.domains.items()}
     texts = {name: prepare("arms", name, arm.text) for name, arm in config.arms.items() if arm.text is not None}
     return Plan(config, study.output, corpora, texts)
-
-
-def _best(study: StudyConfig, swept: Mapping[tuple[str, int], tuple[Run, Result]]) -> dict[str, Arguments]:
-    """Return for each domain the arguments whose run ended with the lowest held-out loss."""
-    settings = combinations(study)
-    losses = {key: result.validation[-1][1] for key, (_, result) in swept.items()}
-    losses = {key: loss if math.isfinite(loss) else math.inf for key, loss in losses.items()}
-    best = {}
-    for domain in study.domains:
-        numbers = [number for of, number in losses if of == domain]
-        best[domain] = settings[min(numbers, key=lambda number: losses[domain, number])] if numbers else {}
-    return best
-
-
-def stage1_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[tuple[str, str, int], Run]:
-    """Return stage 1 by domain, arm and seed, with the best arguments of each domain's sweep."""
-    arms = [name for name, arm in plan.study.arms.items() if not arm.is_scratch]
-    return {
-        (domain, arm, seed): plan.stage1(arm, seed, best[domain])
-        for seed in plan.study.seeds
-        for domain in plan.study.domains
-        for arm in arms
-    }
-
-
-def language_runs(plan: Plan, best: Mapping[str, Arguments], compute: Compute) -> dict[LanguageKey, Run]:
-    """Return the language runs, those of the baseline that are longer by an arm's stage 1 among them."""
-    study = plan.study
-    keys = []
-    for seed in study.seeds:
-        for domain in study.domains:
-            keys += [LanguageKey(domain, arm, seed) for arm in study.arms]
-            if study.equal_compute:
-                extras = {compute.extra_updates(plan, domain, arm) for arm in compute.stage1}
-                keys += [LanguageKey(domain, study.baseline, seed, extra) for extra in sorted(extras)]
-    return {key: plan.language(key, best[key.domain]) for key in keys}
-
-
-def task_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[TaskKey, Run]:
-    """Return the runs of tasks, those of each arm, seed and domain that is asked."""
-    study = plan.study
-    keys = [
-        TaskKey(name, domain, arm, seed)
-        for seed in study.seeds
-        for name, task in study.tasks.items()
-        for domain in task.domains or study.domains
-        for arm in study.arms
-    ]
-    return {key: plan.task(key, best[key.domain]) for key in keys}
 
 
 def _with_results[Key](runs: Mapping[Key, Run]) -> dict[Key, tuple[Run, Result]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SAMPLES: Final = 64
 
 
-def documents(uri: str, seq_length: int, **_: Any) -> dict[str, "Dataset"]:
+def held_out_documents(uri: str, seq_length: int, **_: Any) -> dict[str, "Dataset"]:
     """Return the first 64 samples of the source's test split: what is given and what is to follow, as "17 4 9 ...".
 
     Args:

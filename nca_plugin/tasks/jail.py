@@ -106,7 +106,7 @@ FCNTL = (72, 25)
 FCNTL_COMMANDS = (1, 2, 3)
 
 
-class Refused(Exception):
+class NoJailError(Exception):
     """This machine cannot hold a program."""
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     try:
         lock(task["seconds"], task["memory_bytes"])
     # Limits can be below what is asked for already. A program that was never run must not count as one that has failed.
-    except (Refused, OSError, ValueError) as reason:
+    except (NoJailError, OSError, ValueError) as reason:
         os.write(answer, json.dumps({"refused": str(reason)}).encode())
         return
     error = run(task["program"])
@@ -136,10 +136,10 @@ def run(program: str) -> str | None:
 
 
 def lock(seconds: float, memory_bytes: int) -> None:
-    """Give up everything but computing. Raises `Refused` where the kernel cannot enforce it."""
+    """Give up everything but computing. Raises `NoJailError` where the kernel cannot enforce it."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in AUDIT_ARCH:
-        raise Refused(f"needs Linux on {' or '.join(AUDIT_ARCH)}, this is {sys.platform} on {machine}")
+        raise NoJailError(f"needs Linux on {' or '.join(AUDIT_ARCH)}, this is {sys.platform} on {machine}")
     control("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     control("prctl", PR_SET_DUMPABLE, 0)
     control("prctl", PR_SET_NO_NEW_PRIVS, 1)
@@ -160,13 +160,13 @@ def lock(seconds: float, memory_bytes: int) -> None:
 
 
 def control(name: str, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
-    """Call the kernel: the C library's `prctl`, or a system call by number. Raises `Refused` if it fails."""
+    """Call the kernel: the C library's `prctl`, or a system call by number. Raises `NoJailError` if it fails."""
     values = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
     if name == "prctl":
         values += [ctypes.c_ulong(0)] * (5 - len(values))
     result: int = LIBC[name](*values)
     if result < 0:
-        raise Refused(f"the kernel refuses {name} {arguments[0]}: {os.strerror(ctypes.get_errno())}")
+        raise NoJailError(f"the kernel refuses {name} {arguments[0]}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
@@ -174,7 +174,7 @@ def restrict_files() -> None:
     """Leave only the standard library and shared libraries, to be read."""
     version = LIBC.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_ulong(0), LANDLOCK_CREATE_RULESET_VERSION)
     if version < FIRST_VERSION:
-        raise Refused(
+        raise NoJailError(
             "needs Landlock as of Linux 6.2, "
             + ("which is not there or switched off" if version < 0 else f"has version {version} of it")
         )

@@ -12,7 +12,7 @@ from nca_plugin.text.prepare import load_tokenizer
 
 
 @dataclass
-class Written:
+class ExampleCount:
     """What was written, and what was left out."""
 
     examples: int = 0
@@ -26,7 +26,7 @@ def write_examples(
     tokenizer: str = "bytes",
     max_tokens: int | None = None,
     start_stage: StartStage = silent_stage,
-) -> Written:
+) -> ExampleCount:
     """Write the training examples of a task as JSONL with `prompt` and `answer`, put as the task puts its questions.
 
     Args:
@@ -46,7 +46,7 @@ def write_examples(
     tokenize = load_tokenizer(tokenizer)[0]
     found = task_examples(task, data)
     advance = start_stage(task, len(found))
-    written = Written()
+    written = ExampleCount()
     with complete_files(out) as (unfinished,), unfinished.open("w", encoding="utf-8") as lines:
         for example in found:
             # Each with an end of its own, of which one is written.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 from nca_plugin.errors import NCAPluginError, one_line, require
-from nca_plugin.text.folders import did_you_mean
+from nca_plugin.text.inputs import did_you_mean
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 #: Names that end so are those of files.

@@ -14,8 +14,8 @@ from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.files import complete_files
 from nca_plugin.indexed.layout import token_dtype
 from nca_plugin.indexed.storage import local_output
-from nca_plugin.text.folders import TextFile, exists, find_files
 from nca_plugin.text.hub import dataset_rows
+from nca_plugin.text.inputs import TextFile, exists, find_files
 from nca_plugin.text.reading import Document, file_documents, row_text
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 

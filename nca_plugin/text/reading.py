@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final, Literal
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.json_files import LineEndError, check_line_ends, kind_of
 from nca_plugin.text.compressed import SUFFIXES, open_bytes
-from nca_plugin.text.folders import TextFile
+from nca_plugin.text.inputs import TextFile
 
 #: Files that hold one JSON value a line.
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson", ".ldjson")

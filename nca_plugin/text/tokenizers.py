@@ -3,8 +3,8 @@
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.text.folders import did_you_mean, exists
 from nca_plugin.text.hub import is_reachable
+from nca_plugin.text.inputs import did_you_mean, exists
 
 _MAX_REASON = 300
 

@@ -16,11 +16,11 @@ from nca_plugin.checkpoint.stored import Item, Record
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock
 from nca_plugin.transition.changes import Change
 from nca_plugin.transition.initial import draw
-from nca_plugin.transition.vocabulary import read_rows
+from nca_plugin.transition.vocabulary import read_embedding_rows
 
 
 @dataclass
-class Written:
+class WrittenBlocks:
     """What was written for a change, by the first indices of each block."""
 
     checksums: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -51,7 +51,9 @@ class Written:
         return row
 
 
-def entries_of(checkpoint: Checkpoint, changes: Sequence[Change], records: Sequence[Written], seed: int) -> list[Entry]:
+def entries_of(
+    checkpoint: Checkpoint, changes: Sequence[Change], records: Sequence[WrittenBlocks], seed: int
+) -> list[Entry]:
     """Return the tensors of the next stage; writing them fills the records."""
     entries = []
     pairs = [pair for pair in zip(changes, records, strict=True) if pair[0].shape is not None]
@@ -67,7 +69,7 @@ def entries_of(checkpoint: Checkpoint, changes: Sequence[Change], records: Seque
     return entries
 
 
-def _kept(tensor: Tensor, change: Change, record: Written) -> Iterator[KeptBlock | NewBlock]:
+def _kept(tensor: Tensor, change: Change, record: WrittenBlocks) -> Iterator[KeptBlock | NewBlock]:
     for block in tensor.blocks:
         region = block.region
         if change.step.layers is not None:
@@ -93,7 +95,7 @@ def _kept(tensor: Tensor, change: Change, record: Written) -> Iterator[KeptBlock
             yield NewBlock(tuple(place), _recorded(values.read, functools.partial(record.add_kept, start)))
 
 
-def _drawn(tensor: Tensor, change: Change, record: Written, seed: int) -> Iterator[NewBlock]:
+def _drawn(tensor: Tensor, change: Change, record: WrittenBlocks, seed: int) -> Iterator[NewBlock]:
     assert change.shape is not None and change.drawn is not None
     most_values = BLOCK_BYTES // tensor.dtype.itemsize
     if change.step.layers is None:
@@ -114,7 +116,9 @@ def _drawn(tensor: Tensor, change: Change, record: Written, seed: int) -> Iterat
             yield NewBlock(region, functools.partial(_resized, new, opened, change, region[0], record))
 
 
-def _resized(new: Callable[[], Values], old: Tensor, change: Change, span: tuple[int, int], record: Written) -> Values:
+def _resized(
+    new: Callable[[], Values], old: Tensor, change: Change, span: tuple[int, int], record: WrittenBlocks
+) -> Values:
     """Return rows of a vocabulary: those that are taken over, and new ones between them."""
     assert change.rows is not None
     values = new()
@@ -124,7 +128,7 @@ def _resized(new: Callable[[], Values], old: Tensor, change: Change, span: tuple
     if is_new.any():
         record.add_drawn((span[0],), old.dtype, values[is_new])
     if len(ids):
-        kept = read_rows(old, ids)
+        kept = read_embedding_rows(old, ids)
         values[places - span[0]] = kept
         record.add_kept((span[0],), kept)
     return values

@@ -13,7 +13,7 @@ from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_region
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.initial import Distribution, distribution, padded_vocab_size
-from nca_plugin.transition.plan import PRESETS, Step, plan_transfer
+from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.vocabulary import (
     MOST_ROWS,
@@ -101,7 +101,7 @@ class Change:
         rows: of a tensor that is resized, those that are taken over.
     """
 
-    step: Step
+    step: PlannedEntry
     shape: tuple[int, ...] | None
     drawn: Distribution | None = None
     rows: RowMap | None = None
@@ -172,7 +172,7 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
     return changes, vocabulary
 
 
-def _is_of_layer(step: Step) -> bool:
+def _is_of_layer(step: PlannedEntry) -> bool:
     return step.parameter.role not in ("run", "module", "unknown") and ".layers." in step.parameter.canonical
 
 
@@ -248,7 +248,7 @@ def _same_vocabulary(tensor: Tensor, vocabulary: Vocabulary) -> RowMap:
 
 
 def _distribution(
-    checkpoint: Checkpoint, step: Step, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
+    checkpoint: Checkpoint, step: PlannedEntry, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
 ) -> Distribution:
     if not tensor.dtype.is_drawable:
         raise NCAPluginError(

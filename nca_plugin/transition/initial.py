@@ -17,10 +17,10 @@ import numpy as np
 from nca_plugin.automata.arithmetic import exp, log
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.model import ModelConfig, standard_deviation
+from nca_plugin.checkpoint.model_config import ModelConfig, standard_deviation
 from nca_plugin.checkpoint.names import Parameter
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.streams import STREAM_LENGTH, normals, uniforms
+from nca_plugin.transition.random_numbers import STREAM_LENGTH, normals, uniforms
 
 #: Projections back into the residual stream, whose scale shrinks with depth.
 _RESIDUAL_OUTPUTS: Final = (

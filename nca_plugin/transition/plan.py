@@ -50,7 +50,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedEntry:
     """What happens to an entry, or to some layers of it.
 
     Attributes:
@@ -82,7 +82,7 @@ def plan_transfer(
     reinit: Iterable[str] = (),
     drop: Iterable[str] = (),
     kept_rows: str = "",
-) -> list[Step]:
+) -> list[PlannedEntry]:
     """Return what happens to every entry of a checkpoint: one step each, or one for each run of layers alike.
 
     A preset says what is kept; `keep`, `reinit` and `drop` change it for what they select. The most specific selector
@@ -120,8 +120,8 @@ def plan_transfer(
         place: [rule for rule in rules if rule.selector.matches(place[0], parameters[place[0]], place[1])]
         for place in places
     }
-    steps: list[Step] = []
-    own_steps: list[Step]
+    steps: list[PlannedEntry] = []
+    own_steps: list[PlannedEntry]
     for name, group in itertools.groupby(places, key=lambda place: place[0]):
         found = parameters[name]
         decided = [(place[1], *_decision(name, found, matching[place])) for place in group]
@@ -129,7 +129,7 @@ def plan_transfer(
         for (action, reason), run in itertools.groupby(decided, key=lambda entry: entry[1:]):
             layers = [layer for layer, *_ in run if layer is not None]
             stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
-            own_steps.append(Step(name, found, action, reason, stacked))
+            own_steps.append(PlannedEntry(name, found, action, reason, stacked))
         _check_whole(own_steps)
         steps += own_steps
     for rule in rules:
@@ -172,7 +172,7 @@ def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Actio
     return "keep", "state of a module"
 
 
-def _check_whole(steps: list[Step]) -> None:
+def _check_whole(steps: list[PlannedEntry]) -> None:
     """Refuse to leave out some layers of a tensor that holds them all: the others would lie at other layers' places."""
     dropped = next((step for step in steps if step.action == "drop"), None)
     if dropped is not None and any(step.action != "drop" for step in steps):

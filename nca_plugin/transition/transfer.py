@@ -14,9 +14,9 @@ from nca_plugin.checkpoint.write import Entry, KeptBlock, Writer, check_records,
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder, check_outside
-from nca_plugin.lineage.stored import read_trained
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.training_data import Lineage
-from nca_plugin.transition.blocks import Written, entries_of, rewritten
+from nca_plugin.transition.blocks import WrittenBlocks, entries_of, rewritten
 from nca_plugin.transition.changes import Transition, changes_of, check_freeze
 from nca_plugin.transition.start import context_files, data_folder, new_common_state, write_context
 from nca_plugin.transition.summary import FREEZE_LIST
@@ -87,7 +87,7 @@ def transfer(
         with complete_folder(target) as partial:
             folder = data_folder(partial, checkpoint)
             folder.mkdir()
-            written = [Written() for _ in changes]
+            written = [WrittenBlocks() for _ in changes]
             entries = entries_of(checkpoint, changes, written, transition.seed)
             kept = [block for entry in entries for block in entry.blocks if isinstance(block, KeptBlock)]
             report["layout"], report["why_copied"] = _layout(checkpoint, kept, folder, transition)

@@ -89,7 +89,7 @@ def check_rows(rows: RowMap, tensor: Tensor, old_ids: int, new_ids: int) -> None
         raise NCAPluginError(f"row {rows.new[-1]} is to be kept, but the new vocabulary has {new_ids} ids")
 
 
-def read_rows(tensor: Tensor, ids: NDArray[np.int64]) -> Values:
+def read_embedding_rows(tensor: Tensor, ids: NDArray[np.int64]) -> Values:
     """Return rows of a tensor, in the order of `ids`; the tensor should be `opened`."""
     out = np.empty((len(ids), *tensor.shape[1:]), tensor.dtype.array)
     order = np.argsort(ids, kind="stable")

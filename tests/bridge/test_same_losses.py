@@ -12,7 +12,7 @@ from megatron_runs import run as run_megatron
 from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import read_trained
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.training_data import TrainingData, fingerprint
 from nca_plugin.sources import parse, short_uri
 from nca_plugin.transition.transfer import transfer

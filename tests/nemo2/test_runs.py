@@ -11,7 +11,7 @@ from nemo_runs import ITERATIONS, SAVE_AT, NemoRun, run, start
 
 from nca_plugin.checkpoint.torch_dist import read_torch_dist
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.stored import read_trained
+from nca_plugin.lineage.read import read_trained
 from nca_plugin.nemo2.data import SourceDataModule
 from nca_plugin.sources import parse
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from nca_plugin.display.page import Theme, finish_chart
 from nca_plugin.display.terminal import short
-from nca_plugin.study.metrics import Estimate, estimate
+from nca_plugin.study.comparison import Estimate, estimate
 from nca_plugin.study.report.parts import (
     Ablation,
     Values,
     label,
-    language_runs,
+    language_rows,
     longer_baselines,
     losses,
     lost_points,
@@ -48,7 +48,7 @@ def draw_curves(axes: Any, values: Values, domain: str) -> None:
     scale, unit = _unit(values, domain)
     highest = []
     for arm in values["arms"]:
-        rows = language_runs(values, domain, arm)
+        rows = language_rows(values, domain, arm)
         x, y = tokens_of(rows) / scale, np.exp(losses(rows))
         style = _style(axes, values, arm)
         axes.plot(x, y.mean(axis=0), label=_label(values, arm), zorder=3, **style)
@@ -56,7 +56,7 @@ def draw_curves(axes: Any, values: Values, domain: str) -> None:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
         late = y.mean(axis=0)[x >= SHOWN_FROM * x[-1]]
         highest.append(late[0])
-    ends = [np.exp(losses(rows))[:, -1].min() for arm in values["arms"] if (rows := language_runs(values, domain, arm))]
+    ends = [np.exp(losses(rows))[:, -1].min() for arm in values["arms"] if (rows := language_rows(values, domain, arm))]
     text = _text_color(axes)
     for rows in longer_baselines(values, domain):
         extra = short(rows[0]["tokens"] - values["domains"][domain]["tokens"])
@@ -82,11 +82,11 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
     The line is thick where 0 lies outside the interval.
     """
     scale, unit = _unit(values, domain)
-    base = losses(language_runs(values, domain, values["baseline"]))
+    base = losses(language_rows(values, domain, values["baseline"]))
     axes.axhline(0, color=_text_color(axes), linewidth=1.2)
     seen, ends, arms = [0.0], [0.0], others(values)
     for i, arm in enumerate(arms):
-        rows = language_runs(values, domain, arm)
+        rows = language_rows(values, domain, arm)
         differences, x = losses(rows) - base, tokens_of(rows) / scale
         found = [estimate(column.tolist()) for column in differences.T]
         style = _style(axes, values, arm)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.study.metrics import Estimate, estimate, gain_percent
+from nca_plugin.study.comparison import Estimate, estimate, gain_percent
 
 #: What `nca_plugin.study.results.results` returns.
 Values = dict[str, Any]
@@ -80,7 +80,7 @@ def others(values: Values) -> list[str]:
     return [arm for arm in values["arms"] if arm != values["baseline"]]
 
 
-def language_runs(values: Values, domain: str, arm: str, extra_updates: int = 0) -> list[Row]:
+def language_rows(values: Values, domain: str, arm: str, extra_updates: int = 0) -> list[Row]:
     """Return the rows of an arm on a domain, one a seed."""
     wanted = (domain, arm, extra_updates)
     return [row for row in values["language"] if (row["domain"], row["arm"], row["extra_updates"]) == wanted]
@@ -91,7 +91,7 @@ def longer_baselines(values: Values, domain: str) -> list[list[Row]]:
     arm = values["baseline"]
     rows = [row for row in values["language"] if (row["domain"], row["arm"]) == (domain, arm)]
     lengths = sorted({row["extra_updates"] for row in rows if row["extra_updates"]})
-    return [language_runs(values, domain, arm, extra) for extra in lengths]
+    return [language_rows(values, domain, arm, extra) for extra in lengths]
 
 
 def losses(rows: list[Row]) -> NDArray[np.float64]:
@@ -106,7 +106,7 @@ def tokens_of(rows: list[Row]) -> NDArray[np.float64]:
 
 def gain_over(values: Values, domain: str, arm: str, other: str) -> Estimate:
     """Return by how many per cent an arm's perplexity ends below another's, paired by seed."""
-    pairs = zip(language_runs(values, domain, arm), language_runs(values, domain, other), strict=True)
+    pairs = zip(language_rows(values, domain, arm), language_rows(values, domain, other), strict=True)
     return estimate([gain_percent(other_row["loss"], row["loss"]) for row, other_row in pairs])
 
 
@@ -167,17 +167,17 @@ def _component(values: Values, name: str, whole: str) -> str | None:
 
 def lost_points(values: Values, domain: str, ablation: Ablation) -> Estimate:
     """Return an ablation's gain minus that of the arm that takes over everything, in points, paired by seed."""
-    base = language_runs(values, domain, values["baseline"])
+    base = language_rows(values, domain, values["baseline"])
     gains = [
         np.array([gain_percent(b["loss"], row["loss"]) for b, row in zip(base, rows, strict=True)])
-        for rows in (language_runs(values, domain, arm) for arm in (ablation.arm, ablation.whole))
+        for rows in (language_rows(values, domain, arm) for arm in (ablation.arm, ablation.whole))
     ]
     return estimate((gains[0] - gains[1]).tolist())
 
 
 def cost(values: Values, domain: str, arm: str) -> Cost:
     """Return what an arm takes on a domain."""
-    rows = language_runs(values, domain, arm)
+    rows = language_rows(values, domain, arm)
     first = rows[0]
     stage1 = [row for row in values["stage1"] if arm in row["arms"] and domain in row["domains"]]
     seconds = [values["timings"][row["folder"]] for row in (*rows, *stage1)]

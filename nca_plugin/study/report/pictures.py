@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from nca_plugin.display.page import CHART, Picture
 from nca_plugin.study.report import charts, probes
-from nca_plugin.study.report.parts import Row, Stage1, Values, ablations, label, language_runs, others, stages1
+from nca_plugin.study.report.parts import Row, Stage1, Values, ablations, label, language_rows, others, stages1
 
 #: Inches of the tallest picture of heads.
 _TALLEST: Final = 14.0
@@ -143,7 +143,7 @@ def _induction(values: Values) -> list[Section]:
             (f"after stage 1:\n{_names(values, stage)}", stage.rows) for stage in starts if domain in stage.domains
         ]
         for arm in values["arms"]:
-            rows = language_runs(values, domain, arm)
+            rows = language_rows(values, domain, arm)
             if probes.has_induction(rows):
                 groups.append((f"after text:\n{label(values, arm)}", rows))
         if groups:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nca_plugin.display.terminal import short
-from nca_plugin.study.metrics import POWER
+from nca_plugin.study.comparison import POWER
 from nca_plugin.study.report.parts import (
     Stage1,
     Values,

@@ -29,8 +29,8 @@ from nca_plugin.huggingface.export import export_hf
 from nca_plugin.json_files import read_object
 from nca_plugin.sources import parse
 from nca_plugin.tasks.harness import Harness, Settings
-from nca_plugin.tasks.results import task_metrics
-from nca_plugin.tasks.tokenizers import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
+from nca_plugin.tasks.lm_eval_results import task_metrics
+from nca_plugin.tasks.tokenizer_folders import save_tokenizer, write_byte_tokenizer, write_id_tokenizer
 from nca_plugin.text.prepare import BYTES
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 

@@ -32,7 +32,7 @@ _AT_ONCE: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitShare:
     """What a split of a run reads of a data path: documents from a share of them to another one.
 
     Attributes:
@@ -46,7 +46,7 @@ class Part:
     is_one_epoch: bool = False
 
 
-def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> list[Part]:
+def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> list[SplitShare]:
     """Return what the splits of a run read, by the blends of Megatron's dataset configurations.
 
     Args:
@@ -58,13 +58,15 @@ def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> l
     """
     if blend_per_split:
         blends = [(name, of_split) for name, of_split in zip(_names(), blend_per_split, strict=True) if of_split]
-        return [Part(name, path, is_one_epoch=_is_one_epoch(blend)) for name, blend in blends for path in blend[0]]
+        return [
+            SplitShare(name, path, is_one_epoch=_is_one_epoch(blend)) for name, blend in blends for path in blend[0]
+        ]
     if blend is None:
         return []
     matrix = convert_split_vector_to_split_matrix(split_shares(split or "", option))
     ranges = [(name, share) for name, share in zip(_names(), matrix, strict=True) if share is not None]
     is_one_epoch = _is_one_epoch(blend)
-    return [Part(name, path, low, high, is_one_epoch) for path in blend[0] for name, (low, high) in ranges]
+    return [SplitShare(name, path, low, high, is_one_epoch) for path in blend[0] for name, (low, high) in ranges]
 
 
 def _is_one_epoch(blend: Any) -> bool:
@@ -95,7 +97,7 @@ def check_trains(split: str, option: str) -> None:
         raise NCAPluginError(f"{option} {split} leaves nothing to train on: give its first part a share, as in 99,1,0")
 
 
-def check_text(read: Iterable[Part], num_samples: Sequence[int | None], seq_length: int, option: str) -> None:
+def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], seq_length: int, option: str) -> None:
     """Raise `NCAPluginError` for an indexed dataset that is damaged, or a split of it without tokens, and for a blend
     without weights that a path has no sample for, or that holds less than the training reads.
 
@@ -145,7 +147,7 @@ def check_text(read: Iterable[Part], num_samples: Sequence[int | None], seq_leng
         )
 
 
-def _samples(part: Part, lengths: Any, seq_length: int) -> int:
+def _samples(part: SplitShare, lengths: Any, seq_length: int) -> int:
     """Return the samples that Megatron cuts out of documents in one epoch: each has the next one's first token too."""
     tokens = int(lengths.sum(dtype=np.int64))
     if tokens <= seq_length:

@@ -6,14 +6,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +17,10 @@ from nca_plugin import launch
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files
-from nca_plugin.launch.process import CHILD, PARENT
-from nca_plugin.launch.rounds import reserved_port
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.study.plan import Question, Run, megatron_options
-from nca_plugin.tasks.results import task_metrics
+from nca_plugin.study.rank_processes import SECONDS_BETWEEN_LOOKS, Place, StoppedError, run_ranks
+from nca_plugin.study.run import Question, Run, megatron_options
+from nca_plugin.tasks.lm_eval_results import task_metrics
 from nca_plugin.transition.transfer import transfer
 
 _RESULT: Final = "result.json"
@@ -42,10 +36,7 @@ _PROGRESS: Final = re.compile(rb"iteration\s+(\d+)/")
 _VALIDATION: Final = re.compile(
     r"validation(?:-0)? loss at iteration (\d+)( on validation set)? \| lm loss value: (\S+) \|"
 )
-_ERROR: Final = re.compile(r"(\[rank\d+\]: ?)?([\w.]*(Error|Exception)|nca-plugin: error)\b")
 _TAIL_BYTES: Final = 1 << 14
-_SECONDS_BETWEEN_LOOKS: Final = 0.2
-_SECONDS_TO_END: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,27 +53,6 @@ class Result:
     validation: list[tuple[int, float]]
     evaluation: dict[str, Any] | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run's ranks are started.
-
-    Attributes:
-        ranks: how many.
-        threads: of each.
-        devices: for CUDA_VISIBLE_DEVICES; None to leave it as it is.
-        stop: ends the ranks when it is set.
-    """
-
-    ranks: int = 1
-    threads: int = 1
-    devices: Sequence[str] | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
-class StoppedError(NCAPluginError):
-    """The run was stopped for the sake of another one."""
 
 
 def read_result(run: Run) -> Result | None:
@@ -170,7 +140,7 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
     if (done or 0) < run.iterations or (is_validated and run.iterations not in dict(curve)):
         # A start before this one may have been killed while it wrote it: Megatron asks only whether files exist.
         shutil.rmtree(run.index_cache, ignore_errors=True)
-        _run_ranks(launch.MEGATRON, arguments, place, run, log)
+        run_ranks(launch.MEGATRON, arguments, place, run.title, log)
     curve, milliseconds = read_log(log)
     _check_curve(run, curve, log)
     return curve, statistics.median(milliseconds) / 1000 * run.iterations if milliseconds else 0.0
@@ -195,7 +165,7 @@ def _evaluate(run: Run, arguments: list[str], place: Place) -> dict[str, Any]:
         own = ["--evaluation-out", str(out)]
         if run.source is not None:
             own += ["--evaluation-source", run.source]
-        _run_ranks(launch.EVALUATE, [*arguments, *own], place, run, run.folder / "evaluation.txt")
+        run_ranks(launch.EVALUATE, [*arguments, *own], place, run.title, run.folder / "evaluation.txt")
     evaluation: dict[str, Any] = json.loads(out.read_text())
     return evaluation
 
@@ -212,7 +182,7 @@ def question_arguments(run: Run, question: Question) -> list[str]:
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
     """Return what lm-eval finds for the trained model: its metrics, with their standard errors."""
     alone = replace(place, ranks=1)
-    _run_ranks(nca_plugin.__name__, question_arguments(run, question), alone, run, run.folder / "tasks.txt")
+    run_ranks(nca_plugin.__name__, question_arguments(run, question), alone, run.title, run.folder / "tasks.txt")
     found = json.loads((run.folder / _TASKS / _MODEL / f"{question.task}.json").read_text())
     return task_metrics(found, question.task)
 
@@ -271,83 +241,10 @@ def _lock(run: Run, place: Place) -> Iterator[None]:
                 break
             except BlockingIOError:
                 # Of a job that a scheduler has started before this one.
-                if place.stop.wait(_SECONDS_BETWEEN_LOOKS):
+                if place.stop.wait(SECONDS_BETWEEN_LOOKS):
                     raise StoppedError(f"{run.title}: stopped") from None
             except OSError as error:
                 raise NCAPluginError(
                     f"output on a file system without locks ({error.strerror}): choose another with output=..."
                 ) from error
         yield
-
-
-def _run_ranks(module: str, arguments: list[str], place: Place, run: Run, log: Path) -> None:
-    """Start a module as a run's ranks, and wait for them. They end with this process, however it ends."""
-    command = [sys.executable, "-m", module, *arguments]
-    began = log.stat().st_size if log.exists() else 0
-    processes: list[subprocess.Popen[bytes]] = []
-    with log.open("ab") as output, reserved_port() as port:
-        try:
-            for rank in range(place.ranks):
-                environment = _environment(rank, port, place)
-                processes.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
-            code = _wait(processes, place, run)
-        finally:
-            _end(processes)
-    if code:
-        how = f"ended with code {code}" if code > 0 else f"was ended by signal {signal.Signals(-code).name}"
-        raise NCAPluginError(f"{run.title} {how}: {_error_line(log, began)}; see {log}")
-
-
-def _environment(rank: int, port: int, place: Place) -> Mapping[str, str]:
-    own = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(place.ranks),
-        "LOCAL_WORLD_SIZE": str(place.ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(place.threads),
-        "PYTHONUNBUFFERED": "1",
-        PARENT: str(os.getpid()),
-        CHILD: "1",
-    }
-    if place.devices is not None:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    # Not those of a job whose rank this process may be itself.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC_", "GROUP_"))}
-    return {**inherited, **own}
-
-
-def _wait(processes: list[subprocess.Popen[bytes]], place: Place, run: Run) -> int:
-    """Return 0 when all ranks have ended well, else the code of the first that has not."""
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = next((code for code in codes if code), None)
-        if failed is not None:
-            return failed
-        if all(code == 0 for code in codes):
-            return 0
-        if place.stop.wait(_SECONDS_BETWEEN_LOOKS):
-            raise StoppedError(f"{run.title}: stopped")
-
-
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + _SECONDS_TO_END
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _error_line(log: Path, began: int) -> str:
-    """Return the line of a log, from a byte on, that names the error, else its last."""
-    with log.open(errors="replace") as file:
-        file.seek(began)
-        lines = [line.strip() for line in file if line.strip()]
-    named = [line for line in lines if _ERROR.match(line)]
-    return (named or lines or ["without a word"])[-1]

@@ -11,9 +11,10 @@ from typing import Final, Protocol
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.study.design import Study
 from nca_plugin.study.devices import cuda_devices, device_groups, fewer_runs_note
+from nca_plugin.study.execute import execute, read_result, updates_done
 from nca_plugin.study.hydra_jobs import run_as_jobs
-from nca_plugin.study.plan import Run
-from nca_plugin.study.runs import Place, execute, read_result, updates_done
+from nca_plugin.study.rank_processes import Place
+from nca_plugin.study.run import Run
 
 _SECONDS_BETWEEN_LOOKS: Final = 0.5
 

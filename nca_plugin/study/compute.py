@@ -1,0 +1,147 @@
+"""Whether Megatron takes the arguments of a study's runs, and what the runs take, as Megatron counts it."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.files import complete_files
+from nca_plugin.launch.check import ArgumentSet, check_argument_sets
+from nca_plugin.launch.configuration import unset_options
+from nca_plugin.megatron.arguments import megatron_arguments
+from nca_plugin.study.corpus import StudyCorpus
+from nca_plugin.study.design import CorpusConfig, Study, tokens_per_update
+from nca_plugin.study.plan import LanguageKey, Plan, task_runs, unprepared
+from nca_plugin.study.run import Run, digest_of, megatron_options
+from nca_plugin.study.sweep import combinations
+
+#: In a study's folder, the file that remembers what was found to be right.
+CHECKED: Final = "checked.json"
+#: Equal compute is one to so many parts of the language stage.
+_EXTRA_STEPS: Final = 100
+#: They name files that may not be there yet.
+_OF_TEXT: Final = ("train-data-path", "valid-data-path", "data-cache-path")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What runs take, as Megatron counts it.
+
+    Attributes:
+        stage1: floating-point operations a token of a training step, by arm.
+        language: the same by domain.
+        parameters: of the largest model; None where Megatron does not tell.
+    """
+
+    stage1: dict[str, float]
+    language: dict[str, float]
+    parameters: int | None
+
+    def extra_updates(self, plan: Plan, domain: str, arm: str) -> int:
+        """Return the updates of a language run that take the compute of an arm's stage 1, to 1 % of the run's."""
+        updates = plan.language_updates(domain)
+        flops = plan.stage1_updates(arm) * tokens_per_update(plan.study, "stage1") * self.stage1[arm]
+        extra = flops / (tokens_per_update(plan.study, "language") * self.language[domain])
+        # So that arms that hardly differ are compared with one run.
+        step = max(1, updates // _EXTRA_STEPS)
+        return max(1, round(extra / step)) * step
+
+
+def checked(study: Study, *, is_run: bool) -> Compute:
+    """Return the compute of the runs, after checking that Megatron takes all their arguments.
+
+    Args:
+        is_run: whether the study's folder may remember what was found to be right.
+
+    Raises:
+        NCAPluginError: it does not, with the part of the study file that is to blame.
+    """
+    config, plan = study.config, unprepared(study.config)
+    seed, best = config.seeds[0], combinations(config)[0]
+    runs: dict[tuple[str, str], Run] = {}
+    for arm in config.arms:
+        if not config.arms[arm].is_scratch:
+            runs["stage1", arm] = plan.stage1(arm, seed, best)
+        for domain in config.domains:
+            runs[f"domains.{domain}", f"arms.{arm}"] = plan.language(LanguageKey(domain, arm, seed), best)
+    for key, run in task_runs(plan, dict.fromkeys(config.domains, best)).items():
+        if run.tuning is not None and key.seed == seed:
+            runs[f"tasks.{key.task}", f"arms.{key.arm}, domains.{key.domain}"] = run
+    for (domain, number), run in plan.sweep().items():
+        runs[f"domains.{domain}", f"sweep, combination {number + 1}"] = run
+    sets = [_argument_set(run) for run in runs.values()]
+    # Most arms differ in nothing that Megatron sees.
+    unique = list({digest_of(asdict(arguments)): arguments for arguments in sets}.values())
+    outcomes = _outcomes(study, unique, is_run)
+    flops, parameters = {}, []
+    for name, arguments in zip(runs, sets, strict=True):
+        outcome = outcomes[unique.index(arguments)]
+        if "error" in outcome:
+            raise NCAPluginError(f"study file {study.path}: {', '.join(name)}: {outcome['error']}")
+        flops[name] = outcome["flops_per_token"]
+        parameters.append(outcome["parameters"])
+    for domain in config.domains:
+        for arm in config.arms:
+            if flops[f"domains.{domain}", f"arms.{arm}"] != flops[f"domains.{domain}", f"arms.{config.baseline}"]:
+                raise NCAPluginError(
+                    f"study file {study.path}: arms.{arm}: its model takes other compute a token than that of "
+                    f"{config.baseline}: arms of a study have one model"
+                )
+    return Compute(
+        stage1={name[1]: value for name, value in flops.items() if name[0] == "stage1"},
+        language={domain: flops[f"domains.{domain}", f"arms.{config.baseline}"] for domain in config.domains},
+        parameters=None if None in parameters else max(parameters),
+    )
+
+
+def check_lengths(plan: Plan, compute: Compute) -> None:
+    """Raise `NCAPluginError` if a text is too short for the runs on it."""
+    study = plan.study
+    for name, domain in study.domains.items():
+        wanted, why = max(plan.language_updates(name), plan.sweep_updates(name)), ""
+        if study.equal_compute:
+            extra = max((compute.extra_updates(plan, name, arm) for arm in compute.stage1), default=0)
+            if plan.language_updates(name) + extra > wanted:
+                wanted = plan.language_updates(name) + extra
+                why = " for the baseline of equal compute, which equal_compute=false leaves out"
+        with in_context(f"domains.{name}"):
+            _check_length(plan.corpora[name], domain.corpus, wanted * tokens_per_update(study, "language"), why)
+    for name, text in plan.texts.items():
+        corpus = study.arms[name].text
+        assert corpus is not None
+        with in_context(f"arms.{name}.text"):
+            _check_length(text, corpus, plan.stage1_updates(name) * tokens_per_update(study, "stage1"), "")
+
+
+def _check_length(text: StudyCorpus, corpus: CorpusConfig, wanted: int, why: str) -> None:
+    if wanted > text.train_tokens * corpus.epochs:
+        raise NCAPluginError(
+            f"the budget is {wanted:,} tokens{why}; the text has {text.train_tokens:,} to train on"
+            + (f" (times {corpus.epochs:g} epochs)" if corpus.epochs != 1 else "")
+            + ": add text, lower tokens, or allow repetition with corpus.epochs"
+        )
+
+
+def _argument_set(run: Run) -> ArgumentSet:
+    # Examples are there already.
+    missing = () if run.tuning is not None else _OF_TEXT
+    options = {name: value for name, value in megatron_options(run).items() if name not in missing}
+    # Nothing of it is there yet, or is made.
+    options |= {"load": None, "save": None, "pretrained-checkpoint": None, "tensorboard-dir": None}
+    return ArgumentSet(megatron_arguments(options), unset_options(run.arguments))
+
+
+def _outcomes(study: Study, sets: list[ArgumentSet], is_run: bool) -> list[dict[str, Any]]:
+    """Return what follows from arguments. What is right is remembered, since it takes a quarter of a minute."""
+    path = study.output / CHECKED
+    key = digest_of([asdict(arguments) for arguments in sets])
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            known: list[dict[str, Any]] = stored["outcomes"]
+            return known
+    outcomes = check_argument_sets(sets, study.config.devices_per_run)
+    if is_run and not any("error" in outcome for outcome in outcomes):
+        with complete_files(path) as (unfinished,):
+            unfinished.write_text(json.dumps({"key": key, "outcomes": outcomes}))
+    return outcomes

@@ -1,0 +1,29 @@
+"""The baseline's sweep: which combinations of arguments are tried, and which of them the study goes on with."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+from nca_plugin.study.design import StudyConfig
+from nca_plugin.study.run import Arguments
+
+
+def combinations(study: StudyConfig) -> list[Arguments]:
+    """Return every combination of the sweep's values."""
+    names = list(study.sweep.arguments)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*study.sweep.arguments.values())]
+
+
+def best_arguments(study: StudyConfig, losses: Mapping[tuple[str, int], float]) -> dict[str, Arguments]:
+    """Return for each domain the combination whose run ended with the lowest held-out loss; none without a sweep.
+
+    Args:
+        losses: by domain and number of the combination; a run that diverged has none that is finite.
+    """
+    settings = combinations(study)
+    ends = {key: loss if math.isfinite(loss) else math.inf for key, loss in losses.items()}
+    best = {}
+    for domain in study.domains:
+        numbers = [number for of, number in ends if of == domain]
+        best[domain] = settings[min(numbers, key=lambda number: ends[domain, number])] if numbers else {}
+    return best
