@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from corpora import write
 
-from nca_plugin.automata import NCAConfig, decode
+from nca_plugin.automata import decode
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.probes.accuracy import Layout, frame_accuracy, layout_of, supervised_accuracy
+from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
 from nca_plugin.sources import Sample, parse
 from nca_plugin.text.prepare import Corpus, prepare
 
@@ -72,8 +72,8 @@ def samples_of(uri: str, count: int, seq_length: int) -> tuple[np.ndarray, np.nd
 
 def test_predictions_that_are_all_right() -> None:
     tokens, loss_mask = samples_of(SOURCE, 8, SEQ_LENGTH)
-    config = layout_of(parse(SOURCE)).config
-    result = frame_accuracy(tokens, tokens[:, 1:], config)
+    layout = parse(SOURCE).frames
+    result = frame_accuracy(tokens, tokens[:, 1:], layout)
     assert result.num_frames_seen == (0, 1, 2, 3, 4, 5)
     assert result.patch == result.cell == (1.0,) * 6
     # The last frame has two of its four patches.
@@ -83,9 +83,9 @@ def test_predictions_that_are_all_right() -> None:
 
 def test_copies_score_as_the_baseline() -> None:
     tokens, _ = samples_of(SOURCE, 8, SEQ_LENGTH)
-    config = layout_of(parse(SOURCE)).config
-    copies = np.roll(tokens, config.frame_length, axis=1)[:, 1:]
-    result = frame_accuracy(tokens, copies, config)
+    layout = parse(SOURCE).frames
+    copies = np.roll(tokens, layout.frame_length, axis=1)[:, 1:]
+    result = frame_accuracy(tokens, copies, layout)
     assert result.copy[0] is None
     assert result.patch[1:] == result.copy[1:]
     # By another route: whole frames, patch by patch.
@@ -96,12 +96,12 @@ def test_copies_score_as_the_baseline() -> None:
 
 
 def test_one_wrong_cell_in_one_patch() -> None:
-    config = NCAConfig.preset("toy", grid_size=4, band=None)
+    layout = parse("nca://toy?grid_size=4&band=none").frames
     tokens = np.array([[16, 0, 3, 5, 15, 17] * 2 + [16]], np.int32)
     predictions = tokens[:, 1:].copy()
     # The second frame's last patch, all four cells 1: now one of them is 0.
     predictions[0, 6 + 3] = 7
-    result = frame_accuracy(tokens, predictions, config)
+    result = frame_accuracy(tokens, predictions, layout)
     assert result.patch == (1, 3 / 4) and result.cell == (1, 15 / 16) and result.grid == (1, 0)
     assert result.copy == (None, 1)
     shown = decode(np.array([16, 0, 3, 5, 7, 17]), 2, 2, 4), decode(tokens[0, 6:12], 2, 2, 4)
@@ -110,33 +110,24 @@ def test_one_wrong_cell_in_one_patch() -> None:
 
 @pytest.mark.parametrize("predicted", [16, 17, 18, 400])
 def test_all_cells_of_what_is_no_patch_are_wrong(predicted: int) -> None:
-    config = NCAConfig.preset("toy", grid_size=4, band=None)
+    layout = parse("nca://toy?grid_size=4&band=none").frames
     tokens = np.array([[16, 0, 0, 0, 0, 17, 16]], np.int32)
     predictions = tokens[:, 1:].copy()
     predictions[0, 1] = predicted
-    assert frame_accuracy(tokens, predictions, config).cell == (3 / 4,)
+    assert frame_accuracy(tokens, predictions, layout).cell == (3 / 4,)
 
 
 def test_ids_may_have_an_offset() -> None:
     uri = f"{SOURCE}&vocab_offset=1000"
     tokens, _ = samples_of(uri, 4, SEQ_LENGTH)
-    layout = layout_of(parse(uri))
-    assert layout.offset == 1000
+    layout = parse(uri).frames
+    assert layout is not None and layout.offset == 1000
     predictions = tokens[:, 1:].copy()
     predictions[:, 0] = 5  # an id of the text
-    result = frame_accuracy(tokens, predictions, layout.config, layout.offset)
+    result = frame_accuracy(tokens, predictions, layout)
     plain, _ = samples_of(SOURCE, 4, SEQ_LENGTH)
-    assert result.copy == frame_accuracy(plain, plain[:, 1:], layout.config).copy
+    assert result.copy == frame_accuracy(plain, plain[:, 1:], parse(SOURCE).frames).copy
     assert result.patch == (3 / 4, 1, 1, 1, 1, 1) == result.cell
-
-
-def test_only_sources_of_one_grid_have_frames() -> None:
-    mixture = layout_of(parse("nca://web:0.7,code:0.3"))
-    assert mixture is not None and mixture.config.frame_length == 38
-    assert layout_of(parse("nca://web:0.7,code:0.3?code.grid_size=8&code.band=none")) is None
-    for uri in ("dyck://", "shuffled://toy", "copy://"):
-        assert layout_of(parse(uri)) is None
-    assert layout_of(parse(SOURCE)) == Layout(parse(SOURCE).config, 0)
 
 
 def test_without_a_supervised_target_there_is_no_accuracy() -> None:

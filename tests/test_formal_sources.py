@@ -216,7 +216,7 @@ def test_rows_of_an_elementary_automaton(patch: int, patches: int, burn_in: int,
     assert (rows[:, 0] == 2**patch).all()
     cells = (rows[:, 1:, None] >> np.arange(patch) & 1).reshape(10, -1).astype(np.uint8)
     np.testing.assert_array_equal(evolve(cells[0], rule, 9), cells)
-    np.testing.assert_array_equal(source.rows(sample.tokens), cells)
+    np.testing.assert_array_equal(source.frames.frames(sample.tokens)[:, 0], cells)
     assert not sample.loss_mask[:patches].any() and sample.loss_mask[patches:].all()
 
 

@@ -182,7 +182,7 @@ def test_show_says_which_preset_of_a_mixture_a_sample_is_of() -> None:
         console = Console(file=StringIO(), width=100)
         show(source, index, 80, 1000, console)
         band = {"web": "0.5 to 1", "code": "0.3 to 0.4"}
-        preset = source.source_of(index).preset
+        preset = source.generator_of(index).preset
         assert re.search(rf"sample {index} \(of {preset}\): .* \(band {band[preset]}\)", _output(console))
 
 

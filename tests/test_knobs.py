@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from refusals import assert_refused_in_one_line
 
-from nca_plugin.automata import NCAConfig, Stage, decode, generate, gzip_score, random_rule
+from nca_plugin.automata import CurriculumStep, NCAConfig, decode, generate, gzip_score, random_rule
 from nca_plugin.automata.generator import count_attempts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
@@ -92,7 +92,7 @@ def test_a_limited_set_of_rules_is_used_again_with_new_first_states() -> None:
 
 
 def test_a_curriculum_changes_the_band_with_the_index() -> None:
-    stages = (Stage(0, (0.1, 0.3)), Stage(20, (0.3, 0.5)), Stage(40, (0.5, 1.0)))
+    stages = (CurriculumStep(0, (0.1, 0.3)), CurriculumStep(20, (0.3, 0.5)), CurriculumStep(40, (0.5, 1.0)))
     config = NCAConfig(band=None, curriculum=stages)
     for index in (0, 5, 19, 20, 39, 40, 41, 2**40):
         low, high = next(stage.band for stage in reversed(stages) if stage.start <= index)
@@ -113,13 +113,13 @@ def test_a_mixture_takes_each_sample_from_one_preset_by_weight() -> None:
     source = parse("nca://web:0.7,code:0.3?seed=11")
     assert isinstance(source, MixtureSource)
     parts = {part.preset: part for part in source.presets}
-    names = [source.source_of(i).preset for i in range(4000)]
+    names = [source.generator_of(i).preset for i in range(4000)]
     # Three standard deviations of a binomial share.
     assert names.count("code") / 4000 == pytest.approx(0.3, abs=3 * np.sqrt(0.3 * 0.7 / 4000))
     for i in range(10):
         np.testing.assert_array_equal(source.sample(i, 1024).tokens, parts[names[i]].sample(i, 1024).tokens)
     valid = source.for_split("valid")
-    assert [valid.source_of(i).preset for i in range(100)] != names[:100]
+    assert [valid.generator_of(i).preset for i in range(100)] != names[:100]
     assert parse(valid.uri) == valid and valid.vocab_size == 10_002
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_hashes import SAMPLES, sample_hash
 
-from nca_plugin.automata import NCAConfig, Stage, complexity, generate
+from nca_plugin.automata import CurriculumStep, NCAConfig, complexity, generate
 from nca_plugin.errors import NCAPluginError
 
 HASHES = [expected for *_, expected in SAMPLES]
@@ -67,7 +67,7 @@ def configurations(draw: st.DrawFn) -> NCAConfig:
         burn_in=draw(st.integers(0, 12)),
         steps_per_frame=draw(st.integers(1, 3)),
         band=None if has_curriculum else draw(st.sampled_from([None, band])),
-        curriculum=(Stage(0, (0.02, 2.0)), Stage(5, band)) if has_curriculum else None,
+        curriculum=(CurriculumStep(0, (0.02, 2.0)), CurriculumStep(5, band)) if has_curriculum else None,
         first_state=draw(st.sampled_from(["softmax", "uniform"])),
         scored_rollout="separate" if shares_rules else "trained",
         num_rules=draw(st.none() | st.integers(1, 10)) if shares_rules else None,

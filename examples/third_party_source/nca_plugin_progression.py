@@ -48,6 +48,11 @@ class ProgressionSource:
         return self.config.modulus
 
     @property
+    def frames(self) -> None:
+        """Tokens of a progression are no frames of cells."""
+        return None
+
+    @property
     def uri(self) -> str:
         return join_uri("progression", "", dataclasses.asdict(self.config) | {"split": self.split})
 

@@ -17,7 +17,7 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.roofline import Roofline, Shares, measure_roofline, measure_shares
 from nca_plugin.inspection.throughput import StartTimes, Throughput, measure_start, measure_throughput
 from nca_plugin.sources import parse
-from nca_plugin.sources.nca import NCASource
+from nca_plugin.sources.details import automaton
 
 #: Samples that are made step by step, with a clock between the steps.
 _SAMPLES_IN_STEPS: Final = 400
@@ -62,11 +62,12 @@ def run_benchmark(
         say(f"{uri}: {count} process{'es' if count > 1 else ''}, {seconds:g} s")
         throughput.append(measure_throughput(uri, seq_length, count, seconds))
     shares = roofline = None
-    if isinstance(source, NCASource):
+    config = automaton(source)
+    if config is not None:
         say(f"{uri}: steps of a sample")
-        measure_shares(source.config, seq_length, 1)
-        shares = measure_shares(source.config, seq_length, _SAMPLES_IN_STEPS)
-        roofline = measure_roofline(source.config, shares)
+        measure_shares(config, seq_length, 1)
+        shares = measure_shares(config, seq_length, _SAMPLES_IN_STEPS)
+        roofline = measure_roofline(config, shares)
     return Benchmark(source.uri, seq_length, _machine(), start, tuple(throughput), shares, roofline)
 
 

@@ -26,8 +26,7 @@ from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.statistics import Measured, estimate_mean
 from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
-from nca_plugin.sources.nca import NCASource
-from nca_plugin.sources.offset import OffsetSource
+from nca_plugin.sources.details import automaton
 from nca_plugin.sources.registry import parse
 from nca_plugin.sources.uri import join_uri, split_uri
 from nca_plugin.text.prepare import Corpus
@@ -153,11 +152,10 @@ def _distance(ratio: float, band: Band) -> float:
 def _config(uri: str) -> NCAConfig:
     # Without the band, which is about to be replaced: the alphabet may not reach that of the preset.
     source = parse(_with_band(uri, None) if split_uri(uri).scheme == "nca" else uri)
-    if isinstance(source, OffsetSource):
-        source = source.source
-    if not isinstance(source, NCASource):
+    config = automaton(source)
+    if config is None:
         raise NCAPluginError(f"source '{uri}': a band belongs to one NCA preset: name one, such as nca://web")
-    return source.config
+    return config
 
 
 def _with_band(uri: str, band: Band | None) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from nca_plugin.display.page import PAGES
 from nca_plugin.inspection.statistics import fold
 from nca_plugin.sources import Source
-from nca_plugin.sources.dyck import DyckSource
+from nca_plugin.sources.details import num_brackets
 
 # Okabe and Ito, "Color Universal Design" (2008), with black lightened to show on a dark page; ordered so that the first
 # few differ most in lightness.
@@ -87,10 +87,10 @@ def token_colors(source: Source, tokens: ArrayLike) -> NDArray[np.uint8]:
     16 if there are more of them.
     """
     array = np.asarray(tokens)
-    if not isinstance(source, DyckSource):
+    kinds = num_brackets(source)
+    if kinds is None:
         num_colors = min(source.vocab_size, MAX_TOKEN_COLORS)
         return palette(num_colors)[fold(array, num_colors)]
-    kinds = source.config.k
     colors = palette(min(kinds, MAX_TOKEN_COLORS))[fold(array % kinds, min(kinds, MAX_TOKEN_COLORS))]
     pale = (colors.astype(np.int64) + 2 * 255) // 3
     return np.where(array[..., None] >= kinds, pale, colors).astype(np.uint8)

@@ -16,7 +16,7 @@ from nca_plugin.inspection.reference import ACCEPTANCE, reference_for
 from nca_plugin.inspection.samples import Grid, Samples
 from nca_plugin.inspection.statistics import compressed_shares, seen_neighbourhoods
 from nca_plugin.sources import Source
-from nca_plugin.sources.dyck import DyckSource
+from nca_plugin.sources.details import num_brackets
 
 _SHEET: Final = (6.4, 6.9)
 
@@ -144,7 +144,7 @@ def _token_pictures(samples: Samples) -> list[Picture]:
 
 
 def _token_colors_text(source: Source) -> str:
-    if isinstance(source, DyckSource):
+    if num_brackets(source) is not None:
         return ", closing brackets a paler tone of their opening ones"
     if source.vocab_size > MAX_TOKEN_COLORS:
         return f"; ids that are equal modulo {MAX_TOKEN_COLORS} share a colour"

@@ -13,9 +13,8 @@ from nca_plugin.automata.config import Band
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection.statistics import gzip_scores
-from nca_plugin.sources import Source
-from nca_plugin.sources.mixture import MixtureSource
-from nca_plugin.sources.nca import NCASource
+from nca_plugin.sources import FrameLayout, Source
+from nca_plugin.sources.details import automaton, band, generator_of, generators
 
 #: Samples are held in memory, and what is measured on them takes about 50 bytes a token.
 _MAX_TOKENS: Final = 1 << 26
@@ -100,9 +99,11 @@ def draw_samples(
         advance(1)
     if config is None:
         return Samples(source, tokens, loss_mask, None)
-    presets = ((index, _preset_of(source, index)) for index in range(first_index, first_index + count))
-    bands = tuple(preset.config.band_of(index, preset.split) for index, preset in presets)
-    return Samples(source, tokens[:, : seq_length + 1], loss_mask, _grid(config, tokens, seq_length, bands))
+    indices = range(first_index, first_index + count)
+    bands = tuple(band(source, index) for index in indices)
+    assert source.frames is not None
+    grid = _grid(config, source.frames, tokens, seq_length, bands)
+    return Samples(source, tokens[:, : seq_length + 1], loss_mask, grid)
 
 
 def random_scores(source: Source, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
@@ -113,8 +114,9 @@ def random_scores(source: Source, count: int, start_stage: StartStage = silent_s
     scores = np.empty(count)
     advance = start_stage("rules without the band", count)
     for i in range(count):
-        config = _preset_of(source, i).config
-        config = dataclasses.replace(config, band=None, curriculum=None, num_rules=None, sequences_per_rule=1)
+        config = dataclasses.replace(
+            _config_of(source, i), band=None, curriculum=None, num_rules=None, sequences_per_rule=1
+        )
         tokens, _ = generate(config, i, SCORED_FRAMES * config.frame_length - 1)
         frames = decode(tokens, config.num_colors, config.patch_size, config.grid_size)
         scores[i] = gzip_score(frames, config.num_colors, config.patch_size)
@@ -122,31 +124,29 @@ def random_scores(source: Source, count: int, start_stage: StartStage = silent_s
     return scores
 
 
-def _preset_of(source: Source, index: int) -> NCASource:
-    """Return the preset that sample `index` is of; `source` has a grid."""
-    if isinstance(source, MixtureSource):
-        return source.source_of(index)
-    assert isinstance(source, NCASource)
-    return source
+def _config_of(source: Source, index: int) -> NCAConfig:
+    """Return the automaton of sample `index`; `source` has a grid."""
+    config = automaton(generator_of(source, index))
+    assert config is not None
+    return config
 
 
 def _grid_config(source: Source) -> NCAConfig | None:
     """Return the automaton behind the samples; of a mixture what its presets share, without a band."""
-    if isinstance(source, NCASource):
-        return source.config
-    if isinstance(source, MixtureSource) and len({part.config.grid_size for part in source.presets}) == 1:
-        return dataclasses.replace(source.presets[0].config, band=None, curriculum=None)
-    return None
+    first, *others = (automaton(generator) for generator in generators(source))
+    if first is None or source.frames is None:
+        return None
+    return dataclasses.replace(first, band=None, curriculum=None) if others else first
 
 
-def _grid(config: NCAConfig, tokens: NDArray[np.int32], seq_length: int, bands: tuple[Band | None, ...]) -> Grid:
+def _grid(
+    config: NCAConfig,
+    layout: FrameLayout,
+    tokens: NDArray[np.int32],
+    seq_length: int,
+    bands: tuple[Band | None, ...],
+) -> Grid:
     """Return the frames of the first `seq_length` + 1 of `tokens`, which hold the scored frames too."""
-    count, size = tokens.shape[0], config.grid_size
-    # A frame that lacks only its closing delimiter is whole: 1,025 tokens are 27 frames of 38 less one.
-    closed = np.concatenate([tokens, np.full((count, 1), config.grid_end, np.int32)], axis=1)
-    drawn = closed[:, : closed.shape[1] // config.frame_length * config.frame_length]
-    frames = decode(drawn.ravel(), config.num_colors, config.patch_size, size).reshape(count, -1, size, size)
-    patches = drawn.reshape(count, -1, config.frame_length)[:, :, 1:-1]
-    num_frames = (seq_length + 2) // config.frame_length
+    frames, patches = layout.frames(tokens), layout.patches(tokens[:, : seq_length + 1])
     scores = gzip_scores(frames, config.num_colors, config.patch_size)
-    return Grid(config, frames[:, :num_frames], patches[:, :num_frames], scores, bands)
+    return Grid(config, frames[:, : patches.shape[1]], patches, scores, bands)

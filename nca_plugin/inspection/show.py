@@ -20,9 +20,7 @@ from nca_plugin.inspection.palette import palette, token_colors
 from nca_plugin.inspection.samples import Grid, draw_samples
 from nca_plugin.inspection.statistics import change_rate, compressed_shares
 from nca_plugin.sources import Source
-from nca_plugin.sources.dyck import DyckSource
-from nca_plugin.sources.eca import ECASource
-from nca_plugin.sources.mixture import MixtureSource
+from nca_plugin.sources.details import described, num_brackets
 
 #: Upper half of a character cell: its colour is the upper pixel, the background the lower one. A pixel is then about
 #: as wide as high.
@@ -51,8 +49,9 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
         console.print(Text(title, style="bold"))
         _print_tokens(source, index, samples.tokens[0], console)
         return
-    preset = f" (of {source.source_of(index).preset})" if isinstance(source, MixtureSource) else ""
-    console.print(Text(f"{name}, sample {index}{preset}: {_score_text(samples.grid)}", style="bold"))
+    details = described(source, index)
+    about = f" ({details})" if details else ""
+    console.print(Text(f"{name}, sample {index}{about}: {_score_text(samples.grid)}", style="bold"))
     if console.is_terminal and not console.is_dumb_terminal:
         _play(samples.grid, fps, console)
     else:
@@ -110,17 +109,19 @@ def tokens_text(source: Source, tokens: NDArray[np.int32], in_color: bool) -> Te
 
 
 def _word(source: Source, token: int) -> str:
-    if not isinstance(source, DyckSource):
+    kinds = num_brackets(source)
+    if kinds is None:
         return str(token)
-    is_closing, kind = divmod(token, source.config.k)
+    is_closing, kind = divmod(token, kinds)
     bracket = _BRACKETS[kind % len(_BRACKETS)][is_closing]
-    return bracket if source.config.k <= len(_BRACKETS) else f"{kind}{bracket}"
+    return bracket if kinds <= len(_BRACKETS) else f"{kind}{bracket}"
 
 
 def _print_tokens(source: Source, index: int, tokens: NDArray[np.int32], console: Console) -> None:
-    if isinstance(source, ECASource):
-        console.print(f"rule {source.rule_of(index)}, time runs downwards")
-        console.print(rows_text(source.rows(tokens), has_colors(console, 2)), overflow="crop", no_wrap=True)
+    if source.frames is not None and source.frames.grid[0] == 1:
+        console.print(f"{described(source, index)}, time runs downwards")
+        rows = source.frames.frames(tokens)[:, 0]
+        console.print(rows_text(rows, has_colors(console, 2)), overflow="crop", no_wrap=True)
     else:
         console.print(tokens_text(source, tokens, has_colors(console, 1)))
 

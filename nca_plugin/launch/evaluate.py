@@ -45,7 +45,7 @@ from nca_plugin.files import check_target, complete_files, path_option
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.probes.accuracy import frame_accuracy, layout_of, supervised_accuracy
+from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
 from nca_plugin.sources import Source, parse
 
 #: Between two steps of the progress bar.
@@ -223,8 +223,7 @@ def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: 
     tokens = np.stack([sample.tokens for sample in samples])
     num_ids = max(_num_ids(args), source.vocab_size)
     predicted = predictions(model, tokens[:, :-1], args.micro_batch_size, num_ids)
-    layout = layout_of(source)
-    frames = None if layout is None else frame_accuracy(tokens, predicted, layout.config, layout.offset)
+    frames = None if source.frames is None else frame_accuracy(tokens, predicted, source.frames)
     return {
         "uri": source.uri,
         "samples": num_samples,

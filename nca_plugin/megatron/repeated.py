@@ -5,9 +5,8 @@ from pathlib import Path
 
 from nca_plugin.indexed.source import is_corpus
 from nca_plugin.lineage.training_data import DataPath, TrainingData
-from nca_plugin.sources import Source, parse, short_uri
-from nca_plugin.sources.mixture import MixtureSource
-from nca_plugin.sources.offset import OffsetSource
+from nca_plugin.sources import parse, short_uri
+from nca_plugin.sources.details import generators
 
 
 def repeated(data: TrainingData) -> list[str]:
@@ -33,7 +32,7 @@ def _warning(first: DataPath, second: DataPath) -> str | None:
         names = [part.path if is_corpus(part.path) else short_uri(part.path) for part in (first, second)]
         way_out = "leave one of them out"
     else:
-        if set(_generators(parse(first.uri))).isdisjoint(_generators(parse(second.uri))):
+        if set(generators(parse(first.uri))).isdisjoint(generators(parse(second.uri))):
             return None
         names = [short_uri(first.uri), short_uri(second.uri)]
         way_out = "give one of them another seed, as in nca://web?seed=7"
@@ -46,10 +45,3 @@ def _is_same_file(first: str, second: str) -> bool:
     return first == second or any(
         Path(first + suffix).resolve() == Path(second + suffix).resolve() for suffix in ("", ".bin")
     )
-
-
-def _generators(source: Source) -> list[Source]:
-    """Return what a source takes its samples from, each at the same index: itself, or the presets of a mixture."""
-    if isinstance(source, OffsetSource):
-        return _generators(source.source)
-    return list(source.presets) if isinstance(source, MixtureSource) else [source]

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.automata import NCAConfig
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources import Source
-from nca_plugin.sources.mixture import MixtureSource
-from nca_plugin.sources.nca import NCASource
-from nca_plugin.sources.offset import OffsetSource
+from nca_plugin.sources import FrameLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +36,6 @@ class FrameAccuracy:
     copy: tuple[float | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the tokens of a source's samples lie in frames, the same in all of them.
-
-    Attributes:
-        config: an automaton of the source.
-        offset: added to every id.
-    """
-
-    config: NCAConfig
-    offset: int
-
-
-def layout_of(source: Source) -> Layout | None:
-    """Return how a source's samples lie in frames; None for plain tokens, and for a mixture of different grids."""
-    if isinstance(source, OffsetSource):
-        layout = layout_of(source.source)
-        return layout and Layout(layout.config, layout.offset + source.offset)
-    if isinstance(source, NCASource):
-        return Layout(source.config, 0)
-    # What a mixture's presets share beside the grid, colours and patches, is all that the layout takes.
-    if isinstance(source, MixtureSource) and len({preset.config.grid_size for preset in source.presets}) == 1:
-        return Layout(source.presets[0].config, 0)
-    return None
-
-
 def supervised_accuracy(
     tokens: NDArray[np.int32], predictions: NDArray[np.int32], loss_mask: NDArray[np.bool_]
 ) -> float:
@@ -84,39 +54,37 @@ def supervised_accuracy(
     return float((predictions == tokens[:, 1:])[loss_mask].mean())
 
 
-def frame_accuracy(
-    tokens: NDArray[np.int32], predictions: NDArray[np.int32], config: NCAConfig, offset: int = 0
-) -> FrameAccuracy:
+def frame_accuracy(tokens: NDArray[np.int32], predictions: NDArray[np.int32], layout: FrameLayout) -> FrameAccuracy:
     """Return the accuracies of predicted frames.
 
     Args:
         tokens: int32 [samples, S + 1]; each sample begins with a frame.
         predictions: int32 [samples, S]; prediction t is of token t + 1.
-        config: the automaton's; only the grid, the patches and the colours matter.
-        offset: of the ids, the first patch's.
+        layout: of the tokens in frames.
     """
-    num_tokens, length = tokens.shape[1], config.frame_length
+    num_tokens, length = tokens.shape[1], layout.frame_length
     patch: list[float] = []
     cell: list[float] = []
     grid: list[float | None] = []
     copy: list[float | None] = []
     # A frame counts from its first patch on, which follows its opening delimiter.
     for start in range(1, num_tokens, length):
-        end = min(start + config.patches_per_frame, num_tokens)
-        true, predicted = tokens[:, start:end] - offset, predictions[:, start - 1 : end - 1] - offset
+        end = min(start + layout.patches_per_frame, num_tokens)
+        true, predicted = tokens[:, start:end] - layout.offset, predictions[:, start - 1 : end - 1] - layout.offset
         is_right = predicted == true
-        is_complete = end - start == config.patches_per_frame
+        is_complete = end - start == layout.patches_per_frame
         patch.append(float(is_right.mean()))
-        cell.append(float(_right_cells(true, predicted, config).mean()))
+        cell.append(float(_right_cells(true, predicted, layout).mean()))
         grid.append(float(is_right.all(axis=1).mean()) if is_complete else None)
-        copy.append(float((tokens[:, start - length : end - length] - offset == true).mean()) if start > 1 else None)
+        copy.append(
+            float((tokens[:, start - length : end - length] - layout.offset == true).mean()) if start > 1 else None
+        )
     return FrameAccuracy(tuple(range(len(patch))), tuple(patch), tuple(cell), tuple(grid), tuple(copy))
 
 
-def _right_cells(true: NDArray[np.int32], predicted: NDArray[np.int32], config: NCAConfig) -> NDArray[np.bool_]:
+def _right_cells(true: NDArray[np.int32], predicted: NDArray[np.int32], layout: FrameLayout) -> NDArray[np.bool_]:
     """Return bool [samples, patches, cells of a patch] for int32 [samples, patches], ids from 0 on."""
-    # A patch's digits are its cells: see nca_plugin.automata.encode.
-    places = config.num_colors ** np.arange(config.patch_size**2)
-    is_same = (true[..., None] // places - predicted[..., None] // places) % config.num_colors == 0
-    is_patch = (predicted >= 0) & (predicted < config.grid_start)
+    places = layout.num_colors ** np.arange(layout.cells_per_patch)
+    is_same = (true[..., None] // places - predicted[..., None] // places) % layout.num_colors == 0
+    is_patch = (predicted >= 0) & (predicted < layout.num_patches)
     return is_same & is_patch[..., None]

@@ -8,12 +8,13 @@
 True
 """
 
-from nca_plugin.sources.base import Sample, Source
+from nca_plugin.sources.base import FrameLayout, Sample, Source
 from nca_plugin.sources.registry import is_source, parse, register, schemes, short_uri
 from nca_plugin.sources.split import checked_split
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
 __all__ = [
+    "FrameLayout",
     "ParsedURI",
     "Sample",
     "Source",

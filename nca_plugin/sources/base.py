@@ -1,6 +1,7 @@
 """The contract of a source."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,6 +21,69 @@ class Sample:
     loss_mask: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class FrameLayout:
+    """How the tokens of a source are frames of cells.
+
+    A sample is one frame after the other from its first token on; the sequence may cut off the last one. A frame is a
+    delimiter, its patches in raster order, and more delimiters up to `frame_length` tokens. The id of a patch, less
+    `offset`, is the number whose base-`num_colors` digits are its cells in raster order, units first.
+
+    Attributes:
+        num_colors: states of a cell.
+        grid: height and width of a frame in cells.
+        patch: height and width of a patch in cells.
+        frame_length: tokens of a frame.
+        offset: of every id.
+    """
+
+    num_colors: int
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    frame_length: int
+    offset: int = 0
+
+    @property
+    def cells_per_patch(self) -> int:
+        return math.prod(self.patch)
+
+    @property
+    def patches_per_frame(self) -> int:
+        return math.prod(self.grid) // self.cells_per_patch
+
+    @property
+    def num_patches(self) -> int:
+        """Different patches: less `offset`, the ids 0 .. num_patches - 1 are patches and all others delimiters."""
+        return int(self.num_colors**self.cells_per_patch)
+
+    def shifted(self, offset: int) -> Self:
+        """Return the layout of the same tokens with `offset` added to every id."""
+        return replace(self, offset=self.offset + offset)
+
+    def patches(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the patches of the frames whose patches are all there, int32 [..., num_frames, patches_per_frame].
+
+        Args:
+            tokens: int32 [..., length], the beginning of samples.
+        """
+        num_frames = (tokens.shape[-1] + self.frame_length - 1 - self.patches_per_frame) // self.frame_length
+        starts = self.frame_length * np.arange(num_frames)[:, None] + 1
+        return tokens[..., starts + np.arange(self.patches_per_frame)] - np.int32(self.offset)
+
+    def frames(self, tokens: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Return the frames whose patches are all there, uint8 [..., num_frames, height, width].
+
+        Args:
+            tokens: int32 [..., length], the beginning of samples.
+        """
+        patches = self.patches(tokens)
+        (height, width), (patch_height, patch_width) = self.grid, self.patch
+        digits = np.stack([patches // self.num_colors**k % self.num_colors for k in range(self.cells_per_patch)], -1)
+        edges = (height // patch_height, width // patch_width, patch_height, patch_width)
+        cells = np.moveaxis(digits.astype(np.uint8).reshape(*patches.shape[:-1], *edges), -2, -3)
+        return cells.reshape(*patches.shape[:-1], height, width)
+
+
 class Source(Protocol):
     """A pure function from an index to a sample: no state, no order of calls, no dependence on process or rank."""
 
@@ -30,6 +94,10 @@ class Source(Protocol):
     @property
     def uri(self) -> str:
         """The complete identity of the source: `parse(uri)` gives an equal one."""
+
+    @property
+    def frames(self) -> FrameLayout | None:
+        """How all samples are frames of cells; None for a source whose tokens are none."""
 
     def for_split(self, split: str) -> Self:
         """Return the stream of a split: train, valid or test. The same source, other random numbers."""

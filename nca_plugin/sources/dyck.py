@@ -59,6 +59,10 @@ class DyckSource(FormalSource):
     def vocab_size(self) -> int:
         return 2 * self.config.k
 
+    @property
+    def num_brackets(self) -> int:
+        return int(self.config.k)
+
     def _tokens(self, index: int, length: int) -> NDArray[np.int32]:
         config = self.config
         u = self._uniforms(index, 2 * length)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nca_plugin.automata import rng
 from nca_plugin.automata.compiled import compiled
 from nca_plugin.errors import Check, NCAPluginError
+from nca_plugin.sources.base import FrameLayout
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 # Wolfram's classes of the 88 rules that differ by more than reflection and exchange of the colours (Wolfram, "A New
@@ -77,6 +78,14 @@ class ECASource(FormalSource):
         return (1 << self.config.patch) + 1
 
     @property
+    def frames(self) -> FrameLayout:
+        """Frames of one row."""
+        return FrameLayout(2, (1, self.config.width), (1, self.config.patch), self.row_length)
+
+    def described(self, index: int) -> str:
+        return f"rule {self.rule_of(index)}"
+
+    @property
     def row_length(self) -> int:
         """Tokens of a row."""
         return self.config.width // self.config.patch + 1
@@ -105,12 +114,6 @@ class ECASource(FormalSource):
         weights = 1 << np.arange(config.patch, dtype=np.int32)
         tokens[:, 1:] = (rows.reshape(num_rows, -1, config.patch) * weights).sum(axis=2)
         return tokens.reshape(-1)[:length]
-
-    def rows(self, tokens: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Return the whole rows in a sample's tokens as cells, uint8 [num_rows, width]."""
-        whole = tokens[: tokens.size // self.row_length * self.row_length].reshape(-1, self.row_length)[:, 1:]
-        cells = whole[..., None] >> np.arange(self.config.patch) & 1
-        return cells.reshape(-1, self.config.width).astype(np.uint8)
 
     def _loss_mask(self, seq_length: int) -> NDArray[np.bool_]:
         return np.arange(1, seq_length + 1) >= self.row_length

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
 from nca_plugin.errors import Check, NCAPluginError, check_index, check_options
-from nca_plugin.sources.base import Sample
+from nca_plugin.sources.base import FrameLayout, Sample
 from nca_plugin.sources.split import checked_split, split_option
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
@@ -59,6 +59,10 @@ class FormalSource(ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """Ids are 0 .. vocab_size - 1."""
+
+    @property
+    def frames(self) -> FrameLayout | None:
+        return None
 
     @property
     def uri(self) -> str:

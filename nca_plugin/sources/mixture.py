@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from nca_plugin.automata import rng
 from nca_plugin.errors import NCAPluginError, check_index
-from nca_plugin.sources.base import Sample
+from nca_plugin.sources.base import FrameLayout, Sample
 from nca_plugin.sources.nca import NCASource
 from nca_plugin.sources.split import split_option
 from nca_plugin.sources.uri import COMMON_OPTIONS, ParsedURI, format_value, join_uri
@@ -108,9 +108,22 @@ class MixtureSource:
             source.check_seq_length(seq_length)
 
     def sample(self, index: int, seq_length: int) -> Sample:
-        return self.source_of(index).sample(index, seq_length)
+        return self.generator_of(index).sample(index, seq_length)
 
-    def source_of(self, index: int) -> NCASource:
+    @property
+    def frames(self) -> FrameLayout | None:
+        """The layout of all presets; None if they have different ones."""
+        layouts = {source.frames for source in self.presets}
+        return layouts.pop() if len(layouts) == 1 else None
+
+    @property
+    def generators(self) -> tuple[NCASource, ...]:
+        return self.presets
+
+    def described(self, index: int) -> str:
+        return f"of {self.generator_of(index).preset}"
+
+    def generator_of(self, index: int) -> NCASource:
         """Return the preset that sample `index` is of."""
         check_index(index)
         key = rng.stream_key(self.seed, self.split, rng.MIXTURE)

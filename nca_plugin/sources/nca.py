@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from nca_plugin.automata import NCAConfig, generate
+from nca_plugin.automata.config import Band
 from nca_plugin.automata.generator import check_seq_length
-from nca_plugin.sources.base import Sample
+from nca_plugin.sources.base import FrameLayout, Sample
 from nca_plugin.sources.split import checked_split, split_option
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
@@ -34,6 +35,19 @@ class NCASource:
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def automaton(self) -> NCAConfig:
+        return self.config
+
+    def band(self, index: int) -> Band | None:
+        return self.config.band_of(index, self.split)
+
+    @property
+    def frames(self) -> FrameLayout:
+        config = self.config
+        grid, patch = (config.grid_size, config.grid_size), (config.patch_size, config.patch_size)
+        return FrameLayout(config.num_colors, grid, patch, config.frame_length)
 
     @property
     def uri(self) -> str:

@@ -7,7 +7,8 @@ from typing import Final, Self
 import numpy as np
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.sources.base import Sample, Source
+from nca_plugin.sources.base import FrameLayout, Sample, Source
+from nca_plugin.sources.details import described, generator_of, generators
 from nca_plugin.sources.uri import VOCAB_OFFSET, ParsedURI
 from nca_plugin.typed_numbers import number
 
@@ -32,6 +33,21 @@ class OffsetSource:
     @property
     def vocab_size(self) -> int:
         return self.offset + self.source.vocab_size
+
+    @property
+    def frames(self) -> FrameLayout | None:
+        layout = self.source.frames
+        return layout and layout.shifted(self.offset)
+
+    @property
+    def generators(self) -> tuple[Source, ...]:
+        return generators(self.source)
+
+    def generator_of(self, index: int) -> Source:
+        return generator_of(self.source, index)
+
+    def described(self, index: int) -> str:
+        return described(self.source, index)
 
     @property
     def uri(self) -> str:

@@ -32,6 +32,10 @@ class ShuffledSource:
         return self.source.vocab_size
 
     @property
+    def frames(self) -> None:
+        return None
+
+    @property
     def uri(self) -> str:
         return "shuffled" + self.source.uri.removeprefix("nca")
 
