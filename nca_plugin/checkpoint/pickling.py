@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType
-from nca_plugin.checkpoint.unpickling import Unpickler
+from nca_plugin.checkpoint.opcodes import Nodes, scan
+from nca_plugin.checkpoint.unpickling import Find, Storage, build
 from nca_plugin.errors import NCAPluginError, one_line
 
 Globals = Mapping[tuple[str, str], Any]
@@ -188,9 +189,7 @@ _KNOWN: Final[Globals] = {
 _FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_resiliency_ext")
 
 
-def load_pickle(
-    data: bytes, origin: str, extra: Globals | None = None, storage: Callable[[tuple[Any, ...]], Any] | None = None
-) -> Any:
+def load_pickle(data: bytes, origin: str, extra: Globals | None = None, storage: Storage | None = None) -> Any:
     """Return what `data` holds.
 
     Args:
@@ -202,11 +201,18 @@ def load_pickle(
     Raises:
         NCAPluginError: the pickle is damaged, or names anything else.
     """
+    return read_pickle(data, origin, extra, lambda nodes, find: build(nodes, find, storage))
+
+
+def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callable[[Nodes, Find], T]) -> T:
+    """Return what `read` makes of a pickle's nodes, and of a function that returns what stands for a name.
+
+    Raises:
+        NCAPluginError: `load_pickle`'s; what `read` raises, with the origin, is one.
+    """
     known = {**_KNOWN, **(extra or {})}
 
     def find(module: str, name: str) -> Any:
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise pickle.UnpicklingError("a name that is no text")
         if (module, name) in known:
             return known[module, name]
         if module.split(".")[0] in _FOREIGN_PACKAGES:
@@ -214,7 +220,9 @@ def load_pickle(
         raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
 
     try:
-        return Unpickler(data, find, storage).load()
+        return read(scan(data), find)
+    except NCAPluginError:
+        raise
     # A damaged pickle can fail in any operation: every type of error says the same of it.
     except Exception as error:
         raise NCAPluginError(f"{origin} cannot be read: {one_line(error)}") from error
