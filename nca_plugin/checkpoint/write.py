@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.metadata import dump_metadata
 from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, pieces, save
-from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
+from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT
 from nca_plugin.files import check_space
 
 if TYPE_CHECKING:
