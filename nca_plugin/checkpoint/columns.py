@@ -88,8 +88,8 @@ class Columns:
         """Return what names stand for. Raises `ValueError` for a node that is no name."""
         return [self._named_by(node) for node in nodes.tolist()]
 
-    def are(self, nodes: Ints, kind: type) -> NDArray[np.bool_]:
-        """Return which nodes are objects of a class."""
+    def are(self, nodes: Ints, kind: object) -> NDArray[np.bool_]:
+        """Return which nodes are objects of a class: of what stands for its name."""
         classes = [node for node, found in self._named.items() if found is kind]
         made = np.isin(self.kinds[nodes], (opcodes.NEWOBJ, opcodes.REDUCE)) & (nodes >= 0)
         return made & np.isin(self._first[nodes], classes)

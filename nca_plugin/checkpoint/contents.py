@@ -151,6 +151,8 @@ class Tensor:
             common = [
                 (max(a, c), min(b, d)) for (a, b), (c, d) in zip(whole, block.region, strict=True)
             ]  # fmt: skip
+            if any(start >= stop for start, stop in common):
+                continue
             part = self.stored(block)
             for axis, (start, stop) in enumerate(common):
                 part = part.narrow(axis, start - block.offsets[axis], stop - start)

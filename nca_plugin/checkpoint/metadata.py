@@ -1,28 +1,18 @@
 """`.metadata` of a `torch_dist` folder: which tensors and objects there are, in which blocks, and where each lies.
 
-There may be hundreds of thousands of blocks, so that it is read by columns and written without building any object.
+There may be hundreds of thousands of blocks, so that it is read by columns.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from nca_plugin.checkpoint.columns import MISSING, Columns, Ints, Lists
-from nca_plugin.checkpoint.contents import BlockTable, Places, Region, Tensor, check_blocks
+from nca_plugin.checkpoint.contents import BlockTable, Places, Tensor, check_blocks
 from nca_plugin.checkpoint.dtypes import DType
-from nca_plugin.checkpoint.pickling import (
-    Call,
-    Foreign,
-    Globals,
-    Reference,
-    Size,
-    StandIn,
-    dump_pickle,
-    read_pickle,
-    stand_in,
-)
+from nca_plugin.checkpoint.pickling import Foreign, Globals, Reference, read_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
 
@@ -30,27 +20,25 @@ from nca_plugin.errors import NCAPluginError
 _MOST_LETTERS: Final = 1000
 
 _MODULE: Final = "torch.distributed.checkpoint.metadata"
-Metadata = stand_in(_MODULE, "Metadata")
-TensorStorageMetadata = stand_in(_MODULE, "TensorStorageMetadata")
-BytesStorageMetadata = stand_in(_MODULE, "BytesStorageMetadata")
-ChunkStorageMetadata = stand_in(_MODULE, "ChunkStorageMetadata")
-TensorProperties = stand_in(_MODULE, "TensorProperties")
-MetadataIndex = stand_in(_MODULE, "MetadataIndex")
-StorageInfo = stand_in("torch.distributed.checkpoint.filesystem", "_StorageInfo")
-_GET_LAYOUT: Final = ("torch.serialization", "_get_layout")
-_MEMORY_FORMAT: Final = (_MODULE, "_MEM_FORMAT_ENCODING")
+#: What the pickle names: the whole, the entry of a tensor and of an object, and what these hold.
+METADATA: Final = Reference(_MODULE, "Metadata")
+TENSOR: Final = Reference(_MODULE, "TensorStorageMetadata")
+OBJECT: Final = Reference(_MODULE, "BytesStorageMetadata")
+CHUNK: Final = Reference(_MODULE, "ChunkStorageMetadata")
+PROPERTIES: Final = Reference(_MODULE, "TensorProperties")
+INDEX: Final = Reference(_MODULE, "MetadataIndex")
+STORAGE: Final = Reference("torch.distributed.checkpoint.filesystem", "_StorageInfo")
+LAYOUT: Final = Reference("torch.serialization", "_get_layout")
+MEMORY_FORMAT: Final = Reference(_MODULE, "_MEM_FORMAT_ENCODING")
 
-_METADATA_TYPES: Final[Globals] = {
+_NAMES: Final[Globals] = {
     **{
-        (kind.reference.module, kind.reference.name): kind
-        for kind in (
-            *(Metadata, TensorStorageMetadata, BytesStorageMetadata, ChunkStorageMetadata),
-            *(TensorProperties, MetadataIndex, StorageInfo),
-        )
+        (named.module, named.name): named
+        for named in (METADATA, TENSOR, OBJECT, CHUNK, PROPERTIES, INDEX, STORAGE, LAYOUT, MEMORY_FORMAT)
     },
     # megatron-core 0.15 and before.
-    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): Metadata,
-    **dict.fromkeys((_GET_LAYOUT, _MEMORY_FORMAT, (_MODULE, "StorageMeta")), Foreign),
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): METADATA,
+    (_MODULE, "StorageMeta"): Foreign,
     # How the save was planned, which nobody needs to read it.
     **{
         ("torch.distributed.checkpoint.planner", name): Foreign
@@ -66,11 +54,11 @@ def load_metadata(data: bytes, folder: Path) -> tuple[dict[str, Tensor], dict[st
         NCAPluginError: damaged, incomplete, or anything but a table of contents.
     """
     origin = f"checkpoint {folder}: .metadata"
-    return read_pickle(data, origin, _METADATA_TYPES, lambda nodes, find: _entries(folder, Columns(nodes, find)))
+    return read_pickle(data, origin, _NAMES, lambda nodes, find: _entries(folder, Columns(nodes, find)))
 
 
 def _entries(folder: Path, table: Columns) -> tuple[dict[str, Tensor], dict[str, Item]]:
-    if not table.are(table.root, Metadata).all():
+    if not table.are(table.root, METADATA).all():
         raise TypeError("it holds no table of contents")
     texts = table.texts
     contents, storage = (
@@ -80,7 +68,7 @@ def _entries(folder: Path, table: Columns) -> tuple[dict[str, Tensor], dict[str,
     keys, entries = table.text_numbers(contents[0]), contents[1]
     if len(np.unique(keys)) != len(keys):
         raise ValueError("an entry is there twice")
-    are_tensors = table.are(entries, TensorStorageMetadata)
+    are_tensors = table.are(entries, TENSOR)
     of_tensors = [_name(texts, key) for key in keys[are_tensors].tolist()]
     tensors = _tensors(folder, table, of_tensors, keys[are_tensors], entries[are_tensors], stored)
     objects: dict[str, Item] = {}
@@ -90,42 +78,6 @@ def _entries(folder: Path, table: Columns) -> tuple[dict[str, Tensor], dict[str,
             raise NCAPluginError(f"checkpoint {folder} is incomplete: the object '{name}' is in none of its files")
         objects[name] = stored.item(stored.first_of[key])
     return tensors, objects
-
-
-def dump_metadata(
-    tensors: Iterable[tuple[str, DType, tuple[int, ...], Iterable[Region]]],
-    objects: Iterable[str],
-    places: Mapping[tuple[str, tuple[int, ...] | None], Item],
-) -> bytes:
-    """Return a `.metadata`.
-
-    Args:
-        tensors: name, type, shape and blocks of each.
-        objects: names of the other entries.
-        places: by name, and first indices of a block, where its bytes lie.
-    """
-    layout = Call(Reference(*_GET_LAYOUT), ("torch.strided",))
-    contiguous = Call(Reference(*_MEMORY_FORMAT), (0,))
-    contents: dict[str, StandIn] = {}
-    for name, dtype, shape, regions in tensors:
-        chunks = [
-            ChunkStorageMetadata(
-                offsets=Size(start for start, _ in region), sizes=Size(stop - start for start, stop in region)
-            )
-            for region in regions
-        ]
-        # Later versions of PyTorch add strides, which earlier ones cannot read.
-        properties = TensorProperties(state=(dtype, layout, False, contiguous, False))
-        contents[name] = TensorStorageMetadata(properties=properties, size=Size(shape), chunks=chunks)
-    contents.update((name, BytesStorageMetadata()) for name in objects)
-    storage = {
-        MetadataIndex(fqn=name, offset=None if start is None else Size(start), index=None): StorageInfo(
-            relative_path=item.file.name, offset=item.offset, length=item.length
-        )
-        for (name, start), item in places.items()
-    }
-    absent = dict.fromkeys(("planner_data", "storage_meta", "version"))
-    return dump_pickle(Metadata(state_dict_metadata=contents, storage_data=storage, **absent))
 
 
 class _Stored:

@@ -1,8 +1,8 @@
 """Pickles that name PyTorch's and Megatron's types, read and written without importing these.
 
-What is read is of untrusted origin: types on a list are built or replaced by a stand-in, what Megatron, Transformer
-Engine and numpy put beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that
-a pickle names is ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
+What is read is of untrusted origin: types on a list are built, what Megatron, Transformer Engine and numpy put
+beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that a pickle names is
+ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
 """
 
 import argparse
@@ -32,38 +32,6 @@ class Reference:
 
     def __call__(self, *_: object) -> NoReturn:
         raise TypeError(f"{self.module}.{self.name} is not run")
-
-
-class StandIn:
-    """An object of a class that is not imported: its attributes, or its `state` if that is no mapping."""
-
-    reference: Reference
-
-    def __init__(self, **attributes: object) -> None:
-        self.__dict__.update(attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self.reference.name} has no {name}")
-
-    def __getstate__(self) -> Any:
-        return self.__dict__.get("state", self.__dict__)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            _set_attributes(self, state)
-        else:
-            self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a pickle makes by a call."""
-
-    function: Reference
-    arguments: tuple[Any, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
 
 
 class Foreign:
@@ -149,11 +117,6 @@ class _OrderedDict(collections.OrderedDict[Any, Any]):
         pass
 
 
-def stand_in(module: str, name: str) -> type[StandIn]:
-    """Return a class that stands for another."""
-    return type(name, (StandIn,), {"reference": Reference(module, name)})
-
-
 def _encode(text: str, encoding: str) -> bytes:
     """What protocol 2 stores bytes as."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
@@ -229,7 +192,7 @@ def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callab
 
 
 def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: None) -> bytes:
-    """Return the pickle of a value of plain types, stand-ins, `Size`, `DType` and `Reference`.
+    """Return the pickle of a value of plain types, `Size`, `DType` and `Reference`.
 
     Args:
         storage: returns the persistent identity of what is stored outside the pickle, None for all else.
