@@ -1,14 +1,15 @@
 """What a checkpoint holds, whatever its format: tensors as blocks that lie somewhere in files, and objects."""
 
+import functools
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model_config import ModelConfig
@@ -17,6 +18,9 @@ from nca_plugin.errors import NCAPluginError
 
 #: No parallelism of Megatron's cuts a tensor along more.
 _MOST_CUT_AXES: Final = 6
+Ints = NDArray[np.int64]
+#: Blocks that are looked through sooner than sorted.
+_FEW_BLOCKS: Final = 32
 #: Start and stop along each axis.
 Region = tuple[tuple[int, int], ...]
 
@@ -34,6 +38,57 @@ class Block:
         return tuple((offset, offset + size) for offset, size in zip(self.offsets, self.shape, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Parts of files, by columns: the number of a file in `files`, and the bytes."""
+
+    files: Sequence[Path]
+    numbers: Ints
+    offsets: Ints
+    lengths: Ints
+
+    def of(self, rows: Ints) -> "Places":
+        """Return some of the parts."""
+        return Places(self.files, self.numbers[rows], self.offsets[rows], self.lengths[rows])
+
+    def __iter__(self) -> Iterator[Item]:
+        files = map(self.files.__getitem__, self.numbers.tolist())
+        return map(Item, files, self.offsets.tolist(), self.lengths.tolist())
+
+
+class BlockTable(Sequence[Block]):
+    """Blocks by columns, of which a `Block` is made when it is asked for: there may be hundreds of thousands.
+
+    Args:
+        offsets, shapes: one row for each block.
+        places: of the blocks' values.
+    """
+
+    def __init__(self, offsets: Ints, shapes: Ints, places: Places) -> None:
+        self.offsets = offsets
+        self.shapes = shapes
+        self.places = places
+
+    def of(self, rows: Ints) -> "BlockTable":
+        """Return some of the blocks."""
+        return BlockTable(self.offsets[rows], self.shapes[rows], self.places.of(rows))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __iter__(self) -> Iterator[Block]:
+        return map(Block, map(tuple, self.offsets.tolist()), map(tuple, self.shapes.tolist()), self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> "BlockTable": ...
+    def __getitem__(self, index: int | slice) -> "Block | BlockTable":
+        if isinstance(index, slice):
+            return self.of(np.arange(len(self))[index])
+        return next(iter(self.of(np.array([range(len(self))[index]]))))
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of a checkpoint; its blocks cover it, each value once."""
@@ -41,7 +96,7 @@ class Tensor:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
 
     @property
     def num_bytes(self) -> int:
@@ -61,11 +116,38 @@ class Tensor:
         """Return the same tensor with the places of its values looked up: for many reads."""
         return replace(self, blocks=tuple(replace(block, source=self.stored(block)) for block in self.blocks))
 
+    def within(self, region: Region) -> "Tensor":
+        """Return the same tensor without blocks that have no part in a region of its first axes; a few may remain."""
+        if len(self.blocks) <= _FEW_BLOCKS:
+            return self
+        (starts, stops), axis, order, first, last = self._sorted
+        rows = order
+        if len(region) > axis:
+            low, high = region[axis]
+            rows = order[np.searchsorted(last, low, "right") : np.searchsorted(first, high)]
+        lows, highs = np.array(region, np.int64).reshape(-1, 2).T
+        axes = slice(len(region))
+        rows = np.sort(rows[((starts[rows, axes] < highs) & (stops[rows, axes] > lows)).all(axis=1)])
+        if isinstance(self.blocks, BlockTable):
+            return replace(self, blocks=self.blocks.of(rows))
+        return replace(self, blocks=tuple(self.blocks[row] for row in rows.tolist()))
+
+    @functools.cached_property
+    def _sorted(self) -> tuple[tuple[Ints, Ints], int, Ints, Ints, Ints]:
+        """Where blocks begin and end; the axis on which most begin at places of their own, the blocks' order along it,
+        and of each in that order where it begins and where the last one of those before it ends."""
+        corners = _corners(self.blocks, len(self.shape))
+        assert corners is not None
+        starts, stops = corners[0], corners[0] + corners[1]
+        axis = max(range(len(self.shape)), key=lambda axis: len(np.unique(starts[:, axis])))
+        order = np.argsort(starts[:, axis], kind="stable")
+        return (starts, stops), axis, order, starts[order, axis], np.maximum.accumulate(stops[order, axis])
+
     def read(self, *region: tuple[int, int]) -> Values:
         """Return the values from start to stop along the first axes, all along the others."""
         whole: Region = (*region, *((0, size) for size in self.shape[len(region) :]))
         values = np.empty([stop - start for start, stop in whole], self.dtype.array)
-        for block in self.blocks:
+        for block in self.within(whole).blocks:
             common = [
                 (max(a, c), min(b, d)) for (a, b), (c, d) in zip(whole, block.region, strict=True)
             ]  # fmt: skip
@@ -110,36 +192,53 @@ class Checkpoint:
 
 def check_blocks(folder: Path, tensor: Tensor) -> None:
     """Raise `NCAPluginError` if the blocks of a tensor do not cover it, each value once."""
-    for block in tensor.blocks:
-        inside = len(block.shape) == len(tensor.shape) == len(block.offsets) and all(
-            0 <= start <= stop <= size for (start, stop), size in zip(block.region, tensor.shape, strict=True)
-        )
-        if not inside:
-            raise NCAPluginError(f"checkpoint {folder}: a block of '{tensor.name}' lies outside it")
-    if not _covers(tensor.shape, [block.region for block in tensor.blocks]):
+    corners = _corners(tensor.blocks, len(tensor.shape))
+    whole = np.array(tensor.shape, np.int64)
+    if corners is None or not ((corners[0] >= 0) & (corners[1] >= 0) & (corners[0] <= whole - corners[1])).all():
+        raise NCAPluginError(f"checkpoint {folder}: a block of '{tensor.name}' lies outside it")
+    starts, sizes = corners
+    if not _covers(tensor.shape, starts, starts + sizes):
         raise NCAPluginError(f"checkpoint {folder} is incomplete: the blocks of '{tensor.name}' do not cover it")
 
 
-def _covers(shape: tuple[int, ...], regions: Sequence[Region]) -> bool:
+def _corners(blocks: Sequence[Block], axes: int) -> tuple[Ints, Ints] | None:
+    """Return where blocks begin and their shapes, None if they do not have so many axes."""
+    if isinstance(blocks, BlockTable):
+        return (blocks.offsets, blocks.shapes) if blocks.offsets.shape[1] == blocks.shapes.shape[1] == axes else None
+    if any((len(block.offsets), len(block.shape)) != (axes, axes) for block in blocks):
+        return None
+    rows = ([block.offsets for block in blocks], [block.shape for block in blocks])
+    starts, sizes = (np.array(row, np.int64).reshape(len(blocks), axes) for row in rows)
+    return starts, sizes
+
+
+def _covers(shape: tuple[int, ...], starts: Ints, stops: Ints) -> bool:
     """Whether regions within a tensor hold each of its values once.
 
     How often a value is held, as a function of its place, is told by its differences along all axes: each region has
-    +1 or -1 at its corners, and the sum of them must be that of the whole tensor.
+    +1 or -1 at its corners, and the sum of them must be that of the whole tensor. So, with the whole tensor taken
+    away, there are as many of +1 as of -1 at each place.
     """
     if 0 in shape:
         return True
     # Along most axes no block is a part.
-    axes = [axis for axis, size in enumerate(shape) if any(region[axis] != (0, size) for region in regions)]
-    if not axes:
-        return len(regions) == 1
-    if len(axes) > _MOST_CUT_AXES:
+    cut = np.flatnonzero(((starts != 0) | (stops != np.array(shape, np.int64))).any(axis=0)).tolist()
+    if not cut:
+        return len(starts) == 1
+    # A place is one number; no tensor is so large that it has none.
+    if len(cut) > _MOST_CUT_AXES or math.prod(shape[axis] + 1 for axis in cut) >= 1 << 62:
         return False
-    differences: Counter[tuple[int, ...]] = Counter()
-    whole = tuple((0, size) for size in shape)
-    for sign, region in [(-1, whole), *((1, region) for region in regions)]:
-        for corner in itertools.product(*(((region[axis][0], 1), (region[axis][1], -1)) for axis in axes)):
-            differences[tuple(place for place, _ in corner)] += sign * math.prod(side for _, side in corner)
-    return not any(differences.values())
+    signs: tuple[list[Ints], list[Ints]] = ([], [])
+    for corner in itertools.product((0, 1), repeat=len(cut)):
+        places, of_whole = np.zeros(len(starts), np.int64), 0
+        for axis, is_stop in zip(cut, corner, strict=True):
+            places = places * (shape[axis] + 1) + (stops if is_stop else starts)[:, axis]
+            of_whole = of_whole * (shape[axis] + 1) + is_stop * shape[axis]
+        sign = sum(corner) % 2
+        signs[sign].append(places)
+        signs[1 - sign].append(np.array([of_whole]))
+    more, less = (np.sort(np.concatenate(places)) for places in signs)
+    return np.array_equal(more, less)
 
 
 def _described(dtype: DType, shape: Iterable[int]) -> str:

@@ -1,8 +1,8 @@
 """Pickles that name PyTorch's and Megatron's types, read and written without importing these.
 
-What is read is of untrusted origin: types on a list are built or replaced by a stand-in, what Megatron, Transformer
-Engine and numpy put beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that
-a pickle names is ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
+What is read is of untrusted origin: types on a list are built, what Megatron, Transformer Engine and numpy put
+beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that a pickle names is
+ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from nca_plugin.checkpoint.dtypes import DTYPES, DType
-from nca_plugin.checkpoint.unpickling import Unpickler
+from nca_plugin.checkpoint.opcodes import Nodes, scan
+from nca_plugin.checkpoint.unpickling import Find, Storage, build
 from nca_plugin.errors import NCAPluginError, one_line
 
 Globals = Mapping[tuple[str, str], Any]
@@ -31,38 +32,6 @@ class Reference:
 
     def __call__(self, *_: object) -> NoReturn:
         raise TypeError(f"{self.module}.{self.name} is not run")
-
-
-class StandIn:
-    """An object of a class that is not imported: its attributes, or its `state` if that is no mapping."""
-
-    reference: Reference
-
-    def __init__(self, **attributes: object) -> None:
-        self.__dict__.update(attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self.reference.name} has no {name}")
-
-    def __getstate__(self) -> Any:
-        return self.__dict__.get("state", self.__dict__)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            _set_attributes(self, state)
-        else:
-            self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a pickle makes by a call."""
-
-    function: Reference
-    arguments: tuple[Any, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
 
 
 class Foreign:
@@ -148,11 +117,6 @@ class _OrderedDict(collections.OrderedDict[Any, Any]):
         pass
 
 
-def stand_in(module: str, name: str) -> type[StandIn]:
-    """Return a class that stands for another."""
-    return type(name, (StandIn,), {"reference": Reference(module, name)})
-
-
 def _encode(text: str, encoding: str) -> bytes:
     """What protocol 2 stores bytes as."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
@@ -188,9 +152,7 @@ _KNOWN: Final[Globals] = {
 _FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_resiliency_ext")
 
 
-def load_pickle(
-    data: bytes, origin: str, extra: Globals | None = None, storage: Callable[[tuple[Any, ...]], Any] | None = None
-) -> Any:
+def load_pickle(data: bytes, origin: str, extra: Globals | None = None, storage: Storage | None = None) -> Any:
     """Return what `data` holds.
 
     Args:
@@ -202,11 +164,18 @@ def load_pickle(
     Raises:
         NCAPluginError: the pickle is damaged, or names anything else.
     """
+    return read_pickle(data, origin, extra, lambda nodes, find: build(nodes, find, storage))
+
+
+def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callable[[Nodes, Find], T]) -> T:
+    """Return what `read` makes of a pickle's nodes, and of a function that returns what stands for a name.
+
+    Raises:
+        NCAPluginError: `load_pickle`'s; what `read` raises, with the origin, is one.
+    """
     known = {**_KNOWN, **(extra or {})}
 
     def find(module: str, name: str) -> Any:
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise pickle.UnpicklingError("a name that is no text")
         if (module, name) in known:
             return known[module, name]
         if module.split(".")[0] in _FOREIGN_PACKAGES:
@@ -214,14 +183,16 @@ def load_pickle(
         raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
 
     try:
-        return Unpickler(data, find, storage).load()
+        return read(scan(data), find)
+    except NCAPluginError:
+        raise
     # A damaged pickle can fail in any operation: every type of error says the same of it.
     except Exception as error:
         raise NCAPluginError(f"{origin} cannot be read: {one_line(error)}") from error
 
 
 def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: None) -> bytes:
-    """Return the pickle of a value of plain types, stand-ins, `Size`, `DType` and `Reference`.
+    """Return the pickle of a value of plain types, `Size`, `DType` and `Reference`.
 
     Args:
         storage: returns the persistent identity of what is stored outside the pickle, None for all else.

@@ -8,8 +8,6 @@ import collections
 import io
 import math
 import os
-import struct
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from nca_plugin.checkpoint.archives import Alike, Archive, ArchiveWriter, Ends
 from nca_plugin.checkpoint.dtypes import DTYPES, DType, Values
 from nca_plugin.checkpoint.pickling import Globals, Maker, Reference, dump_pickle, load_pickle
 from nca_plugin.errors import NCAPluginError
@@ -35,11 +34,9 @@ _STORAGES: Final = {
     "BoolStorage": DTYPES["bool"],
 }
 _STORAGE_NAMES: Final = {dtype: name for name, dtype in _STORAGES.items()}
-#: Bytes of a zip entry's local header before its name.
-_LOCAL_HEADER: Final = 30
-_ALIGNMENT: Final = 64
-#: Version, flags, compression, time and date of a zip entry.
-_ZIP_FIELDS: Final = (0, 0, 0, 0, 33)
+#: Archives of one length, and lengths, of which what was found is remembered.
+_MOST_ALIKE: Final = 8
+_MOST_LENGTHS: Final = 256
 #: Little enough that a piece stays in a core's cache from its reading to its writing.
 _COPY_BYTES: Final = 1 << 19
 
@@ -109,48 +106,68 @@ class Item:
         Raises:
             NCAPluginError: damaged, or not an archive that `torch.save` writes.
         """
-        origin = f"{self.file} at byte {self.offset}"
-        with self.file.open("rb", buffering=0) as file:
-            try:
-                # zipfile finds the archive's end from behind, so it must not see what follows.
-                archive = zipfile.ZipFile(io.BufferedReader(_Window(file, self.offset, self.length), 1 << 12))
-                entries = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
-                if any(i.compress_type != zipfile.ZIP_STORED or i.file_size > self.length for i in entries.values()):
-                    raise ValueError("compressed")
-                pickled = archive.read(entries["data.pkl"])
-                if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
-                    raise NCAPluginError(f"{origin} cannot be read: saved on a big-endian machine")
-            except NCAPluginError:
-                raise
-            # A damaged archive can fail in any way, as a damaged pickle can.
-            except Exception as error:
-                raise NCAPluginError(
-                    f"{origin} cannot be read: it is damaged, or was not written by torch.save (PyTorch 1.6 or later)"
-                ) from error
-
-            def storage(identity: tuple[Any, ...]) -> tuple[Record, DType | None]:
-                _, dtype, key, _, _ = identity
-                if type(key) is not str:
-                    raise ValueError("a tensor without a record")
-                return self._record(file, entries[f"data/{key}"]), dtype
-
-            return load_pickle(pickled, origin, _TENSORS, storage)
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            return self._load(descriptor, Ends.read(descriptor, self.offset, self.length))
+        finally:
+            os.close(descriptor)
 
     def tensor(self) -> StoredTensor:
         """Return the one tensor that was saved. Raises `NCAPluginError` if it is anything else."""
-        value = self.load()
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            ends = Ends.read(descriptor, self.offset, self.length)
+            for alike, found in _ALIKE.get(self.length, ()):
+                crc32 = alike.crc32_of(ends)
+                if crc32 is not None:
+                    record = Record(self.file, self.offset + found.record.position, found.record.size, crc32)
+                    return StoredTensor(record, found.dtype, found.shape, found.strides, found.offset)
+            value = self._load(descriptor, ends)
+        finally:
+            os.close(descriptor)
         if not isinstance(value, StoredTensor):
             raise NCAPluginError(f"{self.file} at byte {self.offset} holds no tensor")
         return value
 
-    def _record(self, file: io.FileIO, info: zipfile.ZipInfo) -> Record:
-        file.seek(self.offset + info.header_offset)
-        header = file.read(_LOCAL_HEADER)
-        data_offset = info.header_offset + _LOCAL_HEADER
-        data_offset += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        if info.compress_type != zipfile.ZIP_STORED or data_offset + info.file_size > self.length:
-            raise ValueError(f"record {info.filename} does not lie within the archive")
-        return Record(self.file, self.offset + data_offset, info.file_size, info.CRC)
+    def _load(self, descriptor: int, ends: Ends) -> Any:
+        origin = f"{self.file} at byte {self.offset}"
+        try:
+            archive = Archive(descriptor, self.offset, self.length, ends)
+            read = ["data.pkl", *(name for name in ("byteorder",) if name in archive.entries)]
+            pickled, *byteorder = map(archive.read, read)
+        # A damaged archive can fail in any way, as a damaged pickle can.
+        except Exception as error:
+            raise NCAPluginError(
+                f"{origin} cannot be read: it is damaged, or was not written by torch.save (PyTorch 1.6 or later)"
+            ) from error
+        if byteorder not in ([], [b"little"]):
+            raise NCAPluginError(f"{origin} cannot be read: saved on a big-endian machine")
+        names = []
+
+        def storage(identity: tuple[Any, ...]) -> tuple[Record, DType | None]:
+            _, dtype, key, _, _ = identity
+            if type(key) is not str:
+                raise ValueError("a tensor without a record")
+            names.append(f"data/{key}")
+            entry = archive.entries[names[-1]]
+            return Record(self.file, self.offset + archive.place(names[-1]), entry.size, entry.crc32), dtype
+
+        value = load_pickle(pickled, origin, _TENSORS, storage)
+        if isinstance(value, StoredTensor) and len(names) == 1:
+            self._remember(Alike.of(archive, ends, names[0], read), value)
+        return value
+
+    def _remember(self, alike: Alike | None, found: StoredTensor) -> None:
+        if alike is None:
+            return
+        if len(_ALIKE) >= _MOST_LENGTHS:
+            _ALIKE.clear()
+        record = replace(found.record, position=found.record.position - self.offset)
+        _ALIKE[self.length] = (*_ALIKE.get(self.length, ()), (alike, replace(found, record=record)))[-_MOST_ALIKE:]
+
+
+#: By length, archives of one tensor that were loaded, with places that count from where each begins.
+_ALIKE: Final[dict[int, tuple[tuple[Alike, StoredTensor], ...]]] = {}
 
 
 def check_record(record: Record) -> None:
@@ -179,33 +196,6 @@ def _read_into(file: io.FileIO, out: memoryview) -> None:
         if not count:
             raise NCAPluginError(f"{os.fsdecode(file.name)} became shorter while it was read")
         out = out[count:]
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise ValueError("before the start")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._length - self._at))
-        self._file.seek(self._start + self._at)
-        read = self._file.readinto(memoryview(buffer)[:count]) or 0
-        self._at += read
-        return read
 
 
 def _rebuild_tensor(
@@ -272,10 +262,7 @@ class NewTensor:
 
 
 def save(value: object, file: io.BufferedWriter) -> None:
-    """Append what `torch.save` would write: `value`, and every `NewTensor` in it as a tensor.
-
-    Values lie at multiples of 64 bytes from the archive's start, as PyTorch has them.
-    """
+    """Append what `torch.save` would write: `value`, and every `NewTensor` in it as a tensor."""
     storages: list[NewTensor] = []
 
     def storage(found: object) -> tuple[Any, ...] | None:
@@ -286,7 +273,7 @@ def save(value: object, file: io.BufferedWriter) -> None:
         return ("storage", kind, str(len(storages) - 1), "cpu", found.tensor.values.size)
 
     pickled = dump_pickle(_with_tensors(value), storage)
-    archive = _Archive(file)
+    archive = ArchiveWriter(file)
     archive.add("data.pkl", pickled)
     archive.add("byteorder", b"little")
     for number, tensor in enumerate(storages):
@@ -320,33 +307,3 @@ def _with_tensors(value: Any) -> Any:
     # Only where Megatron-Bridge has them: a value that many others share must not become many.
     is_flat = type(value) is dict and any(isinstance(item, NewTensor) for item in value.values())
     return {key: _with_tensors(item) for key, item in value.items()} if is_flat else value
-
-
-class _Archive:
-    """A zip archive without compression, as a part of a file: places count from where it began."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self._file = file
-        self._start = file.tell()
-        self._directory = b""
-        self._count = 0
-
-    def add(self, name: str, data: bytes | memoryview) -> None:
-        encoded = f"archive/{name}".encode()
-        header_offset = self._file.tell() - self._start
-        sizes = (zlib.crc32(data), len(data), len(data), len(encoded))
-        # The padding is an extra field of at least four bytes, its own header.
-        padding = -(header_offset + _LOCAL_HEADER + len(encoded) + 4) % _ALIGNMENT
-        extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
-        self._file.write(struct.pack("<4s5HIIIHH", b"PK\3\4", *_ZIP_FIELDS, *sizes, len(extra)) + encoded + extra)
-        self._file.write(data)
-        self._directory += struct.pack(
-            "<4s6HIIIHHHHHII", b"PK\1\2", 0, *_ZIP_FIELDS, *sizes, 0, 0, 0, 0, 0, header_offset
-        )
-        self._directory += encoded
-        self._count += 1
-
-    def close(self) -> None:
-        at = self._file.tell() - self._start
-        counts = (0, 0, self._count, self._count, len(self._directory), at, 0)
-        self._file.write(self._directory + struct.pack("<4s4HIIH", b"PK\5\6", *counts))

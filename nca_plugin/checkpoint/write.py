@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.metadata_writing import dump_metadata
 from nca_plugin.checkpoint.stored import Item, NewTensor, Record, check_record, pieces, save
-from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT, dump_metadata
+from nca_plugin.checkpoint.torch_dist import COMMON_FILE, COMMON_STATE, FORMAT
 from nca_plugin.files import check_space
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Writer:
             os.link(path.resolve(), self._folder / path.name)
         self._run({path.name for path in linked})
         with (self._folder / ".metadata").open("xb") as file:
-            tensors = ((e.name, e.dtype, e.shape, [block.region for block in e.blocks]) for e in self._entries)
+            tensors = [(e.name, e.dtype, e.shape, [block.region for block in e.blocks]) for e in self._entries]
             # In an order that does not depend on which thread was first.
             places = dict(sorted(self._places.items(), key=lambda place: (place[0][0], place[0][1] or ())))
             file.write(dump_metadata(tensors, self._objects, places))

@@ -3,7 +3,6 @@
 Nothing of the model is built: values stream from file to file, at most `PIECE_BYTES` of them in memory.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -140,7 +139,7 @@ class _Rows:
 
     def opened(self) -> "_Rows":
         """Return the same rows with the places of their values looked up, and nothing but them to look through."""
-        return _Rows(tuple((_within(tensor, region).opened(), region) for tensor, region in self.tensors))
+        return _Rows(tuple((tensor.within(region).opened(), region) for tensor, region in self.tensors))
 
     def read(self, start: int, stop: int) -> Iterator[Values]:
         """Yield rows `start` .. `stop - 1` in pieces of at most `PIECE_BYTES`, if a row is not larger."""
@@ -153,16 +152,6 @@ class _Rows:
                 values = tensor.read(*region, piece)
                 yield values.reshape(values.shape[len(region) :])
             first = last
-
-
-def _within(tensor: Tensor, region: Region) -> Tensor:
-    """Return a tensor with only those blocks that have a part in a region of its first axes."""
-    blocks = tuple(
-        block
-        for block in tensor.blocks
-        if all(a < d and c < b for (a, b), (c, d) in zip(block.region[: len(region)], region, strict=True))
-    )
-    return dataclasses.replace(tensor, blocks=blocks)
 
 
 def _found(checkpoint: Checkpoint) -> tuple[dict[tuple[str, int | None], _Rows], list[str]]:

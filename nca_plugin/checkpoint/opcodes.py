@@ -1,0 +1,325 @@
+"""The opcodes of a pickle, read into a table of what they make: nothing is looked up, called or built.
+
+The table has at most one node for each byte. A node is a value, or what is added to one; its members are nodes before
+it. A large pickle is read by the same function as a small one, compiled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from nca_plugin.errors import NCAPluginError
+
+#: Kinds of nodes, named as the module pickletools names the opcodes that make them. `first` and `second` are:
+NONE: Final = 0x4E
+TRUE: Final = 0x88
+FALSE: Final = 0x89
+INT: Final = 0x4B  # The number.
+LONG: Final = 0x8A  # Place and length of a number that may have more than 56 bits.
+FLOAT: Final = 0x47  # The place.
+TEXT: Final = 0x8C  # Place and length, as for the next two.
+BYTES: Final = 0x43
+BYTEARRAY: Final = 0x96
+TUPLE: Final = 0x74  # Place and count of its members, as for the next.
+FROZENSET: Final = 0x91
+LIST: Final = 0x5D
+DICT: Final = 0x7D
+SET: Final = 0x8F
+GLOBAL: Final = 0x63  # Place and length of two lines.
+STACK_GLOBAL: Final = 0x93  # Nodes of the module and the name.
+REDUCE: Final = 0x52  # Nodes of the function and its arguments.
+NEWOBJ: Final = 0x81  # Nodes of the class and its arguments.
+PERSID: Final = 0x51  # The node of an identity.
+#: Additions, to `target`. Place and count of the members; of a mapping's, keys and values by turns.
+APPENDS: Final = 0x65
+SETITEMS: Final = 0x75
+ADDITEMS: Final = 0x90
+BUILD: Final = 0x62  # The node of the state.
+
+_PROTO: Final = 0x80
+_FRAME: Final = 0x95
+_STOP: Final = 0x2E
+_MARK: Final = 0x28
+_POP: Final = 0x30
+_POP_MARK: Final = 0x31
+_MEMOIZE: Final = 0x94
+_BINPUT: Final = 0x71
+_LONG_BINPUT: Final = 0x72
+_BINGET: Final = 0x68
+_LONG_BINGET: Final = 0x6A
+_BININT: Final = 0x4A
+_BININT2: Final = 0x4D
+_LONG4: Final = 0x8B
+_TUPLE0: Final = 0x29
+_TUPLE1: Final = 0x85
+_TUPLE2: Final = 0x86
+_TUPLE3: Final = 0x87
+_APPEND: Final = 0x61
+_SETITEM: Final = 0x73
+_TEXTS: Final = {0x8C: 1, 0x58: 4, 0x8D: 8}
+_BYTES: Final = {0x43: 1, 0x42: 4, 0x8E: 8}
+
+#: Bytes of a number after an opcode; a text's length is one.
+_WIDTHS: Final = {
+    **{_PROTO: 1, _FRAME: 8, _BINPUT: 1, _LONG_BINPUT: 4, _BINGET: 1, _LONG_BINGET: 4},
+    **{_BININT: 4, INT: 1, _BININT2: 2, LONG: 1, _LONG4: 4, FLOAT: 8, BYTEARRAY: 8, **_TEXTS, **_BYTES},
+}
+#: All values on the stack above the last mark.
+_ALL: Final = -1
+#: Values that an opcode takes from the stack.
+_TAKES: Final = {
+    **{_STOP: 1, _POP: 1, _TUPLE1: 1, _TUPLE2: 2, _TUPLE3: 3, _APPEND: 1, _SETITEM: 2},
+    **{BUILD: 1, REDUCE: 2, NEWOBJ: 2, STACK_GLOBAL: 2, PERSID: 1},
+    **dict.fromkeys((TUPLE, FROZENSET, APPENDS, SETITEMS, ADDITEMS, _POP_MARK), _ALL),
+}
+#: Kinds of the nodes that opcodes make.
+_KINDS: Final = {
+    **{kind: kind for kind in (NONE, TRUE, FALSE, INT, LONG, FLOAT, BYTEARRAY, TUPLE, FROZENSET, LIST, DICT, SET)},
+    **{kind: kind for kind in (GLOBAL, STACK_GLOBAL, REDUCE, NEWOBJ, PERSID, APPENDS, SETITEMS, ADDITEMS, BUILD)},
+    **dict.fromkeys((_BININT, _BININT2), INT),
+    **dict.fromkeys((_TUPLE0, _TUPLE1, _TUPLE2, _TUPLE3), TUPLE),
+    **{_LONG4: LONG, _APPEND: APPENDS, _SETITEM: SETITEMS},
+    **dict.fromkeys(_TEXTS, TEXT),
+    **dict.fromkeys(_BYTES, BYTES),
+}
+_OTHERS: Final = (_PROTO, _FRAME, _STOP, _MARK, _POP, _POP_MARK, _MEMOIZE, *(_BINPUT, _LONG_BINPUT, _BINGET))
+#: By opcode: width, values taken, kind (0 for none); a width of -1 is that of an opcode that no checkpoint has.
+_TABLES: Final = (
+    [_WIDTHS.get(code, 0) if code in (*_KINDS, *_OTHERS, _LONG_BINGET) else -1 for code in range(256)],
+    [_TAKES.get(code, 0) for code in range(256)],
+    [_KINDS.get(code, 0) for code in range(256)],
+)
+
+#: Bytes that take longer to read than numba's import does. Compiled once, the function is read from a cache.
+_LARGE: Final = 1 << 20
+#: Places are int32.
+_MOST_BYTES: Final = (1 << 31) - 2
+#: How a reading ends.
+_DONE: Final = 0
+_CUT_OFF: Final = 1
+_UNKNOWN: Final = 2
+_DAMAGED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """What a pickle makes, in order, and the node that it stands for.
+
+    Attributes:
+        data: the pickle, in which the places of texts and the like lie.
+        kinds, first, second, targets: of each node.
+        members: nodes, in which the places of members lie.
+    """
+
+    data: bytes
+    kinds: Sequence[int]
+    first: Sequence[int]
+    second: Sequence[int]
+    targets: Sequence[int]
+    members: Sequence[int]
+    root: int
+
+    def name(self, node: int) -> tuple[str, str]:
+        """Return module and name of a node that is a name. Raises `ValueError` if it is none."""
+        first, second = self.first[node], self.second[node]
+        if self.kinds[node] == GLOBAL:
+            module, name = self.data[first : first + second].decode().split("\n")[:2]
+            return module, name
+        if self.kinds[node] != STACK_GLOBAL or {self.kinds[first], self.kinds[second]} != {TEXT}:
+            raise ValueError("a name that is no text")
+        return self.text(first), self.text(second)
+
+    def text(self, node: int) -> str:
+        """Return the text of a node that is one."""
+        return str(self.bytes(node), "utf-8", "surrogatepass")
+
+    def bytes(self, node: int) -> bytes:
+        """Return the bytes of a node that has some."""
+        return self.data[self.first[node] : self.first[node] + self.second[node]]
+
+
+def scan(data: bytes, *, compile_from: int = _LARGE) -> Nodes:
+    """Return what a pickle makes.
+
+    Args:
+        compile_from: bytes of a pickle that is read by compiled code.
+
+    Raises:
+        ValueError: no pickle, or one with opcodes that protocols 2 to 5 do not write.
+    """
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    compiled = _compiled() if len(data) >= compile_from else None
+    room = len(data) + 1
+    tables: list[Any]
+    if compiled is None:
+        tables = [[0] * room for _ in range(8)]
+        ending = _scan(data, *_TABLES, *tables)
+    else:
+        # Pages of zeros that nothing is written to take no memory.
+        types = (np.uint8, np.int64, *[np.int32] * 6)
+        tables = [np.zeros(room, dtype) for dtype in types]
+        ending = compiled(np.frombuffer(data, np.uint8), *(np.array(table, np.int16) for table in _TABLES), *tables)
+    how, at, num_nodes, num_members, root = map(int, ending)
+    if how == _CUT_OFF:
+        raise ValueError("it is cut off")
+    if how == _UNKNOWN:
+        raise ValueError(f"opcode {data[at]:#04x}, which no checkpoint has")
+    if how == _DAMAGED:
+        raise ValueError(f"opcode {data[at]:#04x} at byte {at} has nothing to work on")
+    kinds, first, second, targets = (table[:num_nodes] for table in tables[:4])
+    return Nodes(data, kinds, first, second, targets, tables[4][:num_members], root)
+
+
+def _compiled() -> Any:
+    """Return the compiled function, None where numba is told not to compile: reading needs no compiler."""
+    from nca_plugin.compiled import compiled
+
+    global _kept
+    if _kept is None:
+        try:
+            _kept = compiled(_scan)
+        except NCAPluginError:
+            return None
+    return _kept
+
+
+_kept: Any = None
+
+
+def _scan(
+    data: Any,
+    widths: Any,
+    takes: Any,
+    kind_of: Any,
+    kinds: Any,
+    first: Any,
+    second: Any,
+    targets: Any,
+    members: Any,
+    stack: Any,
+    marks: Any,
+    memo: Any,
+) -> tuple[int, int, int, int, int]:
+    """Fill the tables, each of which has more places than the data has bytes and is all zeros.
+
+    Compiled code looks at no bounds: an opcode's bytes, and what it takes from the stack, are counted before.
+
+    Returns:
+        How it ended, the place of the last opcode, the numbers of nodes and of members, and the node of the value.
+    """
+    size = len(data)
+    at = num_nodes = num_members = depth = num_marks = fence = memoized = code = start = 0
+    while True:
+        start = at
+        if at >= size:
+            return _CUT_OFF, start, num_nodes, num_members, 0
+        code = data[at]
+        at += 1
+        width = widths[code]
+        if width < 0:
+            return _UNKNOWN, start, num_nodes, num_members, 0
+        if width > size - at:
+            return _CUT_OFF, start, num_nodes, num_members, 0
+        if takes[code] > depth - fence and code != _POP:
+            return _DAMAGED, start, num_nodes, num_members, 0
+        value = 0
+        if width:
+            value += data[at]
+            if width > 1:
+                value += data[at + 1] * 0x100
+                if width > 2:
+                    value += data[at + 2] * 0x10000 + data[at + 3] * 0x1000000
+                    if width > 4:
+                        # A length beyond 2^48 may stand for any that is too large.
+                        value += data[at + 4] * 0x100000000 + data[at + 5] * 0x10000000000
+                        value += (data[at + 6] + data[at + 7] * 0x100) * 0x1000000000000
+            at += width
+        # The most frequent first.
+        if code in (_MEMOIZE, _LONG_BINPUT, _BINPUT):
+            if code == _MEMOIZE:
+                value = memoized
+            if value >= size or depth == fence:
+                return _DAMAGED, start, num_nodes, num_members, 0
+            if memo[value] == 0:
+                memoized += 1
+            memo[value] = stack[depth - 1] + 1
+            continue
+        if code in (_LONG_BINGET, _BINGET):
+            if value >= size or memo[value] == 0:
+                return _DAMAGED, start, num_nodes, num_members, 0
+            stack[depth] = memo[value] - 1
+            depth += 1
+            continue
+        if code == _MARK:
+            marks[num_marks] = depth
+            num_marks += 1
+            fence = depth
+            continue
+        count = takes[code]
+        if count == _ALL or (code == _POP and depth == fence):
+            if num_marks == 0:
+                return _DAMAGED, start, num_nodes, num_members, 0
+            count = depth - fence
+            num_marks -= 1
+            fence = marks[num_marks - 1] if num_marks else 0
+        depth -= count
+        kind = kind_of[code]
+        if kind == 0:
+            if code == _STOP:
+                return _DONE, start, num_nodes, num_members, stack[depth]
+            continue
+        target = -1
+        first[num_nodes] = num_members
+        second[num_nodes] = count
+        if kind == INT:
+            if code == _BININT and value >= 0x80000000:
+                value -= 0x100000000
+            first[num_nodes] = value
+        elif kind in (TUPLE, SETITEMS, APPENDS, FROZENSET, ADDITEMS):
+            for place in range(depth, depth + count):
+                members[num_members] = stack[place]
+                num_members += 1
+        elif kind in (REDUCE, NEWOBJ, STACK_GLOBAL, BUILD, PERSID):
+            first[num_nodes] = stack[depth]
+            second[num_nodes] = stack[depth + 1]
+        elif kind in (TEXT, BYTES, BYTEARRAY, LONG):
+            if value < 0 or value > size - at:
+                return _CUT_OFF, start, num_nodes, num_members, 0
+            first[num_nodes] = at
+            second[num_nodes] = value
+            if kind == LONG and value < 8:
+                number = 0
+                scale = 1
+                for place in range(at, at + value):
+                    number += data[place] * scale
+                    scale *= 0x100
+                if value > 0 and data[at + value - 1] >= 0x80:
+                    number -= scale
+                kind = INT
+                first[num_nodes] = number
+            at += value
+        elif kind == FLOAT:
+            first[num_nodes] = at - 8
+        elif kind == GLOBAL:
+            first[num_nodes] = at
+            lines = 0
+            while lines < 2:
+                if at >= size:
+                    return _CUT_OFF, start, num_nodes, num_members, 0
+                if data[at] == 0x0A:
+                    lines += 1
+                at += 1
+            second[num_nodes] = at - first[num_nodes]
+        if kind in (SETITEMS, APPENDS, ADDITEMS, BUILD):
+            if depth <= fence:
+                return _DAMAGED, start, num_nodes, num_members, 0
+            target = stack[depth - 1]
+        else:
+            stack[depth] = num_nodes
+            depth += 1
+        kinds[num_nodes] = kind
+        targets[num_nodes] = target
+        num_nodes += 1
