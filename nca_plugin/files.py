@@ -1,13 +1,14 @@
-"""Files that appear under their final names only when they are complete."""
+"""Files and folders that appear under their final names only when they are complete, and the one lock."""
 
 import errno
+import fcntl
 import os
 import shutil
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from nca_plugin.errors import NCAPluginError
 
@@ -169,3 +170,72 @@ def complete_files(*targets: Path) -> Iterator[list[Path]]:
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
+
+
+def try_lock(file: int | IO[Any]) -> bool:
+    """Lock an open file or folder for this process, for as long as it is open.
+
+    What is locked is the thing that is written, or a file of its own folder: no lock file is left beside an output.
+
+    Returns:
+        Whether no other process has it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def check_absent(target: Path) -> None:
+    """Raise `NCAPluginError` if there is anything at `target`."""
+    # Unlike Path.exists, this takes a name that is too long for one that is not there. Of a missing folder `..` is one
+    # that is there.
+    if os.path.lexists(target) or target.name == "..":
+        raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
+
+
+@contextmanager
+def complete_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; without an error it is flushed to disk and renamed, else removed.
+
+    What an earlier process that was killed left there is removed; what another process is writing is not. Files whose
+    names end on `.distcp` or `.safetensors` are for the block to flush.
+
+    Raises:
+        NCAPluginError: another process writes the same target.
+        OSError: a file cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not try_lock(descriptor):
+            raise NCAPluginError(f"output {target} is being written by another process")
+        # The process that held it may have renamed, or removed, it in the meantime.
+        if not partial.exists() or os.fstat(descriptor).st_ino != partial.stat().st_ino:
+            raise NCAPluginError(f"output {target} was being written by another process: try again")
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield partial
+            _flush_tree(partial)
+            partial.rename(target)
+            flush_path(target.parent)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Have the disk hold the files of a folder and their names."""
+    for parent, _, files in os.walk(folder):
+        # Data files were flushed when they were written, and linked ones are not ours to flush.
+        small = [Path(parent, name) for name in files if not name.endswith((".distcp", ".safetensors"))]
+        for path in (*small, Path(parent)):
+            flush_path(path)

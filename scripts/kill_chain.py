@@ -26,7 +26,7 @@ import psutil
 
 from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.chain.state import survey
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.errors import NCAPluginError
 
 CHAIN = Path(__file__).with_suffix(".yaml")

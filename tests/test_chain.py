@@ -25,7 +25,7 @@ from nca_plugin.chain.stages import Chain, TransitionConfig, load_chain
 from nca_plugin.chain.state import StageState, mend, survey
 from nca_plugin.chain.table import commands
 from nca_plugin.checkpoint import saves
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError

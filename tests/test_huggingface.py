@@ -15,9 +15,10 @@ from model_zoo import LoadJob, Results, load_checkpoints
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
+from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.huggingface import export as to_huggingface

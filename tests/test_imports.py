@@ -14,7 +14,7 @@ import pytest
 PACKAGE: Final = Path(__file__).parents[1] / "nca_plugin"
 #: From the ground up. A folder imports those of the lines above its own, and its own.
 LAYERS: Final = (
-    ("errors", "suggestions", "typed_numbers", "files", "json_files", "deflate"),
+    ("errors", "suggestions", "typed_numbers", "files", "json_files", "deflate", "arithmetic", "compiled"),
     ("display", "configuration", "automata"),
     ("sources",),
     ("indexed", "checkpoint"),

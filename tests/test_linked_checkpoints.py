@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from checkpoints import digests
 
-from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint, read_checkpoint
+from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
+from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import open_checkpoint, read_checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.checkpoint.tracker import RELEASE, TRACKER
 from nca_plugin.commands.app import app
@@ -305,7 +307,7 @@ def test_another_padding_has_a_way_out_that_loses_nothing(ranks: int, vocab_size
     rows = read_checkpoint(DATA / "core016").tensors[EMBEDDING].shape[0]
     assert rows == 64
     with pytest.raises(NCAPluginError, match=f"has 64 embedding rows, the run has 1024: {way_out}"):
-        check_embedding_rows(DATA / "core016", 1024, vocab_size, ranks)
+        check_embedding_rows(open_checkpoint(DATA / "core016"), 1024, vocab_size, ranks)
 
 
 _WITHOUT = """

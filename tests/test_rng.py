@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nca_plugin.automata import arithmetic, rng
+from nca_plugin import arithmetic
+from nca_plugin.automata import rng
 from nca_plugin.transition import random_numbers as streams
 
 U64 = st.integers(0, 2**64 - 1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nca_plugin.checkpoint.folders import embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.folders import find_checkpoint
+from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.commands.app import app
@@ -46,7 +47,7 @@ def test_a_transition_leaves_it_behind_and_says_so(saved: Path, tmp_path: Path, 
         report = json.loads((tmp_path / layout / "transfer_report.json").read_text())
         assert report["tokenizer_left_behind"] == str(tokenizer)
         assert not list((tmp_path / layout).rglob("*tokenizer*"))
-    assert embedding_rows(saved) is not None
+    assert open_checkpoint(saved).embedding_rows is not None
 
 
 def test_without_one_nothing_is_said(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
+from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.generate import generate
 from nca_plugin.lineage.diagnosis import diagnose
@@ -135,10 +136,10 @@ def runs(folder: Path, text: Path) -> dict[str, Done]:
 
 def test_a_checkpoint_says_what_it_was_trained_on(runs: dict[str, Done], folder: Path) -> None:
     assert [job.error for job in runs.values()] == [None] * len(runs)
-    trained = read_trained(folder / "first" / "iter_0000004")
+    trained = read_trained(open_checkpoint(folder / "first" / "iter_0000004"))
     assert (trained.iteration, trained.samples) == (4, 32)
     assert trained.lineage == Lineage(TrainingData.of([parse(TOY).uri], None, SEQ_LENGTH))
-    assert read_trained(folder / "legacy").lineage == trained.lineage
+    assert read_trained(open_checkpoint(folder / "legacy")).lineage == trained.lineage
 
 
 def test_the_same_data_are_resumed(runs: dict[str, Done]) -> None:
@@ -161,7 +162,7 @@ def test_other_data_are_refused(runs: dict[str, Done], folder: Path, job: str) -
 
 def test_other_data_can_be_allowed(runs: dict[str, Done], folder: Path) -> None:
     assert list(runs["allowed"].losses) == [7, 8]
-    lineage = read_trained(folder / "first").lineage
+    lineage = read_trained(open_checkpoint(folder / "first")).lineage
     assert lineage is not None and lineage.now is not None
     assert lineage.now.parts[0].uri == parse(f"{TOY}?seed=7").uri
     assert [(before.name, before.samples) for before in lineage.earlier] == [(parse(TOY).uri, 48)]
@@ -204,20 +205,24 @@ def test_samples_that_are_made_otherwise_are_noticed(runs: dict[str, Done], fold
     )
     data = TrainingData.of([TOY], None, SEQ_LENGTH)
     with pytest.raises(NCAPluginError, match=r"resumed with other data, nca://toy.* with other samples"):
-        continued(data, resumed=folder / "legacy", start=None, allow="--allow-other-data", is_allowed=False)
-    assert continued(data, resumed=None, start=folder / "legacy", allow="", is_allowed=False).now == data
+        continued(
+            data, open_checkpoint(folder / "legacy"), is_resumed=True, allow="--allow-other-data", is_allowed=False
+        )
+    assert continued(data, open_checkpoint(folder / "legacy"), is_resumed=False, allow="", is_allowed=False).now == data
 
 
 def test_the_next_stage_knows_of_the_first(runs: dict[str, Done], folder: Path, text: Path) -> None:
     del runs
     report = transfer(folder / "first" / "iter_0000002", folder / "start")
     assert [(data["parts"][0]["uri"], data["samples"]) for data in report["trained_on"]] == [(parse(TOY).uri, 16)]
-    assert read_trained(folder / "start").lineage == Lineage.from_stored({"now": None, "earlier": report["trained_on"]})
+    assert read_trained(open_checkpoint(folder / "start")).lineage == Lineage.from_stored(
+        {"now": None, "earlier": report["trained_on"]}
+    )
     data = ("--data-path", text, "--split", "100,0,0", "--data-cache-path", folder / "cache")
     data = (*data, "--tokenizer-type", "NullTokenizer", "--vocab-size", "300")
     started = arguments(folder / "second", 2, *data, "--pretrained-checkpoint", folder / "start")
     assert list(train(folder, [Job("second", started)])["second"].losses) == [1, 2]
-    lineage = read_trained(folder / "second").lineage
+    lineage = read_trained(open_checkpoint(folder / "second")).lineage
     assert lineage is not None and lineage.now is not None
     assert lineage.now.name == str(text)
     assert [data.name for data in lineage.earlier] == [parse(TOY).uri]

@@ -21,10 +21,10 @@ from model_zoo import ARCHITECTURES, BASE
 from releases import needs_0_19
 from training_jobs import Job, train
 
-from nca_plugin.checkpoint.contents import Checkpoint, contiguous_regions
+from nca_plugin.checkpoint.contents import contiguous_regions
 from nca_plugin.checkpoint.dtypes import DTYPES, Values
-from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import Checkpoint, read_checkpoint
 from nca_plugin.checkpoint.stored import Record
 from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError

@@ -24,7 +24,7 @@ from releases import needs_0_19
 from torch.distributed.checkpoint.metadata import Metadata
 
 from nca_plugin.checkpoint.dtypes import DTYPES
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.torch_dist import COMMON_STATE

@@ -8,10 +8,9 @@ import pytest
 from model_zoo import LoadJob, Results, load_checkpoints, save_checkpoints
 from transition_cases import ALL, FEW, NOT_RUN, Case
 
-from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.dtypes import Values
-from nca_plugin.checkpoint.folders import read_checkpoint
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import Checkpoint, read_checkpoint
 from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.transfer import transfer
 

@@ -22,9 +22,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
 from nca_plugin.checkpoint.dtypes import DTYPES
-from nca_plugin.checkpoint.folders import read_checkpoint, read_mapping
+from nca_plugin.checkpoint.folders import read_mapping
 from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import open_checkpoint, read_checkpoint
 from nca_plugin.checkpoint.pickling import load_pickle
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
@@ -222,7 +223,7 @@ def test_altered_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
     try:
         with bounded():
             transfer(folder, folder.with_name("out"), Transition(vocab_size=50))
-            read_trained(folder)
+            read_trained(open_checkpoint(folder))
     except NCAPluginError as error:
         assert str(error).isprintable()
     shutil.rmtree(folder.parent)

@@ -9,7 +9,7 @@ Pure functions on numpy arrays with numba kernels; neither torch nor Megatron is
 ((1025,), 987)
 """
 
-from nca_plugin.automata.arithmetic import SPLITS
+from nca_plugin.arithmetic import SPLITS
 from nca_plugin.automata.complexity import gzip_score, score_bounds
 from nca_plugin.automata.config import PRESETS, CurriculumStep, NCAConfig
 from nca_plugin.automata.generator import generate

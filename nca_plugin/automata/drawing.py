@@ -4,8 +4,8 @@ from typing import Final
 
 import numpy as np
 
-from nca_plugin.automata.compiled import compiled
 from nca_plugin.automata.rng import exp, normal_quantile, truncated_normals, uniforms
+from nca_plugin.compiled import compiled
 
 NEIGHBOURS: Final = 9
 CONV_CHANNELS: Final = 4

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import kernels, rng
-from nca_plugin.automata.compiled import compiled
 from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
 from nca_plugin.automata.tokens import encode_into
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
 
 # Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11. Of large grids and

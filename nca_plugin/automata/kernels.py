@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from nca_plugin.automata.compiled import compiled
 from nca_plugin.automata.drawing import CONV_CHANNELS, HIDDEN, NEIGHBOURS
 from nca_plugin.automata.rng import exp, philox, unit
 from nca_plugin.automata.simd import LANES, bits, broadcast, load, select, store, transpose
+from nca_plugin.compiled import compiled
 
 #: Colours less likely than e^-23 times the likeliest are never drawn: a draw has 32 bits.
 _REACH: Final = 23.0

@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from nca_plugin.automata import arithmetic
-from nca_plugin.automata.arithmetic import SPLITS, stream_key
-from nca_plugin.automata.compiled import compiled
+from nca_plugin import arithmetic
+from nca_plugin.arithmetic import SPLITS, stream_key
 from nca_plugin.automata.simd import LANES, broadcast, load, multiply_wide, store
+from nca_plugin.compiled import compiled
 
 __all__ = ["SPLITS", "stream_key"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nca_plugin.automata.compiled import compiled
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError
 
 

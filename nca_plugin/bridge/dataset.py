@@ -6,7 +6,6 @@ keep their meaning.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Final
 
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
@@ -16,6 +15,7 @@ from megatron.bridge.utils.common_utils import print_rank_0
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.resume import continued
 from nca_plugin.lineage.training_data import Lineage, TrainingData
@@ -23,6 +23,7 @@ from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import Blend, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.metrics import SampleMeter
+from nca_plugin.megatron.rank_0 import told_by_rank_0
 
 #: What a run trains on that names the preset `nca` and no source.
 DEFAULT_SOURCE: Final = "nca://web"
@@ -104,24 +105,33 @@ class SourceDatasetConfig(DatasetProvider):
             )
         super().finalize()
 
-    def describe_data(self, resumed: Path | None = None, start: Path | None = None) -> None:
+    def describe_data(self, origin: Checkpoint | None = None, *, is_resumed: bool = False) -> None:
         """Add to this configuration what the run trains on, and before.
 
         Args:
-            resumed: the checkpoint that the run goes on from, if any.
-            start: the one that it takes its weights from, at iteration 0.
+            origin: the checkpoint that the run loads, if any.
+            is_resumed: whether it goes on at its iteration, rather than at 0 with its weights.
 
         Raises:
             NCAPluginError: other data than that of the resumed checkpoint.
         """
         lineage = continued(
             TrainingData.of(*self.blend, self.seq_length),
-            resumed=resumed,
-            start=start,
+            origin,
+            is_resumed=is_resumed,
             allow="dataset.allow_other_data=true",
             is_allowed=self.allow_other_data,
         )
         self.nca_plugin_trained_on = lineage.stored()
+
+    def _described(self, data: TrainingData) -> dict[str, Any]:
+        """Return what the run trains on, and before, as the launcher has found it out."""
+        stored = self.nca_plugin_trained_on
+        if stored is None or Lineage.from_stored(stored).now != data:
+            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
+            self.describe_data()
+        assert self.nca_plugin_trained_on is not None
+        return self.nca_plugin_trained_on
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any | None, Any | None, Any | None]:
         paths, weights = self.blend
@@ -149,10 +159,7 @@ class SourceDatasetConfig(DatasetProvider):
         # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
         data = TrainingData.of(*self.blend, self.seq_length)
-        stored = self.nca_plugin_trained_on
-        if stored is None or Lineage.from_stored(stored).now != data:
-            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
-            self.describe_data()
+        self.nca_plugin_trained_on = told_by_rank_0(lambda: self._described(data))
         if train is not None:
             for line in announcements(data, context.train_samples):
                 print_rank_0(line)

@@ -17,10 +17,12 @@ from megatron.bridge.training.utils.checkpoint_utils import (
 from megatron.bridge.utils.vocab_utils import calculate_padded_vocab_size
 
 from nca_plugin.bridge.dataset import SourceDatasetConfig
-from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
+from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
+from nca_plugin.megatron.rank_0 import is_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
 
@@ -111,39 +113,45 @@ def _check_order(config: Any) -> None:
 
 
 def check_checkpoint(config: Any) -> None:
-    """Refuse a checkpoint with other embedding rows than the run; the first one that is there is what is loaded."""
-    for path in (config.checkpoint.load, config.checkpoint.pretrained_checkpoint):
-        if path is not None and Path(path).is_dir():
-            vocab_size, tensor_parallel_size = _vocab_size(config), config.model.tensor_model_parallel_size
-            rows, option = vocab_size, "model.vocab_size={rows}"
-            if _is_padded(config):
-                option = "model.make_vocab_size_divisible_by={rows_of_rank}"
-                divisor = config.model.make_vocab_size_divisible_by
-                rows = calculate_padded_vocab_size(vocab_size, divisor, tensor_parallel_size, logging_enabled=False)
-            if check_embedding_rows(Path(path), rows, vocab_size, tensor_parallel_size, option):
-                return
+    """Refuse a checkpoint with other embedding rows, or data, than the run, and add to a configuration with sources
+    what the run trains on, and how many samples it reads if it is resumed.
 
-
-def describe_data(config: Any) -> None:
-    """Add to a configuration with sources what the run trains on, and how many samples it reads if it is resumed.
+    The first rank reads the checkpoint; the others are told what the run trains on when they have a process group.
 
     Raises:
-        NCAPluginError: other data than those of the checkpoint that it resumes.
+        NCAPluginError: the rows differ, or the data of a checkpoint that the run resumes.
     """
-    if not isinstance(config.dataset, SourceDatasetConfig):
-        return
-    checkpoint = config.checkpoint
-    resumed = start = None
-    if checkpoint_exists(checkpoint.load):
-        resumed = Path(checkpoint.load)
-        if checkpoint.finetune:
-            resumed, start = None, resumed
-        elif checkpoint.ckpt_step is not None:
-            resumed /= f"iter_{checkpoint.ckpt_step:07d}"
-    elif checkpoint_exists(checkpoint.pretrained_checkpoint):
-        start = Path(checkpoint.pretrained_checkpoint)
-    config.dataset.describe_data(resumed, start)
-    config.dataset.resumed_samples = None if resumed is None else _resumed_samples(config, find_checkpoint(resumed))
+    checkpoint = _loaded(config.checkpoint)
+    is_resumed = checkpoint_exists(config.checkpoint.load) and not config.checkpoint.finetune
+    has_sources = isinstance(config.dataset, SourceDatasetConfig)
+    if is_rank_0():
+        if checkpoint is not None:
+            _check_rows(config, checkpoint)
+        if has_sources:
+            config.dataset.describe_data(checkpoint, is_resumed=is_resumed)
+    if has_sources:
+        resumed = checkpoint if is_resumed else None
+        config.dataset.resumed_samples = None if resumed is None else _resumed_samples(config, resumed.folder)
+
+
+def _loaded(settings: Any) -> Checkpoint | None:
+    """Return the checkpoint that Megatron-Bridge will load, which is opened and not read; None for none, and for one
+    in object storage."""
+    path = next((path for path in (settings.load, settings.pretrained_checkpoint) if checkpoint_exists(path)), None)
+    if path is None or not Path(path).is_dir():
+        return None
+    has_step = path == settings.load and settings.ckpt_step is not None
+    return open_checkpoint(Path(path) / f"iter_{settings.ckpt_step:07d}" if has_step else Path(path))
+
+
+def _check_rows(config: Any, checkpoint: Checkpoint) -> None:
+    vocab_size, tensor_parallel_size = _vocab_size(config), config.model.tensor_model_parallel_size
+    rows, option = vocab_size, "model.vocab_size={rows}"
+    if _is_padded(config):
+        option = "model.make_vocab_size_divisible_by={rows_of_rank}"
+        divisor = config.model.make_vocab_size_divisible_by
+        rows = calculate_padded_vocab_size(vocab_size, divisor, tensor_parallel_size, logging_enabled=False)
+    check_embedding_rows(checkpoint, rows, vocab_size, tensor_parallel_size, option)
 
 
 def _resumed_samples(config: Any, checkpoint: Path) -> list[int] | None:

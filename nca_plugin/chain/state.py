@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nca_plugin.chain.stages import Chain, Stage
-from nca_plugin.checkpoint.contents import Checkpoint
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.transition.transfer import REPORT, keeps_values_of

@@ -8,7 +8,6 @@ all of them again, and rank 0 looks at the files again.
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import re
 import signal
@@ -26,7 +25,7 @@ from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.chain.state import StageState, mend, survey
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_folder, try_lock
 from nca_plugin.launch.process import PARENT
 from nca_plugin.launch.rounds import LostRankError, Round, rank_environment, reserved_port
 from nca_plugin.transition.transfer import transfer
@@ -190,13 +189,11 @@ def _only_job(chain: Chain) -> Iterator[None]:
 
 def _locked(file: IO[str]) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(file)
     except OSError as error:
         # Some network file systems have no locks: then it is up to the scheduler.
         _say(f"no lock on {file.name} ({error.strerror}): take care that only one job works there")
-    return True
+        return True
 
 
 def _say(line: str) -> None:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
 
@@ -161,33 +160,6 @@ class Tensor:
             )
             values[target] = part.read()
         return values
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint folder, read.
-
-    `stack` is who wrote the folder, `folder` holds the data files, `root` what belongs to the checkpoint beside them
-    (the same, but for NeMo 2). `objects` are entries that are no tensors, None for the state of a module that has none.
-    `common_state` is what is stored once for all ranks; None if nothing is.
-    """
-
-    root: Path
-    folder: Path
-    stack: str
-    format: str
-    tensors: dict[str, Tensor]
-    objects: dict[str, Item | None]
-    common_state: dict[str, Any] | None
-    model: ModelConfig
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.tensors, *self.objects]
-
-    def tensor(self, name: str) -> Values:
-        """Return a whole tensor."""
-        return self.tensors[name].read()
 
 
 def check_blocks(folder: Path, tensor: Tensor) -> None:

@@ -81,22 +81,23 @@ def is_legacy(folder: Path) -> bool:
     return any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
 
 
-def read_legacy(folder: Path) -> tuple[dict[str, Tensor], dict[str, None], dict[str, Any]]:
-    """Return the tensors and the modules' states of a folder under the names and shapes of `torch_dist`, and the state
-    beside the model. The states are None, as a module's is that has none: those of FP8 are not read.
+def read_legacy(folder: Path, first: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, None]]:
+    """Return the tensors and the modules' states of a folder under the names and shapes of `torch_dist`.
+
+    The states are None, as a module's is that has none: those of FP8 are not read.
+
+    Args:
+        first: what the first rank saved; see `read_legacy_state`.
 
     Raises:
         NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
     """
-    first = read_legacy_state(folder)
     if not isinstance(first.get("args"), Namespace):
         raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
     try:
-        tensors, objects = _read(folder, first, ModelConfig(vars(first["args"])))
+        return _read(folder, first, ModelConfig(vars(first["args"])))
     except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
         raise NCAPluginError(f"checkpoint {folder} is damaged: {one_line(error)}") from error
-    kept = {key: value for key, value in first.items() if key in ("args", "checkpoint_version", "iteration")}
-    return tensors, objects, kept
 
 
 def _read(folder: Path, first: dict[str, Any], model: ModelConfig) -> tuple[dict[str, Tensor], dict[str, None]]:

@@ -175,7 +175,7 @@ def scan(data: bytes, *, compile_from: int = _LARGE) -> Nodes:
 
 def _compiled() -> Any:
     """Return the compiled function, None where numba is told not to compile: reading needs no compiler."""
-    from nca_plugin.automata.compiled import compiled
+    from nca_plugin.compiled import compiled
 
     global _kept
     if _kept is None:

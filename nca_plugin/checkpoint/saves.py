@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from nca_plugin.checkpoint.contents import Checkpoint
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.opened import Checkpoint, read_checkpoint
 from nca_plugin.checkpoint.tracker import RELEASE, TRACKER, folder_named, read_tracker
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import complete_files

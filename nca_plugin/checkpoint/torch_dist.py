@@ -6,6 +6,7 @@ state that all ranks share is an object among the others, or a file `common.pt` 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,15 +55,22 @@ def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
     return load_metadata(data, folder)
 
 
-def common_state(folder: Path, objects: dict[str, Item]) -> dict[str, Any] | None:
-    """Return what is stored once for all ranks: the run's arguments, its iteration and the like; None if nothing is."""
-    if COMMON_STATE in objects:
-        saved = objects[COMMON_STATE].load()
-        state = saved[0] if isinstance(saved, list) and saved else saved
-    elif (folder / COMMON_FILE).is_file():
-        state = Item(folder / COMMON_FILE, 0, (folder / COMMON_FILE).stat().st_size).load()
-    else:
+def read_common_file(folder: Path) -> dict[str, Any] | None:
+    """Return what is stored once for all ranks in a file of its own; None without the file."""
+    file = folder / COMMON_FILE
+    return _mapping(folder, Item(file, 0, file.stat().st_size).load()) if file.is_file() else None
+
+
+def read_common_object(folder: Path, objects: Mapping[str, Item | None]) -> dict[str, Any] | None:
+    """Return what is stored once for all ranks among the objects; None if nothing is."""
+    item = objects.get(COMMON_STATE)
+    if item is None:
         return None
+    saved = item.load()
+    return _mapping(folder, saved[0] if isinstance(saved, list) and saved else saved)
+
+
+def _mapping(folder: Path, state: Any) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise NCAPluginError(f"checkpoint {folder} is damaged: its common state is no mapping")
     return state

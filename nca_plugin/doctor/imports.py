@@ -125,7 +125,7 @@ def _bridge_launcher() -> dict[str, Any]:
 
 def _generator() -> dict[str, Any]:
     import nca_plugin.sources  # noqa: F401
-    from nca_plugin.automata.compiled import is_kept
+    from nca_plugin.compiled import is_kept
 
     return {"is_kept": is_kept()}
 

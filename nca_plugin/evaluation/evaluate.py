@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin import launch
-from nca_plugin.checkpoint.folders import find_checkpoint, read_checkpoint
+from nca_plugin.checkpoint.folders import find_checkpoint
+from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.evaluation.labels import TABLE

@@ -14,14 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.checkpoint.contents import Checkpoint, Region, Tensor
+from nca_plugin.checkpoint.contents import Region, Tensor
 from nca_plugin.checkpoint.dtypes import DType, Values
-from nca_plugin.checkpoint.folders import read_checkpoint, saved_tokenizer
 from nca_plugin.checkpoint.names import Parameter, parameter
-from nca_plugin.checkpoint.partial import check_absent, complete_folder
+from nca_plugin.checkpoint.opened import Checkpoint, read_checkpoint
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder, check_outside, check_space
+from nca_plugin.files import check_absent, check_folder, check_outside, check_space, complete_folder
 from nca_plugin.huggingface.llama import EMBEDDING, SAME_AS, Llama, Mapped, llama_of_megatron
 from nca_plugin.huggingface.safetensors_files import WEIGHT_DTYPES, PiecewiseTensor, write_folder
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
@@ -84,7 +83,7 @@ def export_hf(
     ids = _vocab_size(checkpoint, embedding.num_rows, vocab_size, special)
     if checkpoint.model.vocab_size is None and vocab_size is None and tokenizer is None:
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
-    saved = saved_tokenizer(checkpoint)
+    saved = checkpoint.tokenizer
     if saved is not None and tokenizer is None:
         # It may be in a form that transformers does not read, under a name that it does.
         notes.append(f"the tokenizer that the run saved, {saved}, is not copied: name the model's with --tokenizer")

@@ -18,13 +18,12 @@ from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
-from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.stored import Item, save
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, NewBlock, Writer, flush
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder, check_outside
+from nca_plugin.files import check_absent, check_folder, check_outside, complete_folder
 from nca_plugin.huggingface.llama import (
     FINAL_MODULE_WITH_STATE,
     MODULES_WITH_STATE,

@@ -6,7 +6,6 @@ journal is held by a lock, so a prefix has one writer; it is removed last.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.display.progress import StartStage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder, check_space, flush_path
+from nca_plugin.files import check_folder, check_space, flush_path, try_lock
 from nca_plugin.indexed.manifest import SUFFIXES, Manifest, Origin, Shard, digest
 from nca_plugin.indexed.storage import check_same, load_manifest
 
@@ -292,11 +291,8 @@ def locked(path: Path, prefix: str) -> Iterator[int]:
 
 def _lock(descriptor: int, path: Path, prefix: str) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NCAPluginError(
-            f"{prefix} is being written by another process: wait for it, or choose another --out"
-        ) from None
+        if not try_lock(descriptor):
+            raise NCAPluginError(f"{prefix} is being written by another process: wait for it, or choose another --out")
     except OSError as error:
         raise NCAPluginError(
             f"{path.parent} is on a file system without locks ({error.strerror}): write elsewhere and copy"

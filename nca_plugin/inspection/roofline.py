@@ -15,12 +15,12 @@ from typing import Final
 import numpy as np
 
 from nca_plugin.automata import NCAConfig
-from nca_plugin.automata.compiled import compiled
 from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.drawing import HIDDEN
 from nca_plugin.automata.generator import Rollout, count_attempts
 from nca_plugin.automata.simd import LANES, broadcast, load, store
 from nca_plugin.automata.tokens import encode_into
+from nca_plugin.compiled import compiled
 
 _ROW_BYTES: Final = HIDDEN * 4
 _REPEATS: Final = 200

@@ -149,7 +149,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
     from nca_plugin.bridge.dataset import register_dataset, source_dataset
-    from nca_plugin.bridge.fit import check_checkpoint, describe_data, fit, split_settings
+    from nca_plugin.bridge.fit import check_checkpoint, fit, split_settings
 
     register_dataset()
     if options.recipe is None:
@@ -173,7 +173,6 @@ def configure(options: Options, settings: UserSettings) -> Any:
         apply_overrides(config, after)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
-    describe_data(config)
     return config
 
 

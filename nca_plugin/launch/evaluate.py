@@ -36,7 +36,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.checkpoint.folders import check_embedding_rows, find_checkpoint
+from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
+from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.display.progress import silent_stage
 from nca_plugin.display.terminal import stages
@@ -156,42 +157,43 @@ def _parsed_by_megatron() -> Namespace:
     from megatron.training.checkpointing import load_args_from_checkpoint
     from megatron.training.global_vars import set_global_variables
 
+    from nca_plugin.megatron.rank_0 import is_rank_0
+
     args = parse_args(lambda parser: complete_parser(parser, str))
     if args.yaml_cfg is not None:
         raise NCAPluginError("--yaml-cfg is not supported here: write the arguments of the run on the command line")
     for name, value in _OVERRIDES.items():
         if hasattr(args, name):
             setattr(args, name, value)
-    folder = _checkpoint_folder(args)
+    checkpoint = _checkpoint(args)
     if args.use_checkpoint_args:
         load_args_from_checkpoint(args)
     validate_args(args, DEFAULTS)
     set_global_variables(args)
-    if folder is not None:
+    if checkpoint is not None and is_rank_0():
         vocab_size = get_tokenizer().vocab_size
-        check_embedding_rows(folder, args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size)
+        check_embedding_rows(checkpoint, args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size)
     return args
 
 
-def _checkpoint_folder(args: Namespace) -> Path | None:
-    """Return the folder of the data that Megatron will load; None in object storage, where only Megatron looks."""
+def _checkpoint(args: Namespace) -> Checkpoint | None:
+    """Return the checkpoint that Megatron will load; None in object storage, where only Megatron looks."""
     from megatron.training.checkpointing import checkpoint_exists
 
     if args.load is None:
         raise NCAPluginError("--load is missing: name the checkpoint to evaluate")
-    path, is_remote = Path(args.load), "://" in args.load
-    folder = None
-    if not is_remote:
-        folder = find_checkpoint(path)
+    checkpoint = None
+    if "://" not in args.load:
+        checkpoint = open_checkpoint(Path(args.load))
         if args.ckpt_step:
-            folder = find_checkpoint(path / f"iter_{args.ckpt_step:07d}")
+            checkpoint = open_checkpoint(Path(args.load) / f"iter_{args.ckpt_step:07d}")
     # Megatron would go on with the weights that a run starts from.
-    if not checkpoint_exists(args.load) and not (args.ckpt_step and folder):
+    if not checkpoint_exists(args.load) and not (args.ckpt_step and checkpoint):
         raise NCAPluginError(
             f"checkpoint {args.load} has no {TRACKER}: name the folder that a run saved to, with --ckpt-step for one "
             "of its iterations"
         )
-    return folder
+    return checkpoint
 
 
 def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> None:

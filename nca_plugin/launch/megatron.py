@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from nca_plugin.checkpoint.folders import check_embedding_rows
+from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
 from nca_plugin.display.progress import lines_now_and_then
 from nca_plugin.errors import NCAPluginError, empty_value, one_line_errors
 from nca_plugin.launch.process import (
@@ -161,22 +161,31 @@ def option_names(spelling: Callable[[str], str]) -> "OptionNames":
 
 def _check_validated(args: Namespace, *, is_run: bool) -> None:
     """Refuse what Megatron would find out after it has built the model, or not at all."""
+    from megatron.training import get_tokenizer
+
     from nca_plugin.megatron.cpu_limits import check_memory
     from nca_plugin.megatron.dataset_provider import check_arguments
     from nca_plugin.megatron.gaps import check_gaps
-    from nca_plugin.megatron.lineage import described_data
+    from nca_plugin.megatron.lineage import check_data
     from nca_plugin.megatron.loaded import check_loaded
     from nca_plugin.megatron.pretraining import check_configurations
+    from nca_plugin.megatron.rank_0 import is_rank_0
+    from nca_plugin.megatron.resumed import loaded_checkpoint
 
     if device.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
         check_memory(args)
     check_arguments(args)
     check_configurations(args)
     check_gaps(args)
-    if is_run:
-        described_data(args)
-        _check_vocabulary(args)
-        check_loaded(args)
+    if is_run and is_rank_0():
+        # The other ranks are told when they have a process group.
+        loaded = loaded_checkpoint(args)
+        check_data(args, loaded)
+        if loaded is not None:
+            # Of a tokenizer of text, the arguments do not tell.
+            vocab_size = get_tokenizer().vocab_size
+            check_embedding_rows(loaded.checkpoint, args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size)
+            check_loaded(args, loaded)
 
 
 def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
@@ -302,19 +311,6 @@ def check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
                     f"--freeze-list: '{selector}' freezes some layers and not others, and Megatron cannot save such an "
                     "optimizer: add --use-distributed-optimizer (without --dist-ckpt-optim-fully-reshardable)"
                 )
-
-
-def _check_vocabulary(args: Namespace) -> None:
-    """Refuse a checkpoint with other embedding rows than the run; the first one that is there is what is loaded."""
-    from megatron.training import get_tokenizer
-
-    # Of a tokenizer of text, the arguments do not tell.
-    vocab_size = get_tokenizer().vocab_size
-    for path in (args.load, args.pretrained_checkpoint):
-        if path is not None and check_embedding_rows(
-            Path(path), args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size
-        ):
-            return
 
 
 # The checkpoint writer starts a process that imports this module again.

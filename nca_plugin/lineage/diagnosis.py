@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nca_plugin.checkpoint.folders import read_checkpoint
+from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import Trained, read_trained
 from nca_plugin.lineage.training_data import DataPath, TrainingData, fingerprint
@@ -27,12 +27,13 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     Raises:
         NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
     """
-    trained = read_trained(path)
+    checkpoint = open_checkpoint(path)
+    trained = read_trained(checkpoint)
     lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
     if trained.lineage is None:
         if trained.iteration is None:
             # A folder that holds none does not say either: this tells it apart.
-            read_checkpoint(path)
+            _ = checkpoint.tensors
         lines.append("It was written without nca-plugin, and does not say what it was trained on.")
         return Diagnosis(tuple(lines), True)
     faults = []

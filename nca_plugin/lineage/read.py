@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.folders import RUN_CONFIG, TRAIN_STATE, find_checkpoint, read_mapping
-from nca_plugin.checkpoint.legacy import is_legacy, read_legacy_state
+from nca_plugin.checkpoint.folders import RUN_CONFIG, TRAIN_STATE, read_mapping
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.checkpoint.stored import Item, StoredTensor
-from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.lineage.training_data import KEY, Lineage
 
@@ -39,39 +38,38 @@ class Trained:
         return Lineage(None) if self.lineage is None else self.lineage.ended(self.samples)
 
 
-def read_trained(path: Path) -> Trained:
-    """Return what the checkpoint at `path` says of its training; see `read_checkpoint`.
+def read_trained(checkpoint: Checkpoint) -> Trained:
+    """Return what a checkpoint says of its training; nobody knows anything of one of an unknown format.
 
     Raises:
-        NCAPluginError: no complete checkpoint of a known format.
+        NCAPluginError: a damaged checkpoint.
     """
-    folder = find_checkpoint(path)
-    try:
-        return _read(folder)
-    except OSError as error:
-        raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
-
-
-def _read(folder: Path) -> Trained:
-    state: Mapping[str, Any] = {}
-    if is_torch_dist(folder):
-        state = common_state(folder, read_torch_dist(folder)[1]) or {}
-    elif is_legacy(folder):
-        state = read_legacy_state(folder)
+    folder, state = checkpoint.folder, checkpoint.common_state or {}
     args = state.get("args")
     values: Mapping[str, Any] = vars(args) if isinstance(args, Namespace) else {}
     iteration, samples = _number(state.get("iteration")), _number(values.get(_SAMPLES))
     stored = values.get(KEY, _of_nemo(state))
-    if (folder / RUN_CONFIG).is_file():
+    if checkpoint.stack == "bridge":
         dataset = read_mapping(folder / RUN_CONFIG).get("dataset")
         stored = dataset.get(KEY) if isinstance(dataset, dict) else None
-    if (folder / TRAIN_STATE).is_file():
-        progress = Item(folder / TRAIN_STATE, 0, (folder / TRAIN_STATE).stat().st_size).load()
-        if not isinstance(progress, dict):
-            raise NCAPluginError(f"{folder / TRAIN_STATE} is damaged: it holds no mapping")
+    progress = _bridge_progress(folder / TRAIN_STATE)
+    if progress is not None:
         iteration, samples = _number(progress.get("step")), _number(progress.get(_SAMPLES))
     with in_context(f"checkpoint {folder}"):
         return Trained(folder, iteration, samples, None if stored is None else Lineage.from_stored(stored))
+
+
+def _bridge_progress(file: Path) -> Mapping[str, Any] | None:
+    """Return how far a run of Megatron-Bridge had come, None without its file."""
+    try:
+        if not file.is_file():
+            return None
+        progress = Item(file, 0, file.stat().st_size).load()
+    except OSError as error:
+        raise NCAPluginError(f"{file} cannot be read: {error.strerror or error}") from error
+    if not isinstance(progress, dict):
+        raise NCAPluginError(f"{file} is damaged: it holds no mapping")
+    return progress
 
 
 def _of_nemo(state: Mapping[str, Any]) -> Any:

@@ -90,6 +90,13 @@ def data_paths(args: Any) -> list[str]:
     return [path for blend in filter(None, _blends(args)) for path in blend[0]]
 
 
+def training_paths(args: Any) -> list[str]:
+    """Return the data paths that Megatron's arguments name for training."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    training = blend if blend_per_split is None else blend_per_split[0]
+    return [] if training is None else list(training[0])
+
+
 def _blends(args: Any) -> list[Any]:
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     return [blend, *(blend_per_split or [])]

@@ -4,20 +4,16 @@ Megatron compares them after it has built the model, and names neither the argum
 it.
 """
 
-import os
 import re
 from argparse import Namespace
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from megatron.training.checkpointing import checkpoint_exists
-
-from nca_plugin.checkpoint.folders import find_checkpoint
-from nca_plugin.checkpoint.legacy import is_legacy, read_legacy_state
 from nca_plugin.checkpoint.names import parameter
-from nca_plugin.checkpoint.torch_dist import common_state, is_torch_dist, read_torch_dist
+from nca_plugin.checkpoint.tracker import RELEASE
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.megatron.resumed import LoadedCheckpoint
 
 _STATE: Final = "opt_param_scheduler"
 #: Arguments beside sizes that decide which tensors a model has.
@@ -47,30 +43,17 @@ _SPELLING: Final = {"add_bias_linear": "--disable-bias-linear", "layernorm_epsil
 _NEGATED: Final = ("add_bias_linear",)
 
 
-def check_loaded(args: Namespace) -> None:
+def check_loaded(args: Namespace, loaded: LoadedCheckpoint) -> None:
     """Raise `NCAPluginError` if Megatron would refuse the model of a checkpoint or, where the run resumes it, its
-    optimizer or the schedule of its learning rate or weight decay.
-
-    Does nothing on other ranks than the first, because it reads the checkpoint.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    is_resumed = checkpoint_exists(args.load)
-    option = "load" if is_resumed else "pretrained_checkpoint"
-    path = getattr(args, option)
-    if path is None or not Path(path).is_dir() or not checkpoint_exists(path):
-        return
-    folder = find_checkpoint(Path(path))
-    if args.ckpt_step:
-        folder = Path(path) / f"iter_{args.ckpt_step:07d}"
-    if not folder.is_dir():
-        return
-    state, names = _state(folder)
-    is_optimizer_loaded = is_resumed and not (
-        args.finetune or args.no_load_optim or args.skip_train or folder.name == "release"
-    )
+    optimizer or the schedule of its learning rate or weight decay."""
+    checkpoint = loaded.checkpoint
+    folder, state = checkpoint.folder, checkpoint.common_state or {}
+    # What a transition may have left out is told by the tensors, which take longer to read than the state.
+    is_start = not loaded.is_resumed or folder.name == RELEASE
+    names = checkpoint.tensors.keys() if checkpoint.format == "torch_dist" and is_start else ()
+    is_optimizer_loaded = loaded.is_resumed and not (args.no_load_optim or args.skip_train or folder.name == RELEASE)
     differences = _model_differences(state, names, args, is_optimizer_loaded=is_optimizer_loaded)
-    other = f"another --{option.replace('_', '-')}"
+    other = f"another --{loaded.option.replace('_', '-')}"
     if differences:
         raise NCAPluginError(
             f"checkpoint {folder} does not fit the run: {'; '.join(differences)}. Give the checkpoint's values, or "
@@ -184,14 +167,6 @@ def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> 
             "--override-opt_param-scheduler to go on with the run's, --use-checkpoint-opt_param-scheduler for the "
             "checkpoint's, or give the values that it was trained with"
         )
-
-
-def _state(folder: Path) -> tuple[Mapping[str, Any], Collection[str]]:
-    """Return what is stored once for all ranks, and the names of tensors where these are at hand."""
-    if is_torch_dist(folder):
-        tensors, objects = read_torch_dist(folder)
-        return common_state(folder, objects) or {}, tensors.keys()
-    return (read_legacy_state(folder) if is_legacy(folder) else {}), ()
 
 
 def _schedule(args: Namespace) -> dict[str, tuple[str, Any]]:

@@ -21,8 +21,8 @@ from megatron.training import pretrain as megatron_pretrain
 from megatron.training.argument_utils import core_transformer_config_from_args, pretrain_cfg_container_from_args
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron.dataset_provider import provider
-from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.dataset import is_ours
+from nca_plugin.megatron.dataset_provider import provider, training_paths
 from nca_plugin.megatron.log import announcing, reporting
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.step import forward_step
@@ -45,18 +45,18 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
         model["model_provider"] = model_provider_of_megatron_lm(args)
     else:
         config.pre_wrap_hooks.extend(hooks)
-    # A run without sources is Megatron's alone.
-    data = described_data(args)
     meter = SampleMeter(args.num_workers)
     lines: list[str] = []
     metered_provider = partial(provider, meter=meter, announce=lines.append)
     metered_provider.is_distributed = provider.is_distributed  # type: ignore[attr-defined]
-    step = reporting(forward_step, meter) if data is not None and data.has_source else forward_step
+    paths = training_paths(args)
+    step = reporting(forward_step, meter) if any(map(is_ours, paths)) else forward_step
     megatron_pretrain(
         pretrain_cfg_container_from_args(args, config),
         metered_provider,
         model_type=ModelType.encoder_or_decoder,
-        forward_step_func=step if data is None else announcing(step, lines),
+        # A run without data paths is Megatron's alone.
+        forward_step_func=announcing(step, lines) if paths else step,
         get_embedding_ranks=partial(embedding_ranks, args),
         **model,
     )

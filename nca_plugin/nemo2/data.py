@@ -21,13 +21,15 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from nemo.utils.import_utils import safe_import
 from torch.utils.data import Dataset
 
-from nca_plugin.checkpoint.folders import check_embedding_rows
+from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
+from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.resume import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
+from nca_plugin.megatron.rank_0 import told_by_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources.section import source_uri
 
@@ -145,7 +147,7 @@ class SourceDataModule(pl.LightningDataModule):
         """
         self._check_fit()
         data = TrainingData.of(self.paths, self.weights, self.seq_length)
-        self._lineage = self._continued(data)
+        self._lineage = told_by_rank_0(lambda: self._continued(data))
         self.data_sampler.seq_len = self.seq_length
         num_samples = self._num_samples()
         check_trains(self.split, "data.split")
@@ -199,22 +201,21 @@ class SourceDataModule(pl.LightningDataModule):
     def _continued(self, data: TrainingData) -> Lineage:
         """Return what the run trains on, and what the checkpoint was trained on that it goes on from, if any."""
         restored = getattr(self.trainer.strategy, "restore_config", None)
-        resumed, start = (
-            Path(path) if path is not None and Path(path).is_dir() else None
-            for path in (self.trainer.ckpt_path, None if restored is None else restored.path)
-        )
-        origin = resumed or start
+        paths = (self.trainer.ckpt_path, None if restored is None else restored.path)
+        resumed, start = (Path(path) if path is not None and Path(path).is_dir() else None for path in paths)
+        path = resumed or start
+        origin = None if path is None else open_checkpoint(path)
         if origin is not None:
             self._check_embedding_rows(origin)
         return continued(
             data,
-            resumed=resumed,
-            start=start,
+            origin,
+            is_resumed=resumed is not None,
             allow="data.allow_other_data=true",
             is_allowed=self.allow_other_data,
         )
 
-    def _check_embedding_rows(self, checkpoint: Path) -> None:
+    def _check_embedding_rows(self, checkpoint: Checkpoint) -> None:
         config = self.trainer.lightning_module.config
         ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
         rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.automata.compiled import compiled
+from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 

@@ -1,7 +1,6 @@
 """One run of a study, from its start checkpoint to its result: whatever stopped it, called again it goes on."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import nca_plugin
 from nca_plugin import launch
 from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import complete_files
+from nca_plugin.files import complete_files, try_lock
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.rank_processes import SECONDS_BETWEEN_LOOKS, Place, StoppedError, run_ranks
 from nca_plugin.study.run import Question, Run, megatron_options
@@ -235,16 +234,13 @@ def _remove_what_is_done_with(run: Run) -> None:
 @contextlib.contextmanager
 def _lock(run: Run, place: Place) -> Iterator[None]:
     with (run.folder / _LOCK).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # Of a job that a scheduler has started before this one.
+        try:
+            while not try_lock(file):
+                # A job that a scheduler has started before this one may have it.
                 if place.stop.wait(SECONDS_BETWEEN_LOOKS):
-                    raise StoppedError(f"{run.title}: stopped") from None
-            except OSError as error:
-                raise NCAPluginError(
-                    f"output on a file system without locks ({error.strerror}): choose another with output=..."
-                ) from error
+                    raise StoppedError(f"{run.title}: stopped")
+        except OSError as error:
+            raise NCAPluginError(
+                f"output on a file system without locks ({error.strerror}): choose another with output=..."
+            ) from error
         yield

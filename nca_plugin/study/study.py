@@ -1,6 +1,5 @@
 """Run a study: the baseline's sweep, stage 1 of each arm, then the language runs, every arm times seed times domain."""
 
-import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder, complete_files
+from nca_plugin.files import check_folder, complete_files, try_lock
 from nca_plugin.huggingface.export import check_llama
 from nca_plugin.study.all_runs import all_runs, language_runs, stage1_runs
 from nca_plugin.study.allowed_changes import check_changes
@@ -128,10 +127,8 @@ def _claimed(study: Study) -> Iterator[None]:
     check_folder(root)
     root.mkdir(parents=True, exist_ok=True)
     with (root / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NCAPluginError(f"output {root}: another process runs this study") from None
+        if not try_lock(lock):
+            raise NCAPluginError(f"output {root}: another process runs this study")
         if mark.is_file():
             with in_context(f"study in {root}"):
                 check_changes(json.loads(mark.read_text()), _settings(study))

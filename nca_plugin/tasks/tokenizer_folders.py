@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.files import check_folder
+from nca_plugin.files import check_absent, check_folder, complete_folder
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 
 #: The tokenizer of bytes, that of `nca_plugin.text.prepare`: ids 0 .. 255, and 256 at the end of a document. A

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
+from nca_plugin.checkpoint.contents import Tensor, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DType, Values
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.checkpoint.stored import Item, Record
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock
 from nca_plugin.transition.changes import Change

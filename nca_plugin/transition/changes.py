@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from nca_plugin.checkpoint.contents import Checkpoint, Tensor, contiguous_regions
+from nca_plugin.checkpoint.contents import Tensor, contiguous_regions
 from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.initial import Distribution, distribution, padded_vocab_size
 from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer

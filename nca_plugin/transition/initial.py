@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from nca_plugin.automata.arithmetic import exp, log
+from nca_plugin.arithmetic import exp, log
 from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model_config import ModelConfig, standard_deviation

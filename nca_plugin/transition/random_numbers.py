@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.automata.arithmetic import stream_key
+from nca_plugin.arithmetic import stream_key
 
 #: Numbers that one stream has.
 STREAM_LENGTH: Final = 1 << 34

@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.dtypes import DTYPES
 from nca_plugin.checkpoint.folders import (
     MOST_DESCRIPTION_BYTES,
@@ -27,6 +26,7 @@ from nca_plugin.checkpoint.folders import (
     TRAIN_STATE,
     read_mapping,
 )
+from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.checkpoint.pickling import Foreign
 from nca_plugin.checkpoint.stored import NewTensor, StoredTensor, save
 from nca_plugin.checkpoint.torch_dist import read_small

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.contents import Checkpoint
-from nca_plugin.checkpoint.folders import TOKENIZER, find_checkpoint, read_checkpoint, saved_tokenizer
-from nca_plugin.checkpoint.partial import check_absent, complete_folder
+from nca_plugin.checkpoint.folders import TOKENIZER, find_checkpoint
+from nca_plugin.checkpoint.opened import Checkpoint, read_checkpoint
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.checkpoint.write import Entry, KeptBlock, Writer, check_records, why_no_link
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError, in_context
-from nca_plugin.files import check_folder, check_outside
+from nca_plugin.files import check_absent, check_folder, check_outside, complete_folder
 from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.training_data import Lineage
 from nca_plugin.transition.blocks import WrittenBlocks, entries_of, rewritten
@@ -56,11 +55,11 @@ def transfer(
     source = find_checkpoint(origin)
     before = _signature(source)
     checkpoint = read_checkpoint(source)
-    lineage = read_trained(source).ended
+    lineage = read_trained(checkpoint).ended
     changes, vocabulary = changes_of(checkpoint, transition)
     check_freeze(checkpoint, transition.freeze)
     check_outside(target, origin, checkpoint.root)
-    tokenizer = saved_tokenizer(checkpoint)
+    tokenizer = checkpoint.tokenizer
     report: dict[str, Any] = {
         "from": str(checkpoint.root),
         "stack": checkpoint.stack,
@@ -171,7 +170,7 @@ def _check_written(
             # What is linked was read before.
             if isinstance(block.source, Item) and block.source.file.name not in linked:
                 tensor.stored(block)
-    stored = read_trained(target).lineage
+    stored = read_trained(found).lineage
     # Megatron-Bridge's configuration has no place for it under a dataset of its own.
     if stored is not None and stored != lineage:
         raise NCAPluginError("it does not say what the weights were trained on")

@@ -11,6 +11,7 @@ from megatron_runs import FinishedRun
 from megatron_runs import run as run_megatron
 from stacks import ITERATIONS, ROWS, SOURCE, STACKS, Job, train
 
+from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import read_trained
 from nca_plugin.lineage.training_data import TrainingData, fingerprint
@@ -112,7 +113,7 @@ def test_a_bridge_checkpoint_says_what_it_was_trained_on(
     save = folder / "short"
     other = ("data.source=nca", "data.nca.preset=toy", "data.nca.seed=7")
     train("bridge", Job(folder / "until-1", first_weights, save=save, exit_at=1))
-    trained = read_trained(save)
+    trained = read_trained(open_checkpoint(save))
     assert (trained.iteration, trained.samples) == (1, 8)
     assert trained.lineage is not None and trained.lineage.now == TrainingData.of([parse(SOURCE).uri], None, 128)
     run = ("--recipe", "vanilla_gpt_pretrain_config", f"model.vocab_size={ROWS}", "model.seq_length=128")

@@ -9,6 +9,7 @@ import pytest
 from before_the_model import set_up
 from nemo_runs import ITERATIONS, SAVE_AT, NemoRun, run, start
 
+from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.checkpoint.torch_dist import read_torch_dist
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import read_trained
@@ -71,7 +72,7 @@ def test_a_run_resumes_at_another_layout(folder: Path, whole: NemoRun) -> None:
 
 def test_a_checkpoint_that_does_not_fit_is_refused(whole: NemoRun) -> None:
     checkpoint = whole.saved_at(SAVE_AT)
-    trained = read_trained(checkpoint)
+    trained = read_trained(open_checkpoint(checkpoint))
     assert trained.lineage is not None and trained.lineage.now is not None
     assert trained.lineage.now.parts[0].uri == parse("nca://toy").uri
     settings = {"ckpt_path": str(checkpoint)}
@@ -113,7 +114,7 @@ def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
     steps = ("trainer.max_steps=2", "trainer.val_check_interval=2", "log.ckpt.every_n_train_steps=2")
     next_stage = run(folder / "next", *restored, *steps, data=data)
     assert list(next_stage.losses) == [1, 2]
-    trained = read_trained(next_stage.saved_at(2))
+    trained = read_trained(open_checkpoint(next_stage.saved_at(2)))
     assert trained.lineage is not None and trained.lineage.now is not None
     assert [part.uri for data in trained.lineage.earlier for part in data.parts] == [parse("nca://toy").uri]
 

@@ -1,0 +1,183 @@
+"""A checkpoint that is opened once: its parts are read when they are first asked for, and kept."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from nca_plugin.checkpoint.contents import Tensor
+from nca_plugin.checkpoint.dtypes import Values
+from nca_plugin.checkpoint.folders import (
+    NEMO_CONTEXT,
+    NEMO_MODEL,
+    NEMO_WEIGHTS,
+    RUN_CONFIG,
+    TOKENIZER,
+    find_checkpoint,
+    read_mapping,
+)
+from nca_plugin.checkpoint.legacy import is_legacy, read_legacy, read_legacy_state
+from nca_plugin.checkpoint.model_config import ModelConfig
+from nca_plugin.checkpoint.names import parameter
+from nca_plugin.checkpoint.stored import Item
+from nca_plugin.checkpoint.torch_dist import is_torch_dist, read_common_file, read_common_object, read_torch_dist
+from nca_plugin.checkpoint.tracker import TRACKER
+from nca_plugin.errors import NCAPluginError
+
+_EMBEDDING: Final = "embedding.word_embeddings.weight"
+
+
+class Checkpoint:
+    """A checkpoint folder.
+
+    Every part raises `NCAPluginError` when it is read if it is damaged, incomplete, or of no known format.
+
+    Attributes:
+        folder: holds the data files.
+        root: holds what belongs to the checkpoint beside them: the same folder, but for NeMo 2.
+        stack: wrote the folder: megatron, bridge or nemo.
+        format: torch_dist or torch; None for one that only Megatron may read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with self._reading():
+            self.format = "torch_dist" if is_torch_dist(folder) else "torch" if is_legacy(folder) else None
+        self.root, self.stack = folder, "megatron"
+        if (folder / RUN_CONFIG).is_file():
+            self.stack = "bridge"
+        elif folder.name == NEMO_WEIGHTS and (folder.parent / NEMO_CONTEXT).is_dir():
+            self.root, self.stack = folder.parent, "nemo"
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._contents[0]
+
+    @property
+    def objects(self) -> dict[str, Item | None]:
+        """Entries that are no tensors, None for the state of a module that has none."""
+        return self._contents[1]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.tensors, *self.objects]
+
+    def tensor(self, name: str) -> Values:
+        """Return a whole tensor."""
+        return self.tensors[name].read()
+
+    @cached_property
+    def common_state(self) -> dict[str, Any] | None:
+        """What is stored once for all ranks: the run's arguments, its iteration and the like; None if nothing is."""
+        with self._reading():
+            if self.format == "torch":
+                return read_legacy_state(self.folder)
+            # As Megatron does; without the file the table of contents has to be read.
+            state = read_common_file(self.folder) if self.format else None
+            return read_common_object(self.folder, self.objects) if self.format and state is None else state
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The model, by the arguments or the configuration that the checkpoint keeps."""
+        with self._reading():
+            values = self._model_values()
+        if not isinstance(values, dict):
+            raise NCAPluginError(f"checkpoint {self.root}: its configuration describes no model")
+        return ModelConfig(values)
+
+    @cached_property
+    def embedding_rows(self) -> int | None:
+        """Rows of the word embedding; None in a checkpoint that is no `torch_dist` one, or has none."""
+        if self.format != "torch_dist":
+            return None
+        # NeMo 2 puts a module around the model.
+        found = (self.tensors[name] for name in (_EMBEDDING, f"module.{_EMBEDDING}") if name in self.tensors)
+        return next((tensor.shape[0] for tensor in found), None)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the tokenizer that a run saved with its checkpoint, None if it saved none."""
+        folder = self.folder / TOKENIZER
+        with self._reading():
+            # One that has no files, as the NullTokenizer of a source, leaves the folder empty.
+            return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+    @cached_property
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Item | None]]:
+        tensors: dict[str, Tensor]
+        objects: dict[str, Item | None]
+        with self._reading():
+            if self.format is None:
+                raise NCAPluginError(_unknown(self.folder))
+            if self.format == "torch":
+                tensors, modules = read_legacy(self.folder, self.common_state or {})
+                objects = dict(modules)
+            else:
+                tensors, items = read_torch_dist(self.folder)
+                objects = dict(items)
+        for name, tensor in tensors.items():
+            if 0 in tensor.shape and parameter(name).role != "run":
+                raise NCAPluginError(f"checkpoint {self.folder} is damaged: '{name}' has no values")
+        return tensors, objects
+
+    def _model_values(self) -> Any:
+        if self.stack == "bridge":
+            return read_mapping(self.folder / RUN_CONFIG).get("model")
+        if self.stack == "nemo":
+            return _nemo_model(self.root)
+        args = (self.common_state or {}).get("args", Namespace())
+        return vars(args) if isinstance(args, Namespace) else None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise NCAPluginError(f"checkpoint {self.folder} cannot be read: {error}") from error
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`: a save folder, whose latest iteration is taken, or an iteration's folder.
+
+    Raises:
+        NCAPluginError: nothing there, or no checkpoint in it.
+    """
+    return Checkpoint(find_checkpoint(path))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the same with its table of contents, its common state and its model read, so that nothing is missing.
+
+    Raises:
+        NCAPluginError: no complete checkpoint of a known format.
+    """
+    checkpoint = open_checkpoint(path)
+    # Which of them raises first is what a user reads.
+    _ = checkpoint.tensors, checkpoint.common_state, checkpoint.model
+    return checkpoint
+
+
+def _unknown(folder: Path) -> str:
+    found = sorted(path.name for path in folder.iterdir())
+    if not found:
+        return f"checkpoint {folder} is empty"
+    if "metadata.json" in found:
+        return f"checkpoint {folder} is of an unknown format, see metadata.json: save it with --ckpt-format torch_dist"
+    if ".metadata" in found or any(name.endswith(".distcp") for name in found):
+        return f"checkpoint {folder} is incomplete: metadata.json is missing, or it is no --ckpt-format torch_dist"
+    iterations = [name for name in found if name.startswith("iter_")]
+    if iterations:
+        return f"checkpoint {folder} has no {TRACKER}: name one of its iterations, such as {folder / iterations[-1]}"
+    return f"{folder} is no checkpoint: it holds {', '.join(found[:5])}"
+
+
+def _nemo_model(root: Path) -> Any:
+    file = root / NEMO_CONTEXT / NEMO_MODEL
+    if not file.is_file():
+        raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{NEMO_MODEL} is missing, which describes the model")
+    values = read_mapping(file)
+    model = values.get("config", values)
+    # A vocabulary that NeMo's configuration says is not padded.
+    return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model

@@ -1,0 +1,38 @@
+"""What the first rank of a job reads for all of them."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import distributed
+
+from nca_plugin.errors import NCAPluginError
+
+
+def is_rank_0() -> bool:
+    """Whether this process is the first rank of its job, or its only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def told_by_rank_0[T](read: Callable[[], T]) -> T:
+    """Return on every rank what `read` returns on the first, so that a shared file system is read once for a job.
+
+    Every rank has to call this at the same place. Without a process group each process reads for itself.
+
+    Raises:
+        NCAPluginError: `read` raised one, which then every rank does.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return read()
+    told: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            told = [(read(), None)]
+        except NCAPluginError as error:
+            told = [(None, str(error))]
+    distributed.broadcast_object_list(told)
+    value, refusal = told[0]
+    if refusal is not None:
+        raise NCAPluginError(refusal)
+    result: T = value
+    return result
