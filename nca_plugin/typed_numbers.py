@@ -56,3 +56,12 @@ def number[N: (int, float)](kind: type[N], text: str) -> N:
         raise UnderflowError(f"'{text}' is too near to 0 for a float: write 0, or {5e-324} or more")
     # One zero: the other one would give the same samples another name.
     return value + kind(0)
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number, as Megatron does to tell a weight in a blend from a path."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

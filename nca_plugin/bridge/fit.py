@@ -22,6 +22,7 @@ from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
+from nca_plugin.megatron.order import check_loader, check_targets
 from nca_plugin.megatron.rank_0 import is_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
@@ -97,17 +98,12 @@ def _fit_seq_length(config: Any, *, is_set: bool) -> None:
 
 def _check_order(config: Any) -> None:
     """Refuse what makes the samples of a source, or their weights, depend on the layout, or what is ignored."""
-    if config.dataset.dataloader_type == "cyclic":
-        raise NCAPluginError(
-            "dataset.dataloader_type=cyclic shuffles by the length of the run and the data-parallel ranks, so that "
-            "batches would change with them: use single, samples of a source are independent of each other already"
-        )
-    if config.model.context_parallel_size > 1 and not config.model.calculate_per_token_loss:
-        raise NCAPluginError(
-            "model.context_parallel_size above 1 needs model.calculate_per_token_loss=true and "
-            "ddp.average_in_collective=false: the start of a source's sample is no target, so that ranks hold unequal "
-            "numbers of targets, and without it each rank's mean counts the same"
-        )
+    check_loader(config.dataset.dataloader_type, "dataset.dataloader_type=cyclic")
+    model, way_out = config.model, "model.calculate_per_token_loss=true and ddp.average_in_collective=false"
+    what = "the start of a source's sample"
+    check_targets(
+        model.context_parallel_size, model.calculate_per_token_loss, "model.context_parallel_size", way_out, what
+    )
     if config.train.rampup_batch_size is not None:
         raise NCAPluginError("megatron-core 0.19 ignores train.rampup_batch_size: leave it out")
 

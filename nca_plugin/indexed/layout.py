@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 DTYPE_CODES: Final = {"int32": 4, "uint16": 8}
 
 MAGIC: Final = b"MMIDIDX\x00\x00"
-_HEADER: Final = struct.Struct("<9sQBQQ")
+#: Mark, version, type code, number of sequences, number of documents + 1.
+HEADER: Final = struct.Struct("<9sQBQQ")
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -47,7 +48,7 @@ class IndexLayout:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes start .. stop of the file."""
-        header = _HEADER.pack(MAGIC, 1, DTYPE_CODES[self.dtype], self.num_documents, self.num_documents + 1)
+        header = HEADER.pack(MAGIC, 1, DTYPE_CODES[self.dtype], self.num_documents, self.num_documents + 1)
         parts = [header[start:stop]]
         for _, at, count, item, values in self._arrays():
             low, high = max(start - at, 0), min(stop - at, count * item.itemsize)
@@ -75,7 +76,7 @@ class IndexLayout:
     ) -> tuple[tuple[str, int, int, np.dtype, Callable[[NDArray[np.int64]], NDArray[np.int64]]], ...]:
         """Return name, offset, number of items, type and item i as a function of i, for each array of the file."""
         int32, int64 = np.dtype("<i4"), np.dtype("<i8")
-        lengths_at = _HEADER.size
+        lengths_at = HEADER.size
         pointers_at = lengths_at + self.num_documents * int32.itemsize
         documents_at = pointers_at + self.num_documents * int64.itemsize
         return (

@@ -21,7 +21,7 @@ from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
 from nca_plugin.sources.uri import split_uri
 from nca_plugin.text.examples import read_examples
-from nca_plugin.typed_numbers import number
+from nca_plugin.typed_numbers import is_number, number
 
 _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
@@ -220,15 +220,6 @@ def data_paths(argv: list[str]) -> list[str]:
             for blend in of_splits.values() if isinstance(of_splits, dict) else ():
                 items += blend.split() if isinstance(blend, str) else map(str, blend or [])
     return [item for item in items if not is_number(item)]
-
-
-def is_number(text: str) -> bool:
-    """Whether an item of a blend is a weight."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def with_data_path(argv: list[str], paths: list[str]) -> list[str]:

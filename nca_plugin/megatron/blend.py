@@ -10,6 +10,7 @@ from megatron.core.datasets.utils import get_blend_from_list
 
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.megatron.dataset import check_vocabulary, is_ours, open_path
+from nca_plugin.typed_numbers import is_number
 
 #: Paths, and their weights if they have any.
 Blend = tuple[list[str], list[float] | None]
@@ -29,13 +30,13 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
     if not parts:
         raise NCAPluginError(f"{key} is missing: name a source, such as nca://web")
     # Megatron takes what is no list of weights, each before its path, for paths alone.
-    is_weighted = len(parts) % 2 == 0 and all(map(_is_number, parts[::2]))
+    is_weighted = len(parts) % 2 == 0 and all(map(is_number, parts[::2]))
     numbers = [
-        part for part in parts[is_weighted :: 1 + is_weighted] if _is_number(part) and not Path(f"{part}.idx").exists()
+        part for part in parts[is_weighted :: 1 + is_weighted] if is_number(part) and not Path(f"{part}.idx").exists()
     ]
     if len(parts) > 1 and numbers:
         order = [part for pair in zip(parts[1::2], parts[::2], strict=False) for part in pair]
-        is_swapped = len(parts) % 2 == 0 and not is_weighted and all(map(_is_number, parts[1::2]))
+        is_swapped = len(parts) % 2 == 0 and not is_weighted and all(map(is_number, parts[1::2]))
         way_out = (
             f"the weight comes before its path: '{' '.join(order)}'"
             if is_swapped
@@ -56,14 +57,6 @@ def check_weights(paths: Sequence[str], weights: Sequence[float] | None) -> None
     for path, weight in zip(paths, weights or (), strict=False):
         if not (math.isfinite(weight) and weight > 0):
             raise NCAPluginError(f"data path {path} has the weight {weight:g}: it must be a finite number above 0")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def is_meant_as_ours(path: str) -> bool:

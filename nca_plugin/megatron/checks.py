@@ -15,11 +15,12 @@ from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatch
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from nca_plugin.errors import NCAPluginError, one_line
-from nca_plugin.megatron.arguments import is_number
 from nca_plugin.megatron.dataset import is_ours
 from nca_plugin.megatron.fused_kernels import has_spec_of_megatron, installed
+from nca_plugin.megatron.order import check_loader, check_targets
 from nca_plugin.megatron.text_datasets import check_trains, split_shares
 from nca_plugin.sources import is_source
+from nca_plugin.typed_numbers import is_number
 
 
 def check_loading(args: Any, has_source: bool) -> None:
@@ -79,11 +80,7 @@ def check_order(args: Any) -> None:
 
     Only where a source, or a corpus of one, is among the data.
     """
-    if args.dataloader_type == "cyclic":
-        raise NCAPluginError(
-            "--dataloader-type cyclic shuffles by the length of the run and the number of data-parallel ranks, so that "
-            "batches would change with them: use single, samples of a source are independent of each other already"
-        )
+    check_loader(args.dataloader_type, "--dataloader-type cyclic")
     if args.phase_transition_iterations:
         raise NCAPluginError(
             "--phase-transition-iterations begins the data anew in each phase, and a source would repeat its samples: "
@@ -93,16 +90,8 @@ def check_order(args: Any) -> None:
 
 
 def _check_context_parallel(args: Any, what: str) -> None:
-    """Refuse context parallelism that gives unequal numbers of targets equal weights.
-
-    Args:
-        what: is no target, in the data of the run.
-    """
-    if args.context_parallel_size > 1 and not args.calculate_per_token_loss:
-        raise NCAPluginError(
-            f"--context-parallel-size above 1 needs --calculate-per-token-loss: {what} is no target, so that ranks "
-            "hold unequal numbers of targets, and without it each rank's mean counts the same"
-        )
+    option, way_out = "--context-parallel-size", "--calculate-per-token-loss"
+    check_targets(args.context_parallel_size, args.calculate_per_token_loss, option, way_out, what)
 
 
 def _check_sft(args: Any, has_source: bool) -> None:

@@ -5,7 +5,6 @@ without tokens.
 """
 
 import re
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from megatron.core.datasets.indexed_dataset import DType
 from megatron.core.datasets.utils import Split
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.layout import MAGIC
+from nca_plugin.indexed.layout import HEADER, MAGIC
 from nca_plugin.indexed.source import IndexedSource, is_corpus
 from nca_plugin.sources import is_source
 
-_HEADER: Final = struct.Struct("<9sQBQQ")
 #: Numbers that Megatron reads, with what people put between and around them.
 _SPLIT: Final = re.compile(r"""[\s'"\[(]*(?:\d*\.?\d+|\d+\.)(?:[\s,/]+(?:\d*\.?\d+|\d+\.))*[\s,'"\])]*""")
 #: Lengths of sequences that are looked at together, until one is above 0.
@@ -171,30 +169,30 @@ def read_lengths(prefix: str) -> Any:
             raise NCAPluginError(f"data path {prefix}: {file} does not exist{hint}")
     try:
         with index.open("rb") as stream:
-            header = stream.read(_HEADER.size)
+            header = stream.read(HEADER.size)
         size, data_size = index.stat().st_size, data.stat().st_size
         with data.open("rb"):
             pass
     except OSError as error:
         raise NCAPluginError(f"data path {prefix} cannot be read: {error}") from error
-    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
         raise NCAPluginError(f"data path {prefix}: {index} is no index of Megatron's, or is cut off")
-    _, version, code, num_sequences, num_documents = _HEADER.unpack(header)
+    _, version, code, num_sequences, num_documents = HEADER.unpack(header)
     try:
         token_bytes = DType.size(DType.dtype_from_code(code))
     except ValueError:
         token_bytes = 0
     if version != 1 or not token_bytes:
         raise NCAPluginError(f"data path {prefix}: {index} has version {version} and type {code}, unknown to Megatron")
-    expected = _HEADER.size + 12 * num_sequences + 8 * num_documents
+    expected = HEADER.size + 12 * num_sequences + 8 * num_documents
     if size < expected or num_documents < 1:
         raise NCAPluginError(
             f"data path {prefix}: {index} has {size} bytes, and {expected} by its counts: make it anew"
         )
     if not num_sequences:
         raise NCAPluginError(f"data path {prefix} holds no documents")
-    lengths = np.memmap(index, "<i4", "r", _HEADER.size, (num_sequences,))
-    last = int(np.memmap(index, "<i8", "r", _HEADER.size + 4 * num_sequences, (num_sequences,))[-1])
+    lengths = np.memmap(index, "<i4", "r", HEADER.size, (num_sequences,))
+    last = int(np.memmap(index, "<i8", "r", HEADER.size + 4 * num_sequences, (num_sequences,))[-1])
     if not 0 <= last + int(lengths[-1]) * token_bytes <= data_size:
         raise NCAPluginError(f"data path {prefix}: {data} is shorter than {index} says: make or copy both anew")
     return lengths
