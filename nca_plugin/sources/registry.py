@@ -40,6 +40,7 @@ def register(scheme: str, factory: SourceFactory) -> None:
     if scheme in _known():
         raise NCAPluginError(f"source scheme '{scheme}' is already registered")
     _FACTORIES[scheme] = factory
+    parse.cache_clear()
 
 
 def schemes() -> tuple[str, ...]:
@@ -61,10 +62,12 @@ def check_schemes(names: Iterable[str]) -> None:
         raise NCAPluginError(unknown_names("source", unknown, [*known, *(f"nca://{preset}" for preset in PRESETS)]))
 
 
+@functools.lru_cache(maxsize=256)
 def parse(uri: str) -> Source:
     """Return the source that `uri` names: `nca`, `nca://web`, `nca://code?seed=7&band=0.3:0.4`, `dyck://?k=64`.
 
-    Every source takes the options `split` and `vocab_offset`, which shifts its ids.
+    Every source takes the options `split` and `vocab_offset`, which shifts its ids. A URI is parsed, and its source
+    made, once in a process: a source has no state.
 
     Raises:
         NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
