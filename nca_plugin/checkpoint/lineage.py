@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.folders import RUN_CONFIG, TRAIN_STATE, find_checkpoint, read_mapping
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy_state
 from nca_plugin.checkpoint.stored import Item, StoredTensor
@@ -52,12 +53,21 @@ def read_trained(path: Path) -> Trained:
         raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
 
 
+def trained_of(checkpoint: Checkpoint) -> Trained:
+    """Return what a checkpoint that was read says of its training. Raises `NCAPluginError` as `read_trained` does."""
+    try:
+        return _trained(checkpoint.folder, checkpoint.common_state or {})
+    except OSError as error:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} cannot be read: {error}") from error
+
+
 def _read(folder: Path) -> Trained:
-    state: Mapping[str, Any] = {}
     if is_torch_dist(folder):
-        state = common_state(folder, read_torch_dist(folder)[1]) or {}
-    elif is_legacy(folder):
-        state = read_legacy_state(folder)
+        return _trained(folder, common_state(folder, read_torch_dist(folder)[1]) or {})
+    return _trained(folder, read_legacy_state(folder) if is_legacy(folder) else {})
+
+
+def _trained(folder: Path, state: Mapping[str, Any]) -> Trained:
     args = state.get("args")
     values: Mapping[str, Any] = vars(args) if isinstance(args, Namespace) else {}
     iteration, samples = _number(state.get("iteration")), _number(values.get(_SAMPLES))

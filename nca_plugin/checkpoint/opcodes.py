@@ -92,8 +92,8 @@ _TABLES: Final = (
     [_KINDS.get(code, 0) for code in range(256)],
 )
 
-#: Bytes that take longer to read than numba's import does. Compiled once, the function is read from a cache.
-_LARGE: Final = 1 << 20
+#: Bytes, of some ten thousand blocks, that take longer to read than numba's import and start, one second.
+_LARGE: Final = 1 << 21
 #: Places are int32.
 _MOST_BYTES: Final = (1 << 31) - 2
 #: How a reading ends.

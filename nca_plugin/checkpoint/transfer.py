@@ -10,7 +10,7 @@ from nca_plugin.checkpoint.blocks import Written, entries_of, rewritten
 from nca_plugin.checkpoint.changes import Transition, changes_of, check_freeze
 from nca_plugin.checkpoint.contents import Checkpoint
 from nca_plugin.checkpoint.folders import TOKENIZER, find_checkpoint, read_checkpoint, saved_tokenizer
-from nca_plugin.checkpoint.lineage import read_trained
+from nca_plugin.checkpoint.lineage import trained_of
 from nca_plugin.checkpoint.partial import check_absent, complete_folder
 from nca_plugin.checkpoint.report import FREEZE_LIST
 from nca_plugin.checkpoint.start import context_files, data_folder, new_common_state, write_context
@@ -56,7 +56,7 @@ def transfer(
     source = find_checkpoint(origin)
     before = _signature(source)
     checkpoint = read_checkpoint(source)
-    lineage = read_trained(source).ended
+    lineage = trained_of(checkpoint).ended
     changes, vocabulary = changes_of(checkpoint, transition)
     check_freeze(checkpoint, transition.freeze)
     check_outside(target, origin, checkpoint.root)
@@ -171,7 +171,7 @@ def _check_written(
             # What is linked was read before.
             if isinstance(block.source, Item) and block.source.file.name not in linked:
                 tensor.stored(block)
-    stored = read_trained(target).lineage
+    stored = trained_of(found).lineage
     # Megatron-Bridge's configuration has no place for it under a dataset of its own.
     if stored is not None and stored != lineage:
         raise NCAPluginError("it does not say what the weights were trained on")
