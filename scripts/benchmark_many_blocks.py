@@ -1,4 +1,4 @@
-"""How long a checkpoint of many blocks takes to open and to transfer, against PyTorch's load of the tensor they make up.
+"""How long a checkpoint of many blocks takes to open and to transfer, against PyTorch's load of the same tensor.
 
     python scripts/benchmark_many_blocks.py runs/many-blocks
 

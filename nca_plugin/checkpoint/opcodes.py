@@ -4,7 +4,10 @@ The table has at most one node for each byte. A node is a value, or what is adde
 it. A large pickle is read by the same function as a small one, compiled.
 """
 
+import functools
+from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,9 +106,8 @@ _CUT_OFF: Final = 1
 _UNKNOWN: Final = 2
 _DAMAGED: Final = 3
 
-
-#: Of a pickle that compiled code has read, an array.
-Table = list[int] | NDArray[Any]
+#: Of nodes.
+Table = array[int] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Nodes:
     def columns(self) -> Iterator[list[int]]:
         """The tables of nodes and the members, with Python's integers."""
         tables = (self.kinds, self.first, self.second, self.targets, self.members)
-        return (table if isinstance(table, list) else table.tolist() for table in tables)
+        return (table.tolist() for table in tables)
 
     def name(self, node: int) -> tuple[str, str]:
         """Return module and name of a node that is a name. Raises `ValueError` if it is none."""
@@ -160,7 +162,7 @@ def scan(data: bytes) -> Nodes:
     room = len(data) + 1
     tables: list[Any]
     if compiled is None:
-        tables = [[0] * room for _ in range(8)]
+        tables = [array(kind, bytes(width * room)) for kind, width in (("B", 1), ("q", 8), *[("i", 4)] * 6)]
         ending = _scan(data, *_TABLES, *tables)
     else:
         # Pages of zeros that nothing is written to take no memory.
@@ -178,20 +180,14 @@ def scan(data: bytes) -> Nodes:
     return Nodes(data, kinds, first, second, targets, tables[4][:num_members], root)
 
 
+@functools.cache
 def _compiled() -> Any:
     """Return the compiled function, None where numba is told not to compile: reading needs no compiler."""
     from nca_plugin.compiled import compiled
 
-    global _kept
-    if _kept is None:
-        try:
-            _kept = compiled(_scan)
-        except NCAPluginError:
-            return None
-    return _kept
-
-
-_kept: Any = None
+    with suppress(NCAPluginError):
+        return compiled(_scan)
+    return None
 
 
 def _scan(
