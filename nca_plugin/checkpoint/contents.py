@@ -34,7 +34,7 @@ class Block:
 
     @property
     def region(self) -> Region:
-        return tuple((offset, offset + size) for offset, size in zip(self.offsets, self.shape, strict=True))
+        return tuple([(offset, offset + size) for offset, size in zip(self.offsets, self.shape, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,15 @@ The table has at most one node for each byte. A node is a value, or what is adde
 it. A large pickle is read by the same function as a small one, compiled.
 """
 
-from collections.abc import Sequence
+import functools
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
 
@@ -92,8 +96,8 @@ _TABLES: Final = (
     [_KINDS.get(code, 0) for code in range(256)],
 )
 
-#: Bytes that take longer to read than numba's import does. Compiled once, the function is read from a cache.
-_LARGE: Final = 1 << 20
+#: Bytes, of some ten thousand blocks, that take longer to read than numba's import and start, one second.
+_LARGE: Final = 1 << 21
 #: Places are int32.
 _MOST_BYTES: Final = (1 << 31) - 2
 #: How a reading ends.
@@ -101,6 +105,9 @@ _DONE: Final = 0
 _CUT_OFF: Final = 1
 _UNKNOWN: Final = 2
 _DAMAGED: Final = 3
+
+#: Of nodes.
+Table = array[int] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +121,18 @@ class Nodes:
     """
 
     data: bytes
-    kinds: Sequence[int]
-    first: Sequence[int]
-    second: Sequence[int]
-    targets: Sequence[int]
-    members: Sequence[int]
+    kinds: Table
+    first: Table
+    second: Table
+    targets: Table
+    members: Table
     root: int
+
+    @property
+    def columns(self) -> Iterator[list[int]]:
+        """The tables of nodes and the members, with Python's integers."""
+        tables = (self.kinds, self.first, self.second, self.targets, self.members)
+        return (table.tolist() for table in tables)
 
     def name(self, node: int) -> tuple[str, str]:
         """Return module and name of a node that is a name. Raises `ValueError` if it is none."""
@@ -140,22 +153,16 @@ class Nodes:
         return self.data[self.first[node] : self.first[node] + self.second[node]]
 
 
-def scan(data: bytes, *, compile_from: int = _LARGE) -> Nodes:
-    """Return what a pickle makes.
-
-    Args:
-        compile_from: bytes of a pickle that is read by compiled code.
-
-    Raises:
-        ValueError: no pickle, or one with opcodes that protocols 2 to 5 do not write.
-    """
+def scan(data: bytes) -> Nodes:
+    """Return what a pickle makes. Raises `ValueError` for what is none, or has opcodes that protocols 2 to 5 do not
+    write."""
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-    compiled = _compiled() if len(data) >= compile_from else None
+    compiled = _compiled() if len(data) >= _LARGE else None
     room = len(data) + 1
     tables: list[Any]
     if compiled is None:
-        tables = [[0] * room for _ in range(8)]
+        tables = [array(kind, bytes(width * room)) for kind, width in (("B", 1), ("q", 8), *[("i", 4)] * 6)]
         ending = _scan(data, *_TABLES, *tables)
     else:
         # Pages of zeros that nothing is written to take no memory.
@@ -173,20 +180,14 @@ def scan(data: bytes, *, compile_from: int = _LARGE) -> Nodes:
     return Nodes(data, kinds, first, second, targets, tables[4][:num_members], root)
 
 
+@functools.cache
 def _compiled() -> Any:
     """Return the compiled function, None where numba is told not to compile: reading needs no compiler."""
     from nca_plugin.compiled import compiled
 
-    global _kept
-    if _kept is None:
-        try:
-            _kept = compiled(_scan)
-        except NCAPluginError:
-            return None
-    return _kept
-
-
-_kept: Any = None
+    with suppress(NCAPluginError):
+        return compiled(_scan)
+    return None
 
 
 def _scan(
@@ -233,9 +234,10 @@ def _scan(
                 if width > 2:
                     value += data[at + 2] * 0x10000 + data[at + 3] * 0x1000000
                     if width > 4:
-                        # A length beyond 2^48 may stand for any that is too large.
                         value += data[at + 4] * 0x100000000 + data[at + 5] * 0x10000000000
-                        value += (data[at + 6] + data[at + 7] * 0x100) * 0x1000000000000
+                        # Any length that is too large may stand for another; a sum must not overflow.
+                        if data[at + 6] or data[at + 7]:
+                            value = 1 << 48
             at += width
         # The most frequent first.
         if code in (_MEMOIZE, _LONG_BINPUT, _BINPUT):
@@ -286,7 +288,7 @@ def _scan(
             first[num_nodes] = stack[depth]
             second[num_nodes] = stack[depth + 1]
         elif kind in (TEXT, BYTES, BYTEARRAY, LONG):
-            if value < 0 or value > size - at:
+            if value > size - at:
                 return _CUT_OFF, start, num_nodes, num_members, 0
             first[num_nodes] = at
             second[num_nodes] = value

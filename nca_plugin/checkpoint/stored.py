@@ -71,6 +71,8 @@ class StoredTensor:
 
     def narrow(self, axis: int, start: int, length: int) -> "StoredTensor":
         """Return the part of `length` along an axis, as `torch.Tensor.narrow`."""
+        if (start, length) == (0, self.shape[axis]):
+            return self
         shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
         return replace(self, shape=shape, offset=self.offset + start * self.strides[axis])
 

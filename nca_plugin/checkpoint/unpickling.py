@@ -51,8 +51,8 @@ class _Builder:
         nodes, data = self._nodes, self._nodes.data
         # Of an addition, None.
         values: list[Any] = []
-        table = zip(nodes.kinds, nodes.first, nodes.second, nodes.targets, strict=True)
-        for number, (kind, first, second, target) in enumerate(table):
+        kinds, firsts, seconds, targets, members = nodes.columns
+        for number, (kind, first, second, target) in enumerate(zip(kinds, firsts, seconds, targets, strict=True)):
             value: Any = None
             if kind == opcodes.INT:
                 value = first
@@ -61,7 +61,7 @@ class _Builder:
             elif kind in _EMPTY:
                 value = _EMPTY[kind]()
             elif kind in _OF_MEMBERS:
-                held = [values[member] for member in nodes.members[first : first + second]]
+                held = [values[member] for member in members[first : first + second]]
                 if kind == opcodes.TUPLE:
                     value = tuple(held)
                 elif kind == opcodes.FROZENSET:

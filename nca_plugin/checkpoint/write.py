@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ class Writer:
         """Plan a tensor."""
         self._entries.append(entry)
         for block in entry.blocks:
-            start = tuple(start for start, _ in block.region)
+            start = tuple([start for start, _ in block.region])
             if isinstance(block, KeptBlock):
                 self._add_item(entry.name, start, block.item, block.record)
             else:
@@ -251,8 +251,28 @@ class Writer:
 def check_records(records: Sequence[Record], num_workers: int, advance: Callable[[int], None]) -> None:
     """Read records. Raises `NCAPluginError` if the bytes of one are not those that were saved."""
     with ThreadPoolExecutor(num_workers) as pool:
-        for record, _ in zip(records, pool.map(check_record, records), strict=True):
-            advance(record.size)
+        for num_bytes in pool.map(_check_some, _batches(records)):
+            advance(num_bytes)
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield records together until they have the bytes of a block: to hand over each of many takes longer than to read
+    it."""
+    batch: list[Record] = []
+    num_bytes = 0
+    for record in records:
+        batch.append(record)
+        num_bytes += record.size
+        if num_bytes >= BLOCK_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    yield batch
+
+
+def _check_some(records: Sequence[Record]) -> int:
+    for record in records:
+        check_record(record)
+    return sum(record.size for record in records)
 
 
 def why_no_link(files: Iterable[Path], folder: Path) -> str | None:

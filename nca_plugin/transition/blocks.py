@@ -72,16 +72,15 @@ def entries_of(
 
 def _kept(tensor: Tensor, change: Change, record: WrittenBlocks) -> Iterator[KeptBlock | NewBlock]:
     for block in tensor.blocks:
-        region = block.region
+        whole = region = block.region
         if change.step.layers is not None:
             first = (max(region[0][0], change.step.layers[0]), min(region[0][1], change.step.layers[1]))
             if first[0] >= first[1]:
                 continue
             region = (first, *region[1:])
-        start = tuple(start for start, _ in region)
         stored = tensor.stored(block)
-        if isinstance(block.source, Item) and region == block.region:
-            record.checksums[start] = stored.record.crc32
+        if isinstance(block.source, Item) and region == whole:
+            record.checksums[block.offsets] = stored.record.crc32
             yield KeptBlock(region, block.source, stored.record)
             continue
         # A part of what was saved at once is written anew, with the values as they are.
