@@ -9,7 +9,7 @@ from nca_plugin.chain.stages import Chain, Stage
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files
 from nca_plugin.launch.check import SIZES, ArgumentSet, check_argument_sets
-from nca_plugin.transition.initial import padded_vocab_size
+from nca_plugin.transition.vocabulary import padded_vocab_size
 
 _RECORD: Final = "chain.json"
 

@@ -58,7 +58,7 @@ def entries_of(
     """Return the tensors of the next stage; writing them fills the records."""
     entries = []
     pairs = [pair for pair in zip(changes, records, strict=True) if pair[0].shape is not None]
-    for name, group in itertools.groupby(pairs, key=lambda pair: pair[0].step.name):
+    for name, group in itertools.groupby(pairs, key=lambda pair: pair[0].entry.name):
         tensor = checkpoint.tensors[name]
         shape = tensor.shape
         blocks: list[KeptBlock | NewBlock] = []
@@ -73,8 +73,8 @@ def entries_of(
 def _kept(tensor: Tensor, change: Change, record: WrittenBlocks) -> Iterator[KeptBlock | NewBlock]:
     for block in tensor.blocks:
         whole = region = block.region
-        if change.step.layers is not None:
-            first = (max(region[0][0], change.step.layers[0]), min(region[0][1], change.step.layers[1]))
+        if change.entry.layers is not None:
+            first = (max(region[0][0], change.entry.layers[0]), min(region[0][1], change.entry.layers[1]))
             if first[0] >= first[1]:
                 continue
             region = (first, *region[1:])
@@ -98,18 +98,18 @@ def _kept(tensor: Tensor, change: Change, record: WrittenBlocks) -> Iterator[Kep
 def _drawn(tensor: Tensor, change: Change, record: WrittenBlocks, seed: int) -> Iterator[NewBlock]:
     assert change.shape is not None and change.drawn is not None
     most_values = BLOCK_BYTES // tensor.dtype.itemsize
-    if change.step.layers is None:
+    if change.entry.layers is None:
         regions = contiguous_regions(change.shape, most_values)
     else:
         regions = [
             ((layer, layer + 1), *region)
-            for layer in range(*change.step.layers)
+            for layer in range(*change.entry.layers)
             for region in contiguous_regions(change.shape[1:], most_values)
         ]
     opened = None if change.rows is None else tensor.opened()
     for region in regions:
         start = tuple(start for start, _ in region)
-        new = functools.partial(draw, change.drawn, change.step.parameter, change.shape, region, tensor.dtype, seed)
+        new = functools.partial(draw, change.drawn, change.entry.parameter, change.shape, region, tensor.dtype, seed)
         if opened is None:
             yield NewBlock(region, _recorded(new, functools.partial(record.add_drawn, start, tensor.dtype)))
         else:
@@ -149,9 +149,9 @@ def rewritten(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[Record]
     for change in changes:
         if change.shape is None or (change.drawn is not None and change.rows is None):
             continue
-        tensor = checkpoint.tensors[change.step.name]
+        tensor = checkpoint.tensors[change.entry.name]
         for block in tensor.blocks:
-            is_part = change.step.layers is not None and block.shape[0] > 1
+            is_part = change.entry.layers is not None and block.shape[0] > 1
             if change.rows is not None or is_part or not isinstance(block.source, Item):
                 records[tensor.stored(block).record] = None
     return list(records)

@@ -1,32 +1,30 @@
 """A plan with the shapes, rows and distributions that it takes to carry it out."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from nca_plugin.checkpoint.contents import Tensor, contiguous_regions
+from nca_plugin.checkpoint.contents import Tensor
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.initial import Distribution, distribution, padded_vocab_size
+from nca_plugin.transition.initial import Distribution, distribution, row_distribution
 from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.vocabulary import (
     MOST_ROWS,
     ROW_TENSORS,
     RowMap,
+    Vocabulary,
     check_rows,
+    next_vocabulary,
     parse_keep_rows,
     read_row_map,
     same_rows,
 )
 
-_PIECE_VALUES: Final = 1 << 22
 #: More than any model has.
 _MOST_LAYERS: Final = 10_000
 
@@ -83,18 +81,8 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Ids of the old and the new tokenizer, and rows of the new embedding."""
-
-    old_ids: int
-    new_ids: int
-    rows: int
-    divisible_by: int
-
-
-@dataclass(frozen=True)
 class Change:
-    """A step with all that it takes.
+    """An entry of the plan with all that it takes.
 
     Attributes:
         shape: of the whole tensor in the next stage; None for an object.
@@ -102,20 +90,20 @@ class Change:
         rows: of a tensor that is resized, those that are taken over.
     """
 
-    step: PlannedEntry
+    entry: PlannedEntry
     shape: tuple[int, ...] | None
     drawn: Distribution | None = None
     rows: RowMap | None = None
 
     def described(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return what a report says of the change."""
-        step = self.step
-        row: dict[str, Any] = {"name": step.name, "role": step.parameter.role, "action": step.action}
-        if step.layers is not None:
-            row["layers"] = list(step.layers)
-        row["reason"] = step.reason
-        if step.name in checkpoint.tensors:
-            tensor = checkpoint.tensors[step.name]
+        entry = self.entry
+        row: dict[str, Any] = {"name": entry.name, "role": entry.parameter.role, "action": entry.action}
+        if entry.layers is not None:
+            row["layers"] = list(entry.layers)
+        row["reason"] = entry.reason
+        if entry.name in checkpoint.tensors:
+            tensor = checkpoint.tensors[entry.name]
             row |= {"shape": list(tensor.shape), "dtype": tensor.dtype.name}
             if self.shape is not None and self.shape != tensor.shape:
                 row["new_shape"] = list(self.shape)
@@ -134,7 +122,7 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
             known what a new one starts with.
     """
     kept_rows, reason = _kept_rows(transition)
-    steps = plan_transfer(
+    entries = plan_transfer(
         {name: tensor.shape for name, tensor in checkpoint.tensors.items()},
         checkpoint.objects,
         num_layers(checkpoint),
@@ -144,37 +132,48 @@ def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Cha
         drop=transition.drop,
         kept_rows=reason,
     )
-    vocabulary = _vocabulary(checkpoint, transition)
+    stored = [
+        tensor.shape[0] for name, tensor in checkpoint.tensors.items() if parameter(name).canonical in ROW_TENSORS
+    ]
+    if not stored:
+        raise NCAPluginError(f"checkpoint {checkpoint.root} holds no word embedding: it is not of a language model")
+    vocabulary = next_vocabulary(
+        checkpoint.model,
+        stored[0],
+        transition.vocab_size,
+        transition.make_vocab_size_divisible_by,
+        transition.tensor_model_parallel_size,
+    )
     changes = []
-    for step in steps:
-        tensor = checkpoint.tensors.get(step.name)
-        if tensor is None or step.action == "drop":
-            changes.append(Change(step, None))
+    for entry in entries:
+        tensor = checkpoint.tensors.get(entry.name)
+        if tensor is None or entry.action == "drop":
+            changes.append(Change(entry, None))
             continue
         shape, rows = tensor.shape, None
-        if step.parameter.canonical in ROW_TENSORS:
+        if entry.parameter.canonical in ROW_TENSORS:
             shape = (vocabulary.rows, *shape[1:])
-            if kept_rows is not None and step.action == "keep":
+            if kept_rows is not None and entry.action == "keep":
                 check_rows(kept_rows, tensor, vocabulary.old_ids, vocabulary.new_ids)
-                rows, step = kept_rows, dataclasses.replace(step, action="resize")
-            elif step.action == "keep" and shape != tensor.shape:
+                rows, entry = kept_rows, dataclasses.replace(entry, action="resize")
+            elif entry.action == "keep" and shape != tensor.shape:
                 rows = _same_vocabulary(tensor, vocabulary)
-                step = dataclasses.replace(step, action="resize", reason="another padding of the same vocabulary")
-        drawn = None if step.action == "keep" else _distribution(checkpoint, step, tensor, transition, vocabulary)
-        changes.append(Change(step, shape, drawn, rows))
-    embedding = next((change for change in changes if change.step.parameter.role == "embedding"), None)
+                entry = dataclasses.replace(entry, action="resize", reason="another padding of the same vocabulary")
+        drawn = None if entry.action == "keep" else _distribution(checkpoint, entry, tensor, transition, vocabulary)
+        changes.append(Change(entry, shape, drawn, rows))
+    embedding = next((change for change in changes if change.entry.parameter.role == "embedding"), None)
     if embedding is not None and embedding.shape is None:
-        raise NCAPluginError(f"{embedding.step.reason} leaves out the word embedding, which every language model has")
-    of_layers = [change for change in changes if change.step.name in checkpoint.tensors and _is_of_layer(change.step)]
+        raise NCAPluginError(f"{embedding.entry.reason} leaves out the word embedding, which every language model has")
+    of_layers = [change for change in changes if change.entry.name in checkpoint.tensors and _is_of_layer(change.entry)]
     if of_layers and all(change.shape is None for change in of_layers):
-        raise NCAPluginError(f"{of_layers[0].step.reason} leaves out every layer: nothing would be left of the model")
+        raise NCAPluginError(f"{of_layers[0].entry.reason} leaves out every layer: nothing would be left of the model")
     if kept_rows is not None and all(change.rows is None for change in changes):
         raise NCAPluginError(f"{reason}: no rows are kept, since embedding and output are selected to be drawn anew")
     return changes, vocabulary
 
 
-def _is_of_layer(step: PlannedEntry) -> bool:
-    return step.parameter.role not in ("run", "module", "unknown") and ".layers." in step.parameter.canonical
+def _is_of_layer(entry: PlannedEntry) -> bool:
+    return entry.parameter.role not in ("run", "module", "unknown") and ".layers." in entry.parameter.canonical
 
 
 def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
@@ -212,32 +211,6 @@ def _kept_rows(transition: Transition) -> tuple[RowMap | None, str]:
     return None, ""
 
 
-def _vocabulary(checkpoint: Checkpoint, transition: Transition) -> Vocabulary:
-    found = [tensor.shape[0] for name, tensor in checkpoint.tensors.items() if parameter(name).canonical in ROW_TENSORS]
-    if not found:
-        raise NCAPluginError(f"checkpoint {checkpoint.root} holds no word embedding: it is not of a language model")
-    model = checkpoint.model
-    old_ids = min(model.vocab_size or found[0], found[0])
-    new_ids = transition.vocab_size or old_ids
-    divisible_by = transition.make_vocab_size_divisible_by or model.divisible_by
-    tensor_parallel = transition.tensor_model_parallel_size or model.tensor_parallel_size
-    if (
-        transition.vocab_size is None
-        and model.vocab_size is None
-        and (transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size)
-    ):
-        raise NCAPluginError("the checkpoint does not say how many ids its vocabulary has: give --vocab-size")
-    is_asked = transition.make_vocab_size_divisible_by or transition.tensor_model_parallel_size or transition.vocab_size
-    rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else found[0]
-    if rows > MOST_ROWS:
-        raise NCAPluginError(
-            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, of "
-            f"which at most {MOST_ROWS} are written: lower --vocab-size, --make-vocab-size-divisible-by or "
-            "--tensor-model-parallel-size"
-        )
-    return Vocabulary(old_ids, new_ids, rows, divisible_by)
-
-
 def _same_vocabulary(tensor: Tensor, vocabulary: Vocabulary) -> RowMap:
     if vocabulary.new_ids != vocabulary.old_ids:
         raise NCAPluginError(
@@ -249,29 +222,14 @@ def _same_vocabulary(tensor: Tensor, vocabulary: Vocabulary) -> RowMap:
 
 
 def _distribution(
-    checkpoint: Checkpoint, step: PlannedEntry, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
+    checkpoint: Checkpoint, entry: PlannedEntry, tensor: Tensor, transition: Transition, vocabulary: Vocabulary
 ) -> Distribution:
     if not tensor.dtype.is_drawable:
         raise NCAPluginError(
-            f"'{step.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
+            f"'{entry.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
         )
-    rule = PRESETS[transition.preset].rows
-    if step.parameter.canonical in ROW_TENSORS and not step.name.endswith("bias"):
-        if rule == "release":
-            is_output = step.parameter.role == "output"
-            return Distribution("uniform", tensor.shape[1] ** -0.5) if is_output else Distribution("normal", 1.0)
-        if rule == "matched":
-            return Distribution("normal", _root_mean_square(tensor, vocabulary.old_ids))
-    return distribution(step.name, step.parameter, checkpoint.model)
-
-
-def _root_mean_square(tensor: Tensor, rows: int) -> float:
-    """Return the scale of the rows that were trained: those that pad a vocabulary are left out."""
-    opened = tensor.opened()
-    total = 0.0
-    for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):
-        total += float(np.square(tensor.dtype.to_float32(opened.read(*region)), dtype=np.float64).sum())
-    scale = math.sqrt(total / (rows * math.prod(tensor.shape[1:])))
-    if not 0 < scale < math.inf:
-        raise NCAPluginError(f"'{tensor.name}' has no scale to match: its values are all 0, or not all finite")
-    return scale
+    if entry.parameter.canonical in ROW_TENSORS and not entry.name.endswith("bias"):
+        of_preset = row_distribution(PRESETS[transition.preset].rows, entry.parameter, tensor, vocabulary.old_ids)
+        if of_preset is not None:
+            return of_preset
+    return distribution(entry.name, entry.parameter, checkpoint.model)

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 
 from nca_plugin.arithmetic import exp, log
-from nca_plugin.checkpoint.contents import Region
+from nca_plugin.checkpoint.contents import Region, Tensor, contiguous_regions
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model_config import ModelConfig, standard_deviation
 from nca_plugin.checkpoint.names import Parameter
@@ -29,6 +29,7 @@ _RESIDUAL_OUTPUTS: Final = (
     "fc2_latent_proj.weight",
     "mixer.out_proj.weight",
 )
+_PIECE_VALUES: Final = 1 << 22
 _NORMAL_INITIALISER: Final = "torch.nn.init.normal_"
 #: MambaMixer's defaults, which are no options: the convolution's width, ranges of the time step and of A.
 _MAMBA_CONV: Final = 4
@@ -83,6 +84,22 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
     return Distribution("normal", _residual_std(model) if part.endswith(_RESIDUAL_OUTPUTS) else _std(model))
 
 
+def row_distribution(rule: str, parameter: Parameter, tensor: Tensor, trained_rows: int) -> Distribution | None:
+    """Return what new rows of an embedding or output start with by the rule of a preset; None for the model's rules.
+
+    Args:
+        rule: `release`, as the released code has it; `matched`, at the scale of the trained rows; or another one.
+        tensor: of the finished stage.
+        trained_rows: those of it that are no padding.
+    """
+    if rule == "release":
+        is_output = parameter.role == "output"
+        return Distribution("uniform", tensor.shape[1] ** -0.5) if is_output else Distribution("normal", 1.0)
+    if rule == "matched":
+        return Distribution("normal", _root_mean_square(tensor, trained_rows))
+    return None
+
+
 def draw(
     drawn: Distribution, parameter: Parameter, shape: tuple[int, ...], region: Region, dtype: DType, seed: int
 ) -> Values:
@@ -120,12 +137,6 @@ def draw(
     elif drawn.kind == "mamba_a":
         values = _each(_mamba_a, values)
     return dtype.from_float32(values.reshape(sizes))
-
-
-def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """Return the rows that Megatron gives the embedding of a vocabulary (megatron.training.vocab_utils)."""
-    multiple = divisible_by * tensor_parallel_size
-    return -(-vocab_size // multiple) * multiple
 
 
 def _std(model: ModelConfig) -> float:
@@ -196,3 +207,15 @@ def _each(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
 @functools.cache
 def _stream(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _root_mean_square(tensor: Tensor, rows: int) -> float:
+    """Return the scale of the rows that were trained: those that pad a vocabulary are left out."""
+    opened = tensor.opened()
+    total = 0.0
+    for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):
+        total += float(np.square(tensor.dtype.to_float32(opened.read(*region)), dtype=np.float64).sum())
+    scale = math.sqrt(total / (rows * math.prod(tensor.shape[1:])))
+    if not 0 < scale < math.inf:
+        raise NCAPluginError(f"'{tensor.name}' has no scale to match: its values are all 0, or not all finite")
+    return scale

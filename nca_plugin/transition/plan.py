@@ -54,7 +54,7 @@ class PlannedEntry:
     """What happens to an entry, or to some layers of it.
 
     Attributes:
-        layers: for a tensor that holds layers on axis 0, those that this step is about: start and stop.
+        layers: for a tensor that holds layers on axis 0, those that this is about: start and stop.
     """
 
     name: str
@@ -83,7 +83,7 @@ def plan_transfer(
     drop: Iterable[str] = (),
     kept_rows: str = "",
 ) -> list[PlannedEntry]:
-    """Return what happens to every entry of a checkpoint: one step each, or one for each run of layers alike.
+    """Return what happens to every entry of a checkpoint: one planned entry each, or one for each run of layers alike.
 
     A preset says what is kept; `keep`, `reinit` and `drop` change it for what they select. The most specific selector
     decides: `all`, then a role, a part of a role, a range of layers, a pattern.
@@ -120,22 +120,22 @@ def plan_transfer(
         place: [rule for rule in rules if rule.selector.matches(place[0], parameters[place[0]], place[1])]
         for place in places
     }
-    steps: list[PlannedEntry] = []
-    own_steps: list[PlannedEntry]
+    planned: list[PlannedEntry] = []
+    own: list[PlannedEntry]
     for name, group in itertools.groupby(places, key=lambda place: place[0]):
         found = parameters[name]
         decided = [(place[1], *_decision(name, found, matching[place])) for place in group]
-        own_steps = []
+        own = []
         for (action, reason), run in itertools.groupby(decided, key=lambda entry: entry[1:]):
             layers = [layer for layer, *_ in run if layer is not None]
             stacked = (layers[0], layers[-1] + 1) if found.is_stacked else None
-            own_steps.append(PlannedEntry(name, found, action, reason, stacked))
-        _check_whole(own_steps)
-        steps += own_steps
+            own.append(PlannedEntry(name, found, action, reason, stacked))
+        _check_whole(own)
+        planned += own
     for rule in rules:
         if rule.is_users:
             _check_effect(rule, matching, preset)
-    return steps
+    return planned
 
 
 def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int, kept_rows: str) -> list[_Rule]:
@@ -172,10 +172,10 @@ def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Actio
     return "keep", "state of a module"
 
 
-def _check_whole(steps: list[PlannedEntry]) -> None:
+def _check_whole(planned: list[PlannedEntry]) -> None:
     """Refuse to leave out some layers of a tensor that holds them all: the others would lie at other layers' places."""
-    dropped = next((step for step in steps if step.action == "drop"), None)
-    if dropped is not None and any(step.action != "drop" for step in steps):
+    dropped = next((entry for entry in planned if entry.action == "drop"), None)
+    if dropped is not None and any(entry.action != "drop" for entry in planned):
         raise NCAPluginError(
             f"{dropped.reason}: '{dropped.name}' holds all layers of the model, of which none can be left out alone; "
             "draw these layers anew with --reinit, or drop all of them"

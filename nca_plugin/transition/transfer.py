@@ -94,8 +94,8 @@ def transfer(
             for entry in entries:
                 writer.add(entry)
             for change in changes:
-                if change.shape is None and change.step.action == "keep":
-                    writer.add_object(change.step.name, checkpoint.objects[change.step.name])
+                if change.shape is None and change.entry.action == "keep":
+                    writer.add_object(change.entry.name, checkpoint.objects[change.entry.name])
             files = context_files(checkpoint)
             writer.check_space(sum(path.stat().st_size for path in files.values()))
             # Copies of whole blocks are checked as they are made; parts of what was saved at once, before.

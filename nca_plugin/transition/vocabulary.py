@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.checkpoint.contents import Tensor
 from nca_plugin.checkpoint.dtypes import Values
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import read_lines
 
@@ -18,6 +19,16 @@ from nca_plugin.files import read_lines
 ROW_TENSORS: Final = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 #: More than any vocabulary has.
 MOST_ROWS: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of the old and the new tokenizer, and rows of the new embedding."""
+
+    old_ids: int
+    new_ids: int
+    rows: int
+    divisible_by: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,46 @@ class RowMap:
         """Return the new and old rows with `start <= new < stop`."""
         first, last = np.searchsorted(self.new, [start, stop])
         return self.new[first:last], self.old[first:last]
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
+    """Return the rows that Megatron gives the embedding of a vocabulary (megatron.training.vocab_utils)."""
+    multiple = divisible_by * tensor_parallel_size
+    return -(-vocab_size // multiple) * multiple
+
+
+def next_vocabulary(
+    model: ModelConfig,
+    stored_rows: int,
+    vocab_size: int | None,
+    make_divisible_by: int | None,
+    tensor_parallel_size: int | None,
+) -> Vocabulary:
+    """Return the vocabulary of the next stage; what is None stays as it was.
+
+    Args:
+        model: of the finished stage.
+        stored_rows: of its embedding.
+
+    Raises:
+        NCAPluginError: more rows than are written, or a padding of a vocabulary whose size is not known.
+    """
+    old_ids = min(model.vocab_size or stored_rows, stored_rows)
+    new_ids = vocab_size or old_ids
+    divisible_by = make_divisible_by or model.divisible_by
+    tensor_parallel = tensor_parallel_size or model.tensor_parallel_size
+    is_padding_asked = bool(make_divisible_by or tensor_parallel_size)
+    if vocab_size is None and model.vocab_size is None and is_padding_asked:
+        raise NCAPluginError("the checkpoint does not say how many ids its vocabulary has: give --vocab-size")
+    is_asked = is_padding_asked or vocab_size is not None
+    rows = padded_vocab_size(new_ids, divisible_by, tensor_parallel) if is_asked else stored_rows
+    if rows > MOST_ROWS:
+        raise NCAPluginError(
+            f"{new_ids} ids, padded to a multiple of {divisible_by} x {tensor_parallel}, are {rows} embedding rows, of "
+            f"which at most {MOST_ROWS} are written: lower --vocab-size, --make-vocab-size-divisible-by or "
+            "--tensor-model-parallel-size"
+        )
+    return Vocabulary(old_ids, new_ids, rows, divisible_by)
 
 
 def same_rows(start: int, stop: int) -> RowMap:
