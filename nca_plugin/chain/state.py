@@ -74,6 +74,11 @@ def survey(chain: Chain) -> list[StageState]:
     return states
 
 
+def next_stage(states: Sequence[StageState]) -> StageState | None:
+    """Return the stage of a chain that is trained next, the first that is not complete; None if all are."""
+    return next((state for state in states if not state.is_complete), None)
+
+
 def mend(state: StageState) -> list[str]:
     """Make a stage's folder one that Megatron continues from; see `mend_saves`."""
     return mend_saves(state.stage.folder, state.iteration, state.damage)

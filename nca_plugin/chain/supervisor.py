@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 
 from nca_plugin.chain.check import check_once
 from nca_plugin.chain.stages import Chain, load_chain
-from nca_plugin.chain.state import StageState, mend, survey
+from nca_plugin.chain.state import StageState, mend, next_stage, survey
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder, try_lock
@@ -115,15 +115,15 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
 
 
 def _due(chain: Chain) -> StageState | None:
-    """Return the first stage that is not complete, None if all are."""
-    for state in survey(chain):
-        if not state.is_complete:
-            return state
+    """Return the stage to train next, None if all are complete."""
+    states = survey(chain)
+    due = next_stage(states)
+    for state in states if due is None else states[: states.index(due)]:
         # What the next stage starts from is found by the tracker file.
         if state.damage is not None:
             for line in mend(state):
                 _say(line)
-    return None
+    return due
 
 
 def _make_ready(chain: Chain, state: StageState) -> None:
