@@ -1,28 +1,37 @@
-"""What a key of a NeMo 1 configuration means to Megatron-LM: the kinds of rows that the tables are made of."""
+"""What a key of a NeMo 1 configuration means to Megatron-LM: the rows of keys.yaml, checked."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-#: Megatron-LM's arguments without their dashes.
-type Arguments = dict[str, Any]
+import yaml
 
-#: NeMo's own default where it differs from Megatron-LM's: a value, or a function where it depends on other keys.
-type Default = Any
+from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.nemo1.rules import CONDITIONS, DEFAULTS, RULES
+from nca_plugin.nemo1.values import KINDS, Arguments, CannotBeHad, Config, Default
 
+KEYS: Final = Path(__file__).with_name("keys.yaml")
 
-class CannotBeHad(Exception):
-    """A value that Megatron-LM has nothing for, with the reason; `translate` names the key and collects them all.
-
-    Attributes:
-        key: whose value it is, None for the key of the row that is translated.
-    """
-
-    def __init__(self, reason: str, key: str | None = None) -> None:
-        super().__init__(reason)
-        self.key = key
+_DEFAULT: Final = frozenset(("default", "default_rule"))
+_TRANSLATED: Final = _DEFAULT | {"source", "required", "note"}
+#: What may stand in a row beside the field that says what the row is.
+_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "ignored": frozenset(),
+    "refused": frozenset(("unless",)),
+    "read_by": _DEFAULT,
+    "rule": _TRANSLATED | {"to"},
+    "choices": _TRANSLATED | {"kind", "if", "otherwise"},
+    "kind": _TRANSLATED | {"to", "if"},
+}
+#: Whether a field has a value of its type, for those that are not texts.
+_CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "to": lambda value: isinstance(value, str | list) and all(isinstance(name, str) for name in value),
+    "choices": lambda value: isinstance(value, dict) and all(isinstance(made, dict) for made in value.values()),
+    "unless": lambda value: isinstance(value, list),
+    "required": lambda value: isinstance(value, bool),
+    "default": lambda value: value is not None,
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Translated:
     """
 
     key: str
-    to: "Callable[[Any, Config], Arguments]"
+    to: Callable[[Any, Config], Arguments]
     arguments: tuple[str, ...]
     default: Default = None
     source: str = ""
@@ -71,121 +80,79 @@ class Refused:
 type Row = Translated | Ignored | Refused
 
 
-@dataclass(frozen=True)
-class Config:
-    """The values of a configuration by dotted key, with NeMo's default for those that are absent or null."""
+def read_rows(text: str) -> Iterator[Row]:
+    """Yield the rows of a file like keys.yaml.
 
-    values: Mapping[str, Any]
-    defaults: Mapping[str, Default]
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.values.get(key)
-        if value is not None:
-            return value
-        default = self.defaults[key]
-        return default(self) if callable(default) else default
-
-    def read[T](self, key: str, kind: Callable[[Any], T]) -> T:
-        """Return what `kind` makes of the value of a key that another row reads: an error is of this key, not of that
-        row's."""
-        value = self.get(key, kind)
-        if value is None:
-            raise CannotBeHad("is required", key)
-        return value
-
-    def get[T](self, key: str, kind: Callable[[Any], T]) -> T | None:
-        """Return the same, None where the key is absent and NeMo has no default."""
-        try:
-            value = self[key]
-            return None if value is None else kind(value)
-        except CannotBeHad as error:
-            raise CannotBeHad(str(error), error.key or key) from None
+    Raises:
+        NCAPluginError: a row that is not as the file's comment says.
+    """
+    # libyaml's, if PyYAML was built with it.
+    document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for key, fields in document["keys"].items():
+        with in_context(f"{KEYS.name}: {key}"):
+            yield _row(key, fields)
 
 
-def whole(value: Any) -> int:
-    """Return a whole number, which the file may spell `1000`, `1e3` or `"1000"`."""
-    # A float has not every one of them.
-    with suppress(TypeError, ValueError, OverflowError):
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            return int(value)
-    with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, bool) and float(value).is_integer():
-            return int(float(value))
-    raise CannotBeHad("must be a whole number")
+def _row(key: str, fields: Any) -> Row:
+    what = _checked(fields)
+    if what == "ignored":
+        return Ignored(key, fields[what])
+    if what == "refused":
+        return Refused(key, fields[what], tuple(fields.get("unless", (False,))))
+    default = _named(DEFAULTS, fields["default_rule"]) if "default_rule" in fields else fields.get("default")
+    if what == "read_by":
+        return Translated(key, lambda *_: {}, (), default, note=f"read by `{fields[what]}`")
+    to, arguments = _translation(what, fields)
+    required, note = fields.get("required", False), fields.get("note", "")
+    return Translated(key, to, arguments, default, fields.get("source", ""), required, note)
 
 
-def count(value: Any) -> int:
-    """Return a whole number that is not negative."""
-    if (result := whole(value)) < 0:
-        raise CannotBeHad("must not be negative")
-    return result
+def _checked(fields: Any) -> str:
+    """Return the field that says what a row is, if the others fit it."""
+    if not isinstance(fields, dict):
+        raise NCAPluginError("it is no mapping")
+    what = next((what for what in _FIELDS if what in fields), None)
+    if what is None:
+        raise NCAPluginError(f"it has none of {', '.join(_FIELDS)}")
+    if unknown := fields.keys() - _FIELDS[what] - {what}:
+        raise NCAPluginError(f"{', '.join(sorted(unknown))} beside {what}")
+    for field, value in fields.items():
+        if not _CHECKS.get(field, lambda value: isinstance(value, str))(value):
+            raise NCAPluginError(f"{field} has a value of another type")
+    if what == "choices" and "otherwise" not in fields:
+        raise NCAPluginError("choices without otherwise")
+    if fields.keys() >= _DEFAULT:
+        raise NCAPluginError("default and default_rule contradict each other")
+    return what
 
 
-def checked_number(value: Any) -> float:
-    """Return a number, which the file may spell `"2e-4"`."""
-    try:
-        if not isinstance(value, bool) and math.isfinite(result := float(value)):
-            return result
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise CannotBeHad("must be a number")
+def _translation(what: str, fields: Mapping[str, Any]) -> tuple[Callable[[Any, Config], Arguments], tuple[str, ...]]:
+    """Return what translates a key's value, and every argument that it can return."""
+    named = fields.get("to", [])
+    arguments = (named,) if isinstance(named, str) else tuple(named)
+    if what == "rule":
+        return _named(RULES, fields["rule"]), arguments
+    kind = _named(KINDS, fields["kind"]) if "kind" in fields else lambda value: value
+    condition = _named(CONDITIONS, fields["if"]) if "if" in fields else lambda _: True
+    choices = fields.get("choices", {})
+
+    def make(value: Any) -> Arguments:
+        if (made := kind(value)) is None:
+            return {}
+        if not choices:
+            return dict.fromkeys(arguments, made)
+        for choice, chosen in choices.items():
+            if choice == made:
+                return dict(chosen)
+        raise CannotBeHad(fields["otherwise"])
+
+    def to(value: Any, config: Config) -> Arguments:
+        return made if (made := make(value)) and condition(config) else {}
+
+    return to, arguments or tuple(dict.fromkeys(argument for chosen in choices.values() for argument in chosen))
 
 
-def share(value: Any) -> float:
-    """Return a number between 0 and 1."""
-    if not 0 <= (result := checked_number(value)) <= 1:
-        raise CannotBeHad("must be between 0 and 1")
-    return result
-
-
-def boolean(value: Any) -> bool:
-    """Return true or false, which the file may spell 1 or 0."""
-    if value in (True, False):
-        return bool(value)
-    raise CannotBeHad("must be true or false")
-
-
-def name(value: Any) -> str:
-    """Return a name or a path, which the file may spell as a number."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
-        return str(value)
-    raise CannotBeHad("must be a name or a path")
-
-
-def integer(key: str, argument: str, *, is_required: bool = False) -> Translated:
-    """A key that is an argument with a whole number."""
-    return Translated(key, lambda value, _: {argument: whole(value)}, (argument,), is_required=is_required)
-
-
-def real(
-    key: str, argument: str, *, default: Default = None, source: str = "", is_required: bool = False
-) -> Translated:
-    """A key that is an argument with a number."""
-    return Translated(
-        key, lambda value, _: {argument: checked_number(value)}, (argument,), default, source, is_required=is_required
-    )
-
-
-def text(key: str, argument: str) -> Translated:
-    """A key that is an argument with a string."""
-    return Translated(key, lambda value, _: {argument: name(value)}, (argument,))
-
-
-def switch(key: str, argument: str) -> Translated:
-    """A key whose truth is an argument without a value."""
-    return Translated(key, lambda value, _: {argument: True} if boolean(value) else {}, (argument,))
-
-
-def off_switch(key: str, argument: str, *, default: Default = None, source: str = "") -> Translated:
-    """A key whose falsehood is an argument without a value."""
-    return Translated(key, lambda value, _: {} if boolean(value) else {argument: True}, (argument,), default, source)
-
-
-def within(key: str, other: str, *, default: Default = None) -> Translated:
-    """A key that the row of another one reads."""
-    return Translated(key, lambda *_: {}, (), default, note=f"read by `{other}`")
-
-
-def ignored(reason: str, keys: Iterable[str]) -> tuple[Ignored, ...]:
-    """Several keys with one reason."""
-    return tuple(Ignored(key, reason) for key in keys)
+def _named[T](table: Mapping[str, T], name: str) -> T:
+    if name not in table:
+        raise NCAPluginError(f"{name} is none of {', '.join(table)}")
+    return table[name]
