@@ -13,11 +13,11 @@ from nca_plugin.nemo1.values import (
     CannotBeHad,
     Config,
     boolean,
+    check,
     count,
     dtype,
     name,
     number,
-    refuse_unless,
     share,
 )
 
@@ -40,7 +40,7 @@ def is_distributed(config: Config) -> bool:
 
 
 def betas(value: Any, config: Config) -> Arguments:
-    refuse_unless(isinstance(value, list) and len(value) == 2, "must be a list of two numbers")
+    check(isinstance(value, list) and len(value) == 2, "must be a list of two numbers")
     return {"adam-beta1": number(value[0]), "adam-beta2": number(value[1])}
 
 
@@ -59,14 +59,14 @@ def weight_decay(config: Config) -> float:
 def state_dtype(value: Any, config: Config) -> Arguments:
     """Megatron-core's optimizer, in NeMo too, does not read it."""
     if config["model.optim.name"] != "mcore_distributed_optim":
-        refuse_unless(dtype(name(value)) in ("fp32", "float32"), "the optimizer's state is float32")
+        check(dtype(name(value)) in ("fp32", "float32"), "the optimizer's state is float32")
     return {}
 
 
 def _steps(config: Config, phase: str, max_steps: int) -> int:
     """Return `<phase>_steps`, or `<phase>_ratio` of the steps."""
     steps, ratio = config.get(f"{_SCHED}.{phase}_steps", count), config.get(f"{_SCHED}.{phase}_ratio", share)
-    refuse_unless(steps is None or ratio is None, f"{phase}_steps and {phase}_ratio contradict each other")
+    check(steps is None or ratio is None, f"{phase}_steps and {phase}_ratio contradict each other")
     return int(ratio * max_steps) if ratio is not None else steps or 0
 
 
@@ -74,7 +74,7 @@ def schedule(value: Any, config: Config) -> Arguments:
     """Return the whole schedule, from all keys of `sched`."""
     if value == _NO_SCHEDULE:
         has_keys = any(key.startswith(f"{_SCHED}.") for key in config.values)
-        refuse_unless(not has_keys, "the schedule needs a name")
+        check(not has_keys, "the schedule needs a name")
         return {"lr-decay-style": "constant"}
     if name(value) not in _DECAY_STYLES:
         raise CannotBeHad(f"Megatron-LM's schedules are those of {', '.join(_DECAY_STYLES)}")
@@ -83,14 +83,14 @@ def schedule(value: Any, config: Config) -> Arguments:
     max_steps = config.read(f"{_SCHED}.max_steps", count)
     warmup, constant, hold = (_steps(config, phase, max_steps) for phase in ("warmup", "constant", "hold"))
     fits_style = (not constant or style == "cosine") and (not hold or style == "constant")
-    refuse_unless(fits_style, "constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
+    check(fits_style, "constant_steps belong to CosineAnnealing, hold_steps to WarmupHoldPolicy")
     if constant > max_steps:
         raise CannotBeHad(
             f"must be at most the {max_steps} steps of the schedule, of which it is a part", f"{_SCHED}.constant_steps"
         )
     of_decay = config.get(f"{_SCHED}.max_steps_for_lr_sched", count)
     is_read = not of_decay or value == "CosineAnnealingExp"
-    refuse_unless(is_read, "max_steps_for_lr_sched belong to CosineAnnealingExp")
+    check(is_read, "max_steps_for_lr_sched belong to CosineAnnealingExp")
     if style == "constant" and max_steps < train_steps:
         raise CannotBeHad(f"it drops to min_lr after {max_steps} steps, Megatron-LM's constant schedule never does")
     lr = config.read("model.optim.lr", number)

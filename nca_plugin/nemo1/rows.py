@@ -1,37 +1,17 @@
 """What a key of a NeMo 1 configuration means to Megatron-LM: the rows of keys.yaml, checked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from nca_plugin.errors import NCAPluginError, in_context
+from nca_plugin.errors import NCAPluginError
 from nca_plugin.nemo1.rules import CONDITIONS, DEFAULTS, RULES
 from nca_plugin.nemo1.values import KINDS, Arguments, CannotBeHad, Config, Default
 
 KEYS: Final = Path(__file__).with_name("keys.yaml")
-
-_DEFAULT: Final = frozenset(("default", "default_rule"))
-_TRANSLATED: Final = _DEFAULT | {"source", "required", "note"}
-#: What may stand in a row beside the field that says what the row is.
-_FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    "ignored": frozenset(),
-    "refused": frozenset(("unless",)),
-    "read_by": _DEFAULT,
-    "rule": _TRANSLATED | {"to"},
-    "choices": _TRANSLATED | {"kind", "if", "otherwise"},
-    "kind": _TRANSLATED | {"to", "if"},
-}
-#: Whether a field has a value of its type, for those that are not texts.
-_CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "to": lambda value: isinstance(value, str | list) and all(isinstance(name, str) for name in value),
-    "choices": lambda value: isinstance(value, dict) and all(isinstance(made, dict) for made in value.values()),
-    "unless": lambda value: isinstance(value, list),
-    "required": lambda value: isinstance(value, bool),
-    "default": lambda value: value is not None,
-}
 
 
 @dataclass(frozen=True)
@@ -81,78 +61,84 @@ type Row = Translated | Ignored | Refused
 
 
 def read_rows(text: str) -> Iterator[Row]:
-    """Yield the rows of a file like keys.yaml.
+    """Yield the rows of a text like keys.yaml, whose comment says what a row is.
 
     Raises:
-        NCAPluginError: a row that is not as the file's comment says.
+        NCAPluginError: a malformed row.
     """
     # libyaml's, if PyYAML was built with it.
     document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for key, fields in document["keys"].items():
-        with in_context(f"{KEYS.name}: {key}"):
+        try:
             yield _row(key, fields)
+        # What a keyword, a table or a type of Python's does not take.
+        except (AttributeError, KeyError, TypeError) as error:
+            raise NCAPluginError(f"{KEYS.name}: the row of {key} is malformed: {error}") from error
 
 
-def _row(key: str, fields: Any) -> Row:
-    what = _checked(fields)
-    if what == "ignored":
-        return Ignored(key, fields[what])
-    if what == "refused":
-        return Refused(key, fields[what], tuple(fields.get("unless", (False,))))
-    default = _named(DEFAULTS, fields["default_rule"]) if "default_rule" in fields else fields.get("default")
-    if what == "read_by":
-        return Translated(key, lambda *_: {}, (), default, note=f"read by `{fields[what]}`")
-    to, arguments = _translation(what, fields)
-    required, note = fields.get("required", False), fields.get("note", "")
-    return Translated(key, to, arguments, default, fields.get("source", ""), required, note)
+def _row(key: str, fields: dict[str, Any]) -> Row:
+    match fields:
+        case {"ignored": reason, **rest}:
+            return Ignored(key, reason, **rest)
+        case {"refused": reason, "unless": values, **rest}:
+            return Refused(key, reason, tuple(values), **rest)
+        case {"refused": reason, **rest}:
+            return Refused(key, reason, **rest)
+        case {"read_by": other, **rest}:
+            return _translated(key, lambda *_: {}, note=f"read by `{other}`", **rest)
+        case {"rule": rule, **rest}:
+            return _translated(key, RULES[rule], **rest)
+        case {"kind": _} | {"choices": _, "otherwise": _}:
+            return _by_kind(key, **fields)
+    raise TypeError("nothing says what becomes of the key")
 
 
-def _checked(fields: Any) -> str:
-    """Return the field that says what a row is, if the others fit it."""
-    if not isinstance(fields, dict):
-        raise NCAPluginError("it is no mapping")
-    what = next((what for what in _FIELDS if what in fields), None)
-    if what is None:
-        raise NCAPluginError(f"it has none of {', '.join(_FIELDS)}")
-    if unknown := fields.keys() - _FIELDS[what] - {what}:
-        raise NCAPluginError(f"{', '.join(sorted(unknown))} beside {what}")
-    for field, value in fields.items():
-        if not _CHECKS.get(field, lambda value: isinstance(value, str))(value):
-            raise NCAPluginError(f"{field} has a value of another type")
-    if what == "choices" and "otherwise" not in fields:
-        raise NCAPluginError("choices without otherwise")
-    if fields.keys() >= _DEFAULT:
-        raise NCAPluginError("default and default_rule contradict each other")
-    return what
+def _translated(
+    key: str,
+    make: Callable[[Any, Config], Arguments],
+    to: str | Iterable[str] = (),
+    default: Any = None,
+    default_rule: str | None = None,
+    source: str = "",
+    required: bool = False,
+    note: str = "",
+) -> Translated:
+    """Return a row with the fields that every translated one may have."""
+    of_nemo = default if default_rule is None else DEFAULTS[default_rule]
+    return Translated(key, make, _names(to), of_nemo, source, required, note)
 
 
-def _translation(what: str, fields: Mapping[str, Any]) -> tuple[Callable[[Any, Config], Arguments], tuple[str, ...]]:
-    """Return what translates a key's value, and every argument that it can return."""
-    named = fields.get("to", [])
-    arguments = (named,) if isinstance(named, str) else tuple(named)
-    if what == "rule":
-        return _named(RULES, fields["rule"]), arguments
-    kind = _named(KINDS, fields["kind"]) if "kind" in fields else lambda value: value
-    condition = _named(CONDITIONS, fields["if"]) if "if" in fields else lambda _: True
-    choices = fields.get("choices", {})
+def _names(to: str | Iterable[str]) -> tuple[str, ...]:
+    return (to,) if isinstance(to, str) else tuple(to)
 
-    def make(value: Any) -> Arguments:
-        if (made := kind(value)) is None:
+
+def _by_kind(
+    key: str,
+    *,
+    kind: str | None = None,
+    to: str | Iterable[str] = (),
+    choices: Mapping[Any, Arguments] | None = None,
+    otherwise: str = "",
+    when: str | None = None,
+    **fields: Any,
+) -> Translated:
+    """Return a row whose arguments are made of the key's value alone, and given `when` something is so, or always."""
+    read: Callable[[Any], Any] = (lambda value: value) if kind is None else KINDS[kind]
+    condition: Callable[[Config], bool] = (lambda _: True) if when is None else CONDITIONS[when]
+    names = _names(to) if choices is None else tuple(dict.fromkeys(name for made in choices.values() for name in made))
+
+    def make(value: Any, config: Config) -> Arguments:
+        if (value := read(value)) is None:
             return {}
-        if not choices:
-            return dict.fromkeys(arguments, made)
-        for choice, chosen in choices.items():
-            if choice == made:
-                return dict(chosen)
-        raise CannotBeHad(fields["otherwise"])
+        made = dict.fromkeys(names, value) if choices is None else _chosen(choices, value, otherwise)
+        return made if made and condition(config) else {}
 
-    def to(value: Any, config: Config) -> Arguments:
-        return made if (made := make(value)) and condition(config) else {}
-
-    return to, arguments or tuple(dict.fromkeys(argument for chosen in choices.values() for argument in chosen))
+    return _translated(key, make, names, **fields)
 
 
-def _named[T](table: Mapping[str, T], name: str) -> T:
-    if name not in table:
-        raise NCAPluginError(f"{name} is none of {', '.join(table)}")
-    return table[name]
+def _chosen(choices: Mapping[Any, Arguments], value: Any, otherwise: str) -> Arguments:
+    """Return the arguments of a value, which may be one that no mapping can look up."""
+    for choice, made in choices.items():
+        if choice == value:
+            return dict(made)
+    raise CannotBeHad(otherwise)

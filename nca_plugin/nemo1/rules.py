@@ -13,11 +13,11 @@ from nca_plugin.nemo1.values import (
     CannotBeHad,
     Config,
     boolean,
+    check,
     name,
     number,
     precision,
     processes,
-    refuse_unless,
     whole,
 )
 
@@ -40,7 +40,7 @@ def half_precision(value: Any, config: Config) -> Arguments:
 
 def same_precision(value: Any, config: Config) -> Arguments:
     is_same = precision(value) == config.read("trainer.precision", precision)
-    refuse_unless(is_same, f"trainer.precision is {config['trainer.precision']}")
+    check(is_same, f"trainer.precision is {config['trainer.precision']}")
     return {}
 
 
@@ -51,7 +51,7 @@ def _log_folder(config: Config) -> PurePosixPath:
     folder = PurePosixPath(config.read("exp_manager.exp_dir", name)) / config.read("exp_manager.name", name)
     if (version := config.get("exp_manager.version", name)) is not None:
         return folder / version
-    refuse_unless(
+    check(
         bool(config.get("exp_manager.resume_if_exists", boolean)),
         "without exp_manager.resume_if_exists NeMo makes a folder named after the date: set "
         "exp_manager.explicit_log_dir or exp_manager.version",
@@ -94,7 +94,7 @@ def wandb(value: Any, config: Config) -> Arguments:
         return {}
     keys = ("project", "name", "entity", "save_dir")
     project, run, entity, folder = (config.get(f"{_WANDB}.{key}", name) for key in keys)
-    refuse_unless(project is not None and run is not None, f"needs {_WANDB}.project and {_WANDB}.name")
+    check(project is not None and run is not None, f"needs {_WANDB}.project and {_WANDB}.name")
     return {
         "wandb-project": project,
         "wandb-exp-name": run,
@@ -145,7 +145,7 @@ def activation(value: Any, config: Config) -> Arguments:
 def ffn_dropout(value: Any, config: Config) -> Arguments:
     """NeMo's own model has it, its megatron-core model leaves it out."""
     is_left_out = not number(value) or config.read("model.mcore_gpt", boolean)
-    refuse_unless(is_left_out, "Megatron-LM has no dropout between the two layers")
+    check(is_left_out, "Megatron-LM has no dropout between the two layers")
     return {}
 
 
@@ -170,8 +170,8 @@ def fp8(value: Any, config: Config) -> Arguments:
         return {}
     keys = ("fp8_e4m3", "fp8_hybrid", "fp8_wgrad", "fp8_params", "reduce_amax")
     is_e4m3, is_hybrid, has_wgrad, has_params, reduces = (config.get(f"model.{key}", boolean) for key in keys)
-    refuse_unless(bool(is_e4m3 or is_hybrid), "needs model.fp8_e4m3 or model.fp8_hybrid")
-    refuse_unless(bool(reduces), "with model.reduce_amax=false: Megatron-LM always reduces them")
+    check(bool(is_e4m3 or is_hybrid), "needs model.fp8_e4m3 or model.fp8_hybrid")
+    check(bool(reduces), "with model.reduce_amax=false: Megatron-LM always reduces them")
     whole_numbers = ("fp8_margin", "fp8_interval", "fp8_amax_history_len")
     return (
         {"fp8-format": "e4m3" if is_e4m3 else "hybrid"}
@@ -223,7 +223,7 @@ def data_path(value: Any, config: Config) -> Arguments:
         return {}
     if isinstance(value, Mapping):
         is_complete = set(value) == {"train", "validation", "test"} and None not in value.values()
-        refuse_unless(is_complete, "must have train, validation and test")
+        check(is_complete, "must have train, validation and test")
         names = {"train": "train-data-path", "validation": "valid-data-path", "test": "test-data-path"}
         return {names[split]: _blend(value[split]) for split in names}
     return {"data-path": _blend(value)}

@@ -28,7 +28,7 @@ class CannotBeHad(Exception):
         self.key = key
 
 
-def refuse_unless(is_right: bool, reason: str) -> None:
+def check(is_right: bool, reason: str) -> None:
     """Raise `CannotBeHad` with the reason, unless all is right."""
     if not is_right:
         raise CannotBeHad(reason)
@@ -79,7 +79,7 @@ def whole(value: Any) -> int:
 
 def count(value: Any) -> int:
     """Return a whole number that is not negative."""
-    refuse_unless((result := whole(value)) >= 0, "must not be negative")
+    check((result := whole(value)) >= 0, "must not be negative")
     return result
 
 
@@ -93,20 +93,20 @@ def number(value: Any) -> float:
 
 def share(value: Any) -> float:
     """Return a number between 0 and 1."""
-    refuse_unless(0 <= (result := number(value)) <= 1, "must be between 0 and 1")
+    check(0 <= (result := number(value)) <= 1, "must be between 0 and 1")
     return result
 
 
 def boolean(value: Any) -> bool:
     """Return true or false, which the file may spell 1 or 0."""
-    refuse_unless(value in (True, False), "must be true or false")
+    check(value in (True, False), "must be true or false")
     return bool(value)
 
 
 def name(value: Any) -> str:
     """Return a name or a path, which the file may spell as a number."""
     is_name = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
-    refuse_unless(is_name, "must be a name or a path")
+    check(is_name, "must be a name or a path")
     return str(value)
 
 
@@ -122,7 +122,7 @@ def dtype(value: Any) -> str:
 
 def precision(value: Any) -> str:
     """Return `bf16`, `fp16` or, for float32, an empty string."""
-    refuse_unless(str(value) in _PRECISIONS, f"NeMo's precisions are {', '.join(_PRECISIONS)}")
+    check(str(value) in _PRECISIONS, f"NeMo's precisions are {', '.join(_PRECISIONS)}")
     return _PRECISIONS[str(value)]
 
 
@@ -138,21 +138,21 @@ def off_switch(value: Any) -> bool | None:
 
 def training_steps(value: Any) -> int:
     """Return the length of the run."""
-    refuse_unless((steps := whole(value)) > 0, "must be a number of steps: Megatron-LM has no epochs")
+    check((steps := whole(value)) > 0, "must be a number of steps: Megatron-LM has no epochs")
     return steps
 
 
 def eval_interval(value: Any) -> int:
     """Return the steps between two validations: a fraction, and 1.0, is a part of an epoch to Lightning."""
     is_part = isinstance(value, float) and value <= 1
-    refuse_unless(not is_part, "must be a whole number of steps: a part of an epoch has no counterpart")
+    check(not is_part, "must be a whole number of steps: a part of an epoch has no counterpart")
     return whole(value)
 
 
 def eval_iters(value: Any) -> int:
     """Return the batches of a validation: 1.0 is the whole set to Lightning."""
     is_all = isinstance(value, float) and value == 1
-    refuse_unless(not is_all, "the whole set, which is NeMo's default: set a whole number of batches")
+    check(not is_all, "the whole set, which is NeMo's default: set a whole number of batches")
     return whole(value)
 
 
@@ -164,7 +164,7 @@ def clip_norm(value: Any) -> float:
 def minutes(value: Any) -> int:
     """Return Lightning's `days:hours:minutes:seconds` in minutes."""
     parts = str(value).split(":")
-    refuse_unless(len(parts) == 4, "must be days:hours:minutes:seconds")
+    check(len(parts) == 4, "must be days:hours:minutes:seconds")
     days, hours, minutes, seconds = map(whole, parts)
     return ((days * 24 + hours) * 60 + minutes) + seconds // 60
 
@@ -179,9 +179,7 @@ def processes(value: Any) -> int | None:
 def weights(value: Any) -> str:
     """Return a checkpoint whose weights the run starts from, at step 0."""
     is_nemos = name(value).endswith((".nemo", ".ckpt"))
-    refuse_unless(
-        not is_nemos, "Megatron-LM cannot read NeMo's checkpoints: name the folder of a Megatron-LM checkpoint"
-    )
+    check(not is_nemos, "Megatron-LM cannot read NeMo's checkpoints: name the folder of a Megatron-LM checkpoint")
     return str(value)
 
 
@@ -192,7 +190,7 @@ def virtual_stages(value: Any) -> int | None:
 
 def window(value: Any) -> str:
     """Return how many tokens before and after its own a token sees."""
-    refuse_unless(isinstance(value, list) and len(value) == 2, "must be a list of two whole numbers")
+    check(isinstance(value, list) and len(value) == 2, "must be a list of two whole numbers")
     return ",".join(str(whole(part)) for part in value)
 
 
