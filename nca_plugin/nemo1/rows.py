@@ -1,28 +1,17 @@
-"""What a key of a NeMo 1 configuration means to Megatron-LM: the kinds of rows that the tables are made of."""
+"""What a key of a NeMo 1 configuration means to Megatron-LM: the rows of keys.yaml, checked."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-#: Megatron-LM's arguments without their dashes.
-type Arguments = dict[str, Any]
+import yaml
 
-#: NeMo's own default where it differs from Megatron-LM's: a value, or a function where it depends on other keys.
-type Default = Any
+from nca_plugin.errors import NCAPluginError
+from nca_plugin.nemo1.rules import CONDITIONS, DEFAULTS, RULES
+from nca_plugin.nemo1.values import KINDS, Arguments, CannotBeHad, Config, Default
 
-
-class CannotBeHad(Exception):
-    """A value that Megatron-LM has nothing for, with the reason; `translate` names the key and collects them all.
-
-    Attributes:
-        key: whose value it is, None for the key of the row that is translated.
-    """
-
-    def __init__(self, reason: str, key: str | None = None) -> None:
-        super().__init__(reason)
-        self.key = key
+KEYS: Final = Path(__file__).with_name("keys.yaml")
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Translated:
     """
 
     key: str
-    to: "Callable[[Any, Config], Arguments]"
+    to: Callable[[Any, Config], Arguments]
     arguments: tuple[str, ...]
     default: Default = None
     source: str = ""
@@ -71,121 +60,85 @@ class Refused:
 type Row = Translated | Ignored | Refused
 
 
-@dataclass(frozen=True)
-class Config:
-    """The values of a configuration by dotted key, with NeMo's default for those that are absent or null."""
+def read_rows(text: str) -> Iterator[Row]:
+    """Yield the rows of a text like keys.yaml, whose comment says what a row is.
 
-    values: Mapping[str, Any]
-    defaults: Mapping[str, Default]
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.values.get(key)
-        if value is not None:
-            return value
-        default = self.defaults[key]
-        return default(self) if callable(default) else default
-
-    def read[T](self, key: str, kind: Callable[[Any], T]) -> T:
-        """Return what `kind` makes of the value of a key that another row reads: an error is of this key, not of that
-        row's."""
-        value = self.get(key, kind)
-        if value is None:
-            raise CannotBeHad("is required", key)
-        return value
-
-    def get[T](self, key: str, kind: Callable[[Any], T]) -> T | None:
-        """Return the same, None where the key is absent and NeMo has no default."""
+    Raises:
+        NCAPluginError: a malformed row.
+    """
+    # libyaml's, if PyYAML was built with it.
+    document = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for key, fields in document["keys"].items():
         try:
-            value = self[key]
-            return None if value is None else kind(value)
-        except CannotBeHad as error:
-            raise CannotBeHad(str(error), error.key or key) from None
+            yield _row(key, fields)
+        # What a keyword, a table or a type of Python's does not take.
+        except (AttributeError, KeyError, TypeError) as error:
+            raise NCAPluginError(f"{KEYS.name}: the row of {key} is malformed: {error}") from error
 
 
-def whole(value: Any) -> int:
-    """Return a whole number, which the file may spell `1000`, `1e3` or `"1000"`."""
-    # A float has not every one of them.
-    with suppress(TypeError, ValueError, OverflowError):
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            return int(value)
-    with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, bool) and float(value).is_integer():
-            return int(float(value))
-    raise CannotBeHad("must be a whole number")
+def _row(key: str, fields: dict[str, Any]) -> Row:
+    match fields:
+        case {"ignored": reason, **rest}:
+            return Ignored(key, reason, **rest)
+        case {"refused": reason, "unless": values, **rest}:
+            return Refused(key, reason, tuple(values), **rest)
+        case {"refused": reason, **rest}:
+            return Refused(key, reason, **rest)
+        case {"read_by": other, **rest}:
+            return _translated(key, lambda *_: {}, note=f"read by `{other}`", **rest)
+        case {"rule": rule, **rest}:
+            return _translated(key, RULES[rule], **rest)
+        case {"kind": _} | {"choices": _, "otherwise": _}:
+            return _by_kind(key, **fields)
+    raise TypeError("nothing says what becomes of the key")
 
 
-def count(value: Any) -> int:
-    """Return a whole number that is not negative."""
-    if (result := whole(value)) < 0:
-        raise CannotBeHad("must not be negative")
-    return result
-
-
-def checked_number(value: Any) -> float:
-    """Return a number, which the file may spell `"2e-4"`."""
-    try:
-        if not isinstance(value, bool) and math.isfinite(result := float(value)):
-            return result
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise CannotBeHad("must be a number")
-
-
-def share(value: Any) -> float:
-    """Return a number between 0 and 1."""
-    if not 0 <= (result := checked_number(value)) <= 1:
-        raise CannotBeHad("must be between 0 and 1")
-    return result
-
-
-def boolean(value: Any) -> bool:
-    """Return true or false, which the file may spell 1 or 0."""
-    if value in (True, False):
-        return bool(value)
-    raise CannotBeHad("must be true or false")
-
-
-def name(value: Any) -> str:
-    """Return a name or a path, which the file may spell as a number."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
-        return str(value)
-    raise CannotBeHad("must be a name or a path")
-
-
-def integer(key: str, argument: str, *, is_required: bool = False) -> Translated:
-    """A key that is an argument with a whole number."""
-    return Translated(key, lambda value, _: {argument: whole(value)}, (argument,), is_required=is_required)
-
-
-def real(
-    key: str, argument: str, *, default: Default = None, source: str = "", is_required: bool = False
+def _translated(
+    key: str,
+    make: Callable[[Any, Config], Arguments],
+    to: str | Iterable[str] = (),
+    default: Any = None,
+    default_rule: str | None = None,
+    source: str = "",
+    required: bool = False,
+    note: str = "",
 ) -> Translated:
-    """A key that is an argument with a number."""
-    return Translated(
-        key, lambda value, _: {argument: checked_number(value)}, (argument,), default, source, is_required=is_required
-    )
+    """Return a row with the fields that every translated one may have."""
+    of_nemo = default if default_rule is None else DEFAULTS[default_rule]
+    return Translated(key, make, _names(to), of_nemo, source, required, note)
 
 
-def text(key: str, argument: str) -> Translated:
-    """A key that is an argument with a string."""
-    return Translated(key, lambda value, _: {argument: name(value)}, (argument,))
+def _names(to: str | Iterable[str]) -> tuple[str, ...]:
+    return (to,) if isinstance(to, str) else tuple(to)
 
 
-def switch(key: str, argument: str) -> Translated:
-    """A key whose truth is an argument without a value."""
-    return Translated(key, lambda value, _: {argument: True} if boolean(value) else {}, (argument,))
+def _by_kind(
+    key: str,
+    *,
+    kind: str | None = None,
+    to: str | Iterable[str] = (),
+    choices: Mapping[Any, Arguments] | None = None,
+    otherwise: str = "",
+    when: str | None = None,
+    **fields: Any,
+) -> Translated:
+    """Return a row whose arguments are made of the key's value alone, and given `when` something is so, or always."""
+    read: Callable[[Any], Any] = (lambda value: value) if kind is None else KINDS[kind]
+    condition: Callable[[Config], bool] = (lambda _: True) if when is None else CONDITIONS[when]
+    names = _names(to) if choices is None else tuple(dict.fromkeys(name for made in choices.values() for name in made))
+
+    def make(value: Any, config: Config) -> Arguments:
+        if (value := read(value)) is None:
+            return {}
+        made = dict.fromkeys(names, value) if choices is None else _chosen(choices, value, otherwise)
+        return made if made and condition(config) else {}
+
+    return _translated(key, make, names, **fields)
 
 
-def off_switch(key: str, argument: str, *, default: Default = None, source: str = "") -> Translated:
-    """A key whose falsehood is an argument without a value."""
-    return Translated(key, lambda value, _: {} if boolean(value) else {argument: True}, (argument,), default, source)
-
-
-def within(key: str, other: str, *, default: Default = None) -> Translated:
-    """A key that the row of another one reads."""
-    return Translated(key, lambda *_: {}, (), default, note=f"read by `{other}`")
-
-
-def ignored(reason: str, keys: Iterable[str]) -> tuple[Ignored, ...]:
-    """Several keys with one reason."""
-    return tuple(Ignored(key, reason) for key in keys)
+def _chosen(choices: Mapping[Any, Arguments], value: Any, otherwise: str) -> Arguments:
+    """Return the arguments of a value, which may be one that no mapping can look up."""
+    for choice, made in choices.items():
+        if choice == value:
+            return dict(made)
+    raise CannotBeHad(otherwise)

@@ -2,7 +2,7 @@
 
 What they say is trained, by Megatron-LM's own loop: every key is translated, ignored because it does not change the
 training, or refused because it does and Megatron-LM has nothing for it. Where a key is absent, NeMo's own default is
-what counts. The tables are in `run`, `model`, `system`, `data` and `optimizer`.
+what counts. Each key has a row in keys.yaml.
 """
 
 import math
@@ -13,13 +13,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.nemo1 import data, model, optimizer, run, system
-from nca_plugin.nemo1.rows import Arguments, CannotBeHad, Config, Ignored, Refused, Row, Translated
+from nca_plugin.nemo1.rows import KEYS, Ignored, Refused, Row, Translated, read_rows
+from nca_plugin.nemo1.rules import world_size
+from nca_plugin.nemo1.values import Arguments, CannotBeHad, Config
 from nca_plugin.suggestions import unknown_names
 
-ROWS: Final[Mapping[str, Row]] = MappingProxyType(
-    {row.key: row for module in (run, model, system, data, optimizer) for row in module.ROWS}
-)
+ROWS: Final[Mapping[str, Row]] = MappingProxyType({row.key: row for row in read_rows(KEYS.read_text())})
 
 _SECTIONS: Final = frozenset(
     ".".join(parts[:length]) for parts in (key.split(".") for key in ROWS) for length in range(1, len(parts))
@@ -125,7 +124,7 @@ def translate(config: Mapping[Any, Any]) -> Translation:
         translated=tuple((key, value, made) for key, (value, made) in done.items() if key in values),
         defaults=tuple((key, value, made) for key, (value, made) in done.items() if key not in values and made),
         ignored=tuple((key, row.reason) for key in values if isinstance(row := ROWS[_row_of(key)], Ignored)),
-        world_size=run.world_size(view),
+        world_size=world_size(view),
     )
 
 
