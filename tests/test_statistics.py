@@ -153,8 +153,8 @@ def test_jackknife_of_a_mean_is_the_textbook_error() -> None:
 @pytest.mark.parametrize("q", [0.05, 0.5, 0.95])
 def test_the_error_of_a_quantile_is_its_spread_over_samples(q: float) -> None:
     samples = np.random.default_rng(0).normal(size=(1000, 300))
-    estimates = [s.estimate_quantile(values, q) for values in samples]
-    spread = np.std([estimate.value for estimate in estimates])
+    spread = np.std(np.quantile(samples, q, axis=1))
+    estimates = [s.estimate_quantile(values, q) for values in samples[:200]]
     errors = np.array([estimate.standard_error for estimate in estimates])
     assert errors.mean() == pytest.approx(spread, rel=0.15)
     assert errors.std() < 0.35 * spread

@@ -9,6 +9,8 @@ Shapes: `...` stands for any leading axes, usually [count] sequences.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from nca_plugin.automata import gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES, scored_size
 
-_LN2 = float(np.log(2.0))
+_LN2: Final = float(np.log(2.0))
+_RESAMPLES: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +40,18 @@ def estimate_mean(values: ArrayLike) -> Measured:
 def estimate_quantile(values: ArrayLike, q: float) -> Measured:
     """Return the quantile `q`, 0 .. 1, of one value per sequence, [count].
 
-    The error is a quarter of the 95 % interval, whose ends are the quantiles two standard errors of a share below and
-    above `q` (Woodruff, "Confidence intervals for medians and other position measures", J. American Statistical
-    Association 47, 1952). It is accurate to about 25 % for 300 sequences, a jackknife of 20 groups to 60 %.
+    The error is that of the bootstrap over sequences: accurate to about 25 % for 300 of them.
     """
+    # Only here, because scipy takes half a second to import, and an extra brings it.
+    from scipy import stats
+
     array = np.asarray(values, np.float64)
     value = float(np.quantile(array, q))
     if array.size < 2:
         return Measured(value, float("nan"))
-    two_errors = 2 * np.sqrt(q * (1 - q) / array.size)
-    low, high = np.quantile(array, np.clip([q - two_errors, q + two_errors], 0, 1))
-    return Measured(value, float(high - low) / 4)
+    quantile = partial(np.quantile, q=q)
+    drawn = stats.bootstrap((array,), quantile, n_resamples=_RESAMPLES, method="percentile", random_state=0)
+    return Measured(value, float(drawn.standard_error))
 
 
 def jackknife(

@@ -5,6 +5,7 @@ token. Definitions are those of arXiv 2603.10055 where it has one.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -53,8 +54,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, None, None, tuple(values))
-    quantile = float(stats.t.ppf((1 + level) / 2, array.size - 1))
-    half_width = quantile * float(array.std(ddof=1)) / math.sqrt(array.size)
+    half_width = float(stats.t.ppf((1 + level) / 2, array.size - 1) * stats.sem(array))
     return Estimate(mean, mean - half_width, mean + half_width, tuple(values))
 
 
@@ -113,15 +113,9 @@ def seeds_needed(effect: float, deviation: float, level: float = LEVEL, wanted: 
         effect: other than 0, in the unit of `deviation`.
         deviation: standard deviation of the paired differences over seeds, above 0.
     """
-    low, high = 1, 2
-    while power(abs(effect), deviation, high, level) < wanted:
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(abs(effect), deviation, middle, level) >= wanted else (middle, high)
-    return high
+    counts = range(2, _MOST_SEEDS + 1)
+    place = bisect_left(counts, wanted, key=lambda count: power(abs(effect), deviation, count, level))
+    return counts[place] if place < len(counts) else None
 
 
 def smallest_effect(deviation: float, num_seeds: int, level: float = LEVEL, wanted: float = POWER) -> float:
