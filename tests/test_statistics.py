@@ -45,8 +45,8 @@ def test_repeat_rate() -> None:
     np.testing.assert_allclose(s.repeat_rate([[1, 1, 2, 1], [3, 4, 3, 4]], lag=1), [1 / 3, 0])
     np.testing.assert_allclose(s.repeat_rate([[1, 1, 2, 1], [3, 4, 3, 4]], lag=2), [0.5, 1])
     patches = [[[1, 2], [1, 5], [1, 2]]]
-    np.testing.assert_allclose(s.repeat_rate(patches, lag=1, axis=1), [0.5])
-    np.testing.assert_allclose(s.repeat_rate(patches, lag=2, axis=1), [1.0])
+    np.testing.assert_allclose(s.repeat_rate(patches, lag=1), [0.5])
+    np.testing.assert_allclose(s.repeat_rate(patches, lag=2), [1.0])
 
 
 def test_change_rate_and_neighbours() -> None:

@@ -82,6 +82,8 @@ def drawn(picture: Picture) -> Drawn:
         axes.set_title(title, loc="left", pad=10)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=_DPI)
+        # Both have one layout, computed once.
+        figure.set_layout_engine("none")
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", dpi=_DPI, metadata=nothing)
     element = svg.getvalue()[svg.getvalue().index("<svg") :]
@@ -90,12 +92,20 @@ def drawn(picture: Picture) -> Drawn:
     return Drawn(picture, element, png.getvalue())
 
 
-def finish_chart(axes: Any, percent: bool = False, num_columns: int = 3) -> None:
-    """Give a chart its grid and legend; `percent` is for a vertical axis of shares."""
-    from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+def finish_chart(axes: Any, percent: bool = False, num_columns: int = 3, is_in_tokens: bool = False) -> None:
+    """Give a chart its grid and legend.
+
+    Args:
+        percent: for a vertical axis of shares.
+        num_columns: of the legend, at most.
+        is_in_tokens: for a horizontal axis of many tokens.
+    """
+    from matplotlib.ticker import EngFormatter, FuncFormatter, StrMethodFormatter
 
     if percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    if is_in_tokens:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes.get_xscale() == "log":
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)

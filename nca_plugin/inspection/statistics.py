@@ -124,19 +124,19 @@ def distinct(tokens: ArrayLike) -> NDArray[np.int64]:
     return 1 + np.count_nonzero(np.diff(ordered, axis=-1), axis=-1)
 
 
-def repeat_rate(symbols: ArrayLike, lag: int, axis: int = -1) -> NDArray[np.float64]:
-    """Return the share of symbols that equal the one `lag` places before them on `axis`, for each sequence.
+def repeat_rate(symbols: ArrayLike, lag: int) -> NDArray[np.float64]:
+    """Return the share of symbols that equal the one `lag` places before them, for each sequence.
 
     Args:
-        symbols: integers [count, ...]; tokens [count, length] with lag 1 give repeated tokens, patches
-            [count, frames, patches] with axis 1 those that equal the same patch `lag` frames back.
-        lag: 1 .. the axis's length - 1.
+        symbols: integers [count, length, ...]; tokens [count, length] with lag 1 give repeated tokens, patches
+            [count, frames, patches] those that equal the same patch `lag` frames back.
+        lag: 1 .. length - 1.
 
     Returns:
         float64 [count].
     """
-    array = np.moveaxis(np.asarray(symbols), axis, -1)
-    equal = array[..., lag:] == array[..., :-lag]
+    array = np.asarray(symbols)
+    equal = array[:, lag:] == array[:, :-lag]
     return equal.reshape(equal.shape[0], -1).mean(axis=1)
 
 
@@ -259,6 +259,6 @@ def fold(tokens: ArrayLike, num_symbols: int) -> NDArray[np.int64]:
     return np.asarray(tokens, np.int64) % num_symbols
 
 
-def permuted(symbols: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
+def permuted(symbols: ArrayLike) -> NDArray[np.int64]:
     """Return each sequence, [count, length], in a random order of its own."""
-    return np.random.default_rng(seed).permuted(np.asarray(symbols, np.int64), axis=-1)
+    return np.random.default_rng(0).permuted(np.asarray(symbols, np.int64), axis=-1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from nca_plugin.display.drawing import COLORS, GREY, PAPER, TEXT, finish_chart, hide_frame
 from nca_plugin.display.terminal import short
-from nca_plugin.study.comparison import Estimate, estimate
+from nca_plugin.study.comparison import estimate
 from nca_plugin.study.report.parts import (
     Ablation,
     Values,
@@ -35,13 +35,12 @@ _LINE: Final = 0.21
 
 def draw_curves(axes: Any, values: Values, domain: str) -> None:
     """Draw held-out perplexity against language tokens: means, and the range of seeds."""
-    scale, unit = _unit(values, domain)
     highest = []
     for arm in values["arms"]:
         rows = language_rows(values, domain, arm)
-        x, y = tokens_of(rows) / scale, np.exp(losses(rows))
+        x, y = tokens_of(rows), np.exp(losses(rows))
         style = _style(values, arm)
-        axes.plot(x, y.mean(axis=0), label=_label(values, arm), zorder=3, **style)
+        axes.plot(x, y.mean(axis=0), label=wrapped(label(values, arm)), zorder=3, **style)
         if len(rows) > 1:
             axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
         late = y.mean(axis=0)[x >= SHOWN_FROM * x[-1]]
@@ -51,18 +50,18 @@ def draw_curves(axes: Any, values: Values, domain: str) -> None:
         extra = short(rows[0]["tokens"] - values["domains"][domain]["tokens"])
         mean = np.exp(losses(rows)).mean(axis=0)
         name = f"{label(values, values['baseline'])}, equal compute: {extra} tokens more"
-        axes.plot(tokens_of(rows) / scale, mean, color=TEXT, linestyle="--", linewidth=1.2, label=wrapped(name))
+        axes.plot(tokens_of(rows), mean, color=TEXT, linestyle="--", linewidth=1.2, label=wrapped(name))
         ends.append(mean[-1])
     end = values["summary"][domain][values["baseline"]]["perplexity"]["mean"]
     axes.axhline(end, color=GREY, linewidth=1, zorder=1)
     bottom, top = min(ends), max(highest)
     axes.set(
-        xlabel=f"language tokens{unit}",
+        xlabel="language tokens",
         ylabel="held-out perplexity",
-        xlim=(0.6 * SHOWN_FROM * values["domains"][domain]["tokens"] / scale, None),
+        xlim=(0.6 * SHOWN_FROM * values["domains"][domain]["tokens"], None),
         ylim=(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)),
     )
-    finish_chart(axes, num_columns=_columns(values))
+    finish_chart(axes, num_columns=_columns(values), is_in_tokens=True)
 
 
 def draw_differences(axes: Any, values: Values, domain: str) -> None:
@@ -70,19 +69,18 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
 
     The line is thick where 0 lies outside the interval.
     """
-    scale, unit = _unit(values, domain)
     base = losses(language_rows(values, domain, values["baseline"]))
     axes.axhline(0, color=TEXT, linewidth=1.2)
     seen, ends, arms = [0.0], [0.0], others(values)
     for i, arm in enumerate(arms):
         rows = language_rows(values, domain, arm)
-        differences, x = losses(rows) - base, tokens_of(rows) / scale
+        differences, x = losses(rows) - base, tokens_of(rows)
         found = [estimate(column.tolist()) for column in differences.T]
         style = _style(values, arm)
         mean = np.array([one.mean for one in found])
         axes.plot(x, mean, **{**style, "linewidth": 1.2})
         is_shown = np.array([one.is_shown for one in found])
-        axes.plot(x, np.where(is_shown, mean, np.nan), label=_label(values, arm), **{**style, "linewidth": 3.0})
+        axes.plot(x, np.where(is_shown, mean, np.nan), label=wrapped(label(values, arm)), **{**style, "linewidth": 3.0})
         late = x >= SHOWN_FROM * x[-1]
         seen += [differences[:, late].min(), differences[:, late].max()]
         if found[-1].low is not None and found[-1].high is not None:
@@ -90,22 +88,20 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
             if len(arms) <= MOST_BANDS:
                 lows, highs = ([getattr(one, name) for one in found] for name in ("low", "high"))
                 axes.fill_between(x, lows, highs, color=style["color"], alpha=0.1, linewidth=0)
-            _draw_interval(axes, x[-1] * (1.02 + 0.14 * i / len(arms)), found[-1], style["color"])
+            place = x[-1] * (1.02 + 0.14 * i / len(arms))
+            axes.vlines(place, found[-1].low, found[-1].high, color=style["color"], linewidth=1.6)
+            axes.plot([place], [found[-1].mean], color=style["color"], marker="o", markersize=4)
     # Intervals of few seeds may be so long that nothing else could be seen.
     spread = max(seen) - min(seen) or 0.01
     low, high = max(min(ends), min(seen) - spread), min(max(ends), max(seen) + spread)
     margin = 0.1 * spread
+    base_name = wrapped(textwrap.shorten(label(values, values["baseline"]), 24))
     axes.set(
-        xlabel=f"language tokens{unit}",
-        ylabel=f"loss minus that of '{_short_label(values, values['baseline'])}' (nats)",
+        xlabel="language tokens",
+        ylabel=f"loss minus that of '{base_name}' (nats)",
         ylim=(min(low, *seen) - margin, max(high, *seen) + margin),
     )
-    finish_chart(axes, num_columns=_columns(values))
-
-
-def _draw_interval(axes: Any, x: float, found: Estimate, color: str) -> None:
-    axes.vlines(x, found.low, found.high, color=color, linewidth=1.6)
-    axes.plot([x], [found.mean], color=color, marker="o", markersize=4)
+    finish_chart(axes, num_columns=_columns(values), is_in_tokens=True)
 
 
 def draw_gains(axes: Any, values: Values, domain: str) -> None:
@@ -208,25 +204,7 @@ def _style(values: Values, arm: str) -> dict[str, Any]:
     return {"color": COLORS[color], "linestyle": _DASHES[dashes % len(_DASHES)], "linewidth": 2.0}
 
 
-def _short_label(values: Values, arm: str) -> str:
-    return textwrap.shorten(label(values, arm), 24).replace("$", r"\$")
-
-
-def _label(values: Values, arm: str) -> str:
-    return wrapped(label(values, arm))
-
-
 def wrapped(text: str, letters: int = 2 * _LABEL_LETTERS) -> str:
     """Return lines of at most so many letters, as matplotlib takes them."""
     # Matplotlib takes what stands between two dollar signs for a formula.
     return textwrap.fill(text, letters, break_on_hyphens=False).replace("$", r"\$")
-
-
-def _unit(values: Values, domain: str) -> tuple[float, str]:
-    return token_unit(values["domains"][domain]["tokens"])
-
-
-def token_unit(tokens: float) -> tuple[float, str]:
-    """Return what to divide numbers of tokens by for an axis that ends there, and its name."""
-    units = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"))
-    return next(((scale, name) for scale, name in units if tokens >= scale), (1.0, ""))

@@ -14,7 +14,6 @@ from nca_plugin.inspection import sheet
 from nca_plugin.inspection.samples import Samples, draw_samples
 from nca_plugin.inspection.statistics import compressed_shares
 from nca_plugin.sources import parse
-from nca_plugin.study.report.charts import token_unit
 from nca_plugin.study.report.parts import Row, Stage1, losses, tokens_of
 
 _NUM_SEQUENCES: Final = 3
@@ -28,8 +27,7 @@ _FAINTEST: Final = 0.1
 
 def draw_stage1(axes: Any, stage: Stage1) -> None:
     """Draw held-out loss against tokens, seeds thin, over what token frequencies alone give."""
-    scale, unit = token_unit(stage.rows[0]["tokens"])
-    x, y = tokens_of(stage.rows) / scale, losses(stage.rows)
+    x, y = tokens_of(stage.rows), losses(stage.rows)
     if len(y) > 1:
         axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.5)
     axes.plot(x, y.mean(axis=0), color="C0", linewidth=2, marker="o", markersize=4, label="held-out loss")
@@ -40,12 +38,14 @@ def draw_stage1(axes: Any, stage: Stage1) -> None:
         known = [row[key] for row in stage.rows if row[key] is not None]
         if known:
             axes.axhline(float(np.mean(known)), color=color, linestyle=style, label=name)
-    axes.set(xlabel=f"tokens of stage 1{unit}", ylabel="nats a supervised token")
-    finish_chart(axes)
+    axes.set(xlabel="tokens of stage 1", ylabel="nats a supervised token")
+    finish_chart(axes, is_in_tokens=True)
 
 
 def draw_in_context(axes: Any, stage: Stage1) -> None:
     """Draw accuracy against frames seen, the mean and the range of seeds."""
+    from matplotlib.ticker import MaxNLocator
+
     found = [row["in_context"] for row in stage.rows]
     frames = np.array(found[0]["frames"])
     for key, name, style in (
@@ -60,15 +60,9 @@ def draw_in_context(axes: Any, stage: Stage1) -> None:
         if len(shares) > 1 and key != "copy":
             low, high = shares[:, known].min(axis=0), shares[:, known].max(axis=0)
             axes.fill_between(frames[known], low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.xaxis.set_major_locator(_few_ticks())
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel="frames seen before", ylabel="accuracy", ylim=(-0.02, 1.02))
     finish_chart(axes, percent=True, num_columns=2)
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(6, integer=True)
 
 
 def has_induction(rows: Sequence[Row]) -> bool:
