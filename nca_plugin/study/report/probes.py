@@ -29,7 +29,7 @@ def draw_stage1(axes: Any, stage: Stage1) -> None:
     """Draw held-out loss against tokens, seeds thin, over what token frequencies alone give."""
     x, y = tokens_of(stage.rows), losses(stage.rows)
     if len(y) > 1:
-        axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.5)
+        axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.7)
     axes.plot(x, y.mean(axis=0), color="C0", linewidth=2, marker="o", markersize=4, label="held-out loss")
     for key, name, color, style in (
         ("unigram_loss", "token frequencies alone", "C1", "--"),
