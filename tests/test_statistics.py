@@ -45,8 +45,8 @@ def test_repeat_rate() -> None:
     np.testing.assert_allclose(s.repeat_rate([[1, 1, 2, 1], [3, 4, 3, 4]], lag=1), [1 / 3, 0])
     np.testing.assert_allclose(s.repeat_rate([[1, 1, 2, 1], [3, 4, 3, 4]], lag=2), [0.5, 1])
     patches = [[[1, 2], [1, 5], [1, 2]]]
-    np.testing.assert_allclose(s.repeat_rate(patches, lag=1, axis=1), [0.5])
-    np.testing.assert_allclose(s.repeat_rate(patches, lag=2, axis=1), [1.0])
+    np.testing.assert_allclose(s.repeat_rate(patches, lag=1), [0.5])
+    np.testing.assert_allclose(s.repeat_rate(patches, lag=2), [1.0])
 
 
 def test_change_rate_and_neighbours() -> None:
@@ -153,8 +153,8 @@ def test_jackknife_of_a_mean_is_the_textbook_error() -> None:
 @pytest.mark.parametrize("q", [0.05, 0.5, 0.95])
 def test_the_error_of_a_quantile_is_its_spread_over_samples(q: float) -> None:
     samples = np.random.default_rng(0).normal(size=(1000, 300))
-    estimates = [s.estimate_quantile(values, q) for values in samples]
-    spread = np.std([estimate.value for estimate in estimates])
+    spread = np.std(np.quantile(samples, q, axis=1))
+    estimates = [s.estimate_quantile(values, q) for values in samples[:200]]
     errors = np.array([estimate.standard_error for estimate in estimates])
     assert errors.mean() == pytest.approx(spread, rel=0.15)
     assert errors.std() < 0.35 * spread

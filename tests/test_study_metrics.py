@@ -95,6 +95,8 @@ def test_power_of_published_tables() -> None:
     """Cohen (1988), 80 %, two-sided: a paired effect of one standard deviation needs 10 pairs, 0.8 15, 0.5 34."""
     assert [seeds_needed(effect, 1.0) for effect in (1.0, 0.8, 0.5)] == [10, 15, 34]
     assert seeds_needed(-0.5, 1.0) == 34
+    # (1.960 + 0.842)^2 / effect^2.
+    assert seeds_needed(0.03, 1.0) == pytest.approx(8721, abs=5)
     assert seeds_needed(0.001, 1.0) is None
     assert power(0.0, 1.0, 4) == pytest.approx(0.05, abs=1e-4)
 

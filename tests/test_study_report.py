@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nca_plugin.display.drawing import Drawn
 from nca_plugin.study.comparison import estimate, gain_percent, smallest_effect, speed_up
 from nca_plugin.study.report.parts import ablations, cost, stages1
 from nca_plugin.study.report.tables import tables
@@ -235,7 +236,7 @@ class _Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "xlink:href")]
         assert tag not in ("script", "link", "iframe", "object", "of")
 
     def handle_data(self, data: str) -> None:
@@ -245,8 +246,7 @@ class _Page(HTMLParser):
 @pytest.fixture
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on the pictures: they take seconds."""
-    for module in ("page", "study.report.write"):
-        monkeypatch.setattr(f"nca_plugin.{module}.render", lambda *_: PNG)
+    monkeypatch.setattr("nca_plugin.study.report.write.drawn", lambda picture: Drawn(picture, "<svg></svg>", PNG))
 
 
 def test_a_gain_that_is_shown_is_named_with_its_interval() -> None:
@@ -341,22 +341,21 @@ def test_costs_count_stage_1() -> None:
 
 
 def test_the_page_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nca_plugin.display.page._DPI", 15)
-    # The PNGs have all that is on the page.
-    monkeypatch.setattr("nca_plugin.display.page.render", lambda *_: PNG)
+    monkeypatch.setattr("nca_plugin.display.drawing._DPI", 15)
     values = _values()
     arms = values["arms"]
     arms["nca"] = {**arms["nca"], "label": "<of> & [red]$x$"}
     paths = write_report(values, tmp_path)
     assert [path.name for path in paths[:2]] == ["results.json", "report.html"]
-    pictures = {"curves", "gains", "ablation", "stage1", "in_context", "induction", "data"}
-    assert {path.stem for path in paths[2:]} == pictures
+    pictures = {"curves", "differences", "gains", "ablation", "stage1", "in_context", "strongest", "heads", "data"}
+    assert {path.stem for path in paths[2:]} == {f"{name}-0" for name in pictures}
     assert set(paths) == set((tmp_path).iterdir())
     assert all(path.read_bytes().startswith(PNG) for path in paths[2:])
     html = paths[1].read_text()
     page = _Page(html)
-    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert "url(" not in html and "@import" not in html
+    assert html.count("<svg") == len(pictures)
+    assert page.links and all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert "url(" not in html.replace("url(#", "") and "@import" not in html
     assert "<of>" not in html and "<of> & [red]$x$" in page.text
     assert "[red]$x$" in _printed(values)
     for said in (headline(values), *verdict(values).splitlines(), values["command"], "The paper's figures", "13.82"):
@@ -388,6 +387,6 @@ def test_the_paper_stands_beside_a_domain_of_its_own(tmp_path: Path) -> None:
     values |= {"stage1": [], "language": [row | {"induction": None} for row in values["language"]]}
     values["arms"]["nca-no-attention"] = {**ARMS["nca-no-attention"], "schedule": "constant"}
     paths = write_report(values, tmp_path)
-    assert {path.stem for path in paths[2:]} == {"curves", "gains"}
+    assert {path.stem for path in paths[2:]} == {"curves-0", "differences-0", "gains-0"}
     text = _Page(paths[1].read_text()).text
     assert "CodeParrot" in text and "1.84" in text and "OpenWebText" not in text

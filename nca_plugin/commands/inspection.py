@@ -22,7 +22,7 @@ def inspect(
     from nca_plugin.inspection.inspect import inspect as inspect_source
     from nca_plugin.sources import parse
 
-    require("matplotlib")
+    require("matplotlib", "scipy", "jinja2")
     with stages() as start_stage:
         page, *_ = inspect_source(
             parse(uri), out or default_folder(uri), count=count, seq_length=seq_length, start_stage=start_stage

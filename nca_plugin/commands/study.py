@@ -25,7 +25,7 @@ def study(
     from nca_plugin.study.file import load_study
 
     loaded = load_study(config, overrides or [])
-    require("torch", "megatron.core", "matplotlib", "scipy")
+    require("torch", "megatron.core", "matplotlib", "scipy", "jinja2")
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_OF_FILES)

@@ -27,7 +27,7 @@ REQUIRED: Final[Mapping[str, str]] = {
 EXTRAS: Final[Mapping[str, Mapping[str, str]]] = {
     "megatron": {"torch": ">=2.10", "megatron-core": ">=0.18", "tensorboard": ">=2.16", "psutil": ">=5.9"},
     "text": {"transformers": ">=4.57.1", "datasets": ">=3.0"},
-    "study": {"matplotlib": ">=3.8", "scipy": ">=1.11"},
+    "study": {"matplotlib": ">=3.8", "scipy": ">=1.11", "jinja2": ">=3.1"},
 }
 TORCH: Final = EXTRAS["megatron"]["torch"]
 MEGATRON_CORE: Final = EXTRAS["megatron"]["megatron-core"]

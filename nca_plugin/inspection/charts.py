@@ -1,4 +1,4 @@
-"""The curves and histograms of the page. Each function draws on matplotlib axes; colours C0 .. C2 are the theme's."""
+"""The curves and histograms of the page. Each function draws on matplotlib axes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nca_plugin.automata.config import Band
-from nca_plugin.display.page import finish_chart, place_legend
+from nca_plugin.display.drawing import GREY, PAPER, finish_chart, hide_frame, place_legend
 from nca_plugin.inspection import statistics
 from nca_plugin.inspection.information import Information
 from nca_plugin.inspection.measures import RANKS, TRANSITIONS
@@ -67,7 +67,7 @@ def draw_ranks(axes: Any, tokens: NDArray[np.int32], vocab_size: int, reference:
     counts = statistics.token_counts(tokens, vocab_size)
     ranks = np.unique(np.geomspace(1, vocab_size, 200).round().astype(int))
     axes.plot(ranks, statistics.top_shares(counts, ranks.tolist()), color="C0", label="these sequences")
-    axes.plot(ranks, ranks / vocab_size, color="C2", linestyle=":", label="if all were equally frequent")
+    axes.plot(ranks, ranks / vocab_size, color=GREY, linestyle=":", label="if all were equally frequent")
     _draw_reference(axes, RANKS, [f"top_share_{rank}" for rank in RANKS], reference)
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="number of most frequent token ids", ylabel="share of all tokens")
     finish_chart(axes, percent=True)
@@ -102,7 +102,7 @@ def _draw_information(axes: Any, information: Information, **style: Any) -> None
     distances = np.array(information.distances)
     for value, error, color, label in (
         (information.value, information.error, "C0", "these sequences"),
-        (information.baseline, information.baseline_error, "C2", "same sequences, order shuffled"),
+        (information.baseline, information.baseline_error, GREY, "same sequences, order shuffled"),
     ):
         axes.plot(distances, value, color=color, label=label, **style)
         if "linestyle" not in style:
@@ -155,17 +155,17 @@ def draw_mask(axes: Any, samples: Samples) -> None:
     strip[: states.size] = states
     axes.imshow(
         strip.reshape(rows, length),
-        cmap=ListedColormap(["C1", "C0", "C2"]),
+        cmap=ListedColormap(["C1", "C0", GREY]),
         vmin=0,
         vmax=2,
         interpolation="nearest",
         aspect="auto",
         extent=(0.5, length + 0.5, rows + 0.5, 0.5),
     )
-    axes.hlines(np.arange(rows - 1) + 1.5, 0.5, length + 0.5, color=axes.get_facecolor(), linewidth=1.5)
+    axes.hlines(np.arange(rows - 1) + 1.5, 0.5, length + 0.5, color=PAPER, linewidth=1.5)
     axes.set(xlabel="position in the row", ylabel="frame" if samples.grid else f"row of {length} tokens")
-    axes.spines[:].set_visible(False)
-    handles = [Patch(color=c, label=name) for c, name in (("C0", "counts"), ("C1", "masked"), ("C2", "only an input"))]
+    hide_frame(axes)
+    handles = [Patch(color=c, label=name) for c, name in (("C0", "counts"), ("C1", "masked"), (GREY, "only an input"))]
     place_legend(axes, handles=handles)
 
 

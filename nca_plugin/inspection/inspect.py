@@ -1,12 +1,14 @@
 """`inspect`: samples of a source as a page of pictures and figures."""
 
 import hashlib
+import io
 import re
 from pathlib import Path
 
-from nca_plugin.display.page import Picture, render, rendered
+from nca_plugin.display.drawing import Drawn, drawn
+from nca_plugin.display.page import write_files
 from nca_plugin.display.progress import StartStage, silent_stage
-from nca_plugin.files import check_folder, complete_files
+from nca_plugin.files import check_folder
 from nca_plugin.inspection.measures import measure
 from nca_plugin.inspection.page import page
 from nca_plugin.inspection.pictures import pictures
@@ -15,7 +17,8 @@ from nca_plugin.inspection.samples import Samples, draw_samples, random_scores
 from nca_plugin.sources import Source
 
 _LONGEST_NAME = 100
-_OVERVIEW_SIZE = (13.0, 7.2)
+#: Pixels between the pictures of the overview.
+_GAP = 40
 
 
 def default_folder(uri: str) -> Path:
@@ -49,27 +52,34 @@ def inspect(
         unfiltered = random_scores(source, count, start_stage)
     shown = pictures(samples, unfiltered)
     advance = start_stage("pictures", len(shown))
-    drawn = []
+    all_drawn = []
     for picture in shown:
-        drawn.append(rendered(picture))
+        all_drawn.append(drawn(picture))
         advance(1)
     reference = reference_for(grid.config, grid.frames.shape[1]) if grid is not None else None
     command = f"nca-plugin inspect '{source.uri}' --count {count} --seq-length {seq_length}"
-    html = page(source.uri, _facts(samples), command, drawn, measure(samples), count, reference)
+    html = page(source.uri, _facts(samples), command, all_drawn, measure(samples), count, reference)
     contents = {"index.html": html.encode()}
-    contents |= {f"{item.picture.name}.png": item.light for item in drawn}
-    contents["overview.png"] = render(_overview(shown), "light", _OVERVIEW_SIZE)
-    targets = [folder / name for name in contents]
-    with complete_files(*targets) as partials:
-        for partial, content in zip(partials, contents.values(), strict=True):
-            partial.write_bytes(content)
-    return targets
+    contents |= {f"{item.picture.name}.png": item.png for item in all_drawn}
+    contents["overview.png"] = _overview(all_drawn)
+    return write_files(folder, contents)
 
 
-def _overview(shown: list[Picture]) -> list[list[Picture]]:
-    """Return the layout of the overview: the contact sheet, and beside it the two pictures that follow it."""
-    sheet, upper, lower, *_ = shown
-    return [[sheet, upper], [sheet, lower]]
+def _overview(all_drawn: list[Drawn]) -> bytes:
+    """Return a PNG of the contact sheet, and beside it the two pictures that follow it."""
+    from PIL import Image
+
+    sheet, upper, lower = (Image.open(io.BytesIO(item.png)).convert("RGB") for item in all_drawn[:3])
+    height = upper.height + _GAP + lower.height
+    sheet = sheet.resize((sheet.width * height // sheet.height, height))
+    whole = Image.new("RGB", (sheet.width + _GAP + upper.width, height), "white")
+    whole.paste(sheet, (0, 0))
+    whole.paste(upper, (sheet.width + _GAP, 0))
+    whole.paste(lower, (sheet.width + _GAP, upper.height + _GAP))
+    written = io.BytesIO()
+    # With 256 colours, a third of the size.
+    whole.quantize().save(written, "png")
+    return written.getvalue()
 
 
 def _facts(samples: Samples) -> str:

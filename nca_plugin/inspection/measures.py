@@ -62,7 +62,7 @@ def measure(samples: Samples) -> dict[str, Measured]:
     """
     if samples.grid is None:
         tokens = samples.tokens
-        repeats = {f"token_repeat_{lag}": _repeats(tokens, lag, axis=1) for lag in (1, 2) if lag < tokens.shape[1]}
+        repeats = {f"token_repeat_{lag}": _repeats(tokens, lag) for lag in (1, 2) if lag < tokens.shape[1]}
         return _token_measures(tokens, samples.source.vocab_size) | repeats
     grid = samples.grid
     patches = grid.patches.reshape(samples.count, -1)
@@ -90,7 +90,7 @@ def _frame_measures(grid: Grid) -> dict[str, Measured]:
     measures = {
         "change_rate": estimate_mean(changes),
         **{f"change_rate_q{p}": estimate_quantile(changes, p / 100) for p in _PERCENTILES},
-        **{f"patch_repeat_{lag}": _repeats(grid.patches, lag, 1) for lag in (1, 2) if lag < frames.shape[1]},
+        **{f"patch_repeat_{lag}": _repeats(grid.patches, lag) for lag in (1, 2) if lag < frames.shape[1]},
         "right_neighbour": estimate_mean(statistics.right_neighbour_rate(frames)),
         "color_entropy": estimate_mean(statistics.color_entropy(frames, grid.config.num_colors)),
         **{f"seen_{t}": estimate_mean(seen[:, t - 1].mean(axis=1)) for t in transitions},
@@ -105,8 +105,8 @@ def _frame_measures(grid: Grid) -> dict[str, Measured]:
     return measures
 
 
-def _repeats(symbols: NDArray[np.int32], lag: int, axis: int) -> Measured:
-    return estimate_mean(statistics.repeat_rate(symbols, lag, axis))
+def _repeats(symbols: NDArray[np.int32], lag: int) -> Measured:
+    return estimate_mean(statistics.repeat_rate(symbols, lag))
 
 
 def _named(names: list[str], values: NDArray[np.float64], errors: NDArray[np.float64]) -> dict[str, Measured]:

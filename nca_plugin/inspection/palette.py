@@ -1,90 +1,42 @@
-"""Colours for the states of an automaton and the ids of a token, chosen for colour-blind readers too."""
+"""Colours for the states of an automaton and the ids of a token: published lists."""
 
-import functools
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nca_plugin.display.page import PAGES
 from nca_plugin.inspection.statistics import fold
 from nca_plugin.sources import Source
 from nca_plugin.sources.details import num_brackets
 
-# Okabe and Ito, "Color Universal Design" (2008), with black lightened to show on a dark page; ordered so that the first
-# few differ most in lightness.
-_FIRST: Final = ("0072B2", "F0E442", "D55E00", "56B4E9", "009E73", "CC79A7", "E69F00", "4A4A4A")
-
-# sRGB to LMS-like cone responses and on to OKLab (Ottosson, "A perceptual color space for image processing", 2020).
-_TO_CONES: Final = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_TO_OKLAB: Final = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-# Linear RGB as protanopes, deuteranopes and tritanopes see it (Machado, Oliveira and Fernandes, IEEE TVCG 15, 2009,
-# severity 1).
-_DICHROMACIES: Final = np.array(
-    [
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    ]
-)
-#: Levels of each channel that further colours are chosen from.
-_LEVELS: Final = 12
+#: Ten colours that colour-blind readers tell apart too: Petroff, "Accessible color sequences for data visualization"
+#: (arXiv 2107.02270, 2021), matplotlib's `petroff10`.
+_TEN: Final = "3f90da ffa90e bd1f01 94a4a2 832db6 a96b59 e76300 b9ac70 717581 92dadd"
+#: As many as an automaton may have, for normal vision: the first 64 of colorcet's `glasbey_bw_minc_20` (CC BY 4.0),
+#: made as in Glasbey et al., "Colour displays for categorical images" (Color Research & Application 32, 2007), and away
+#: from black and white.
+_MANY: Final = """
+d70000 8c3cff 028800 00acc7 98ff00 ff7fd1 6c004f ffa530 583b00 005759 0000dd 00fdcf a1756a bcb7ff 95b578 c004b9
+645474 790000 0774d8 fef590 004b00 8f7a00 ff7266 eeb9b9 5e7e66 9be4ff ec0077 a67bb9 5a00a4 04c600 9e4b00 9c3b50
+cbc400 718298 00af8a 8388ff 5d373b 390000 fdc0ff bee7c0 db6d01 93b8b6 e452ff 2f5382 c46690 556220 c59f72 048287
+69e780 802790 6db4ff 4e33ff 86a302 fe03cb c2a6c5 c55746 76583d 016842 00d6d5 dae0ff f9ff00 6a68b0 c39800 e1cd9c
+"""
 
 #: Ids of a large vocabulary share this many colours.
-MAX_TOKEN_COLORS: Final = 16
+MAX_TOKEN_COLORS: Final = 10
 
 
-@functools.cache
 def palette(num_colors: int) -> NDArray[np.uint8]:
-    """Return `num_colors` distinct colours, uint8 [num_colors, 3], 1 .. 1000; a longer palette begins with a shorter.
-
-    The first eight are Okabe and Ito's. Each further one is the colour that is farthest from all before it, and from
-    `PAGES`, in OKLab, seen with normal vision or as one of the three dichromats, whichever is nearest.
-    """
-    first = np.array([list(bytes.fromhex(code)) for code in _FIRST])
-    levels = np.linspace(25, 245, _LEVELS).round()
-    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    seen = _appearances(candidates)
-    chosen = list(first[:num_colors])
-    pages = np.array([list(bytes.fromhex(code)) for code in PAGES.values()])
-    nearest = np.min([_distances(seen, color) for color in (*first, *pages)], axis=0)
-    while len(chosen) < num_colors:
-        best = int(np.argmax(nearest))
-        chosen.append(candidates[best])
-        nearest = np.minimum(nearest, _distances(seen, candidates[best]))
-    return np.array(chosen).astype(np.uint8)
-
-
-def _appearances(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sRGB 0 .. 255, [m, 3], in OKLab to the four kinds of eyes, [4, m, 3]."""
-    encoded = rgb / 255.0
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    kinds = np.stack([linear, *(np.clip(linear @ matrix.T, 0, 1) for matrix in _DICHROMACIES)])
-    return np.cbrt(kinds @ _TO_CONES.T) @ _TO_OKLAB.T
-
-
-def _distances(seen: NDArray[np.float64], color: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far `color` is from each of `seen`, [4, m, 3], to the eyes that tell them apart least: [m]."""
-    return np.linalg.norm(seen - _appearances(np.asarray(color, np.float64)[None]), axis=-1).min(axis=0)
+    """Return `num_colors` distinct colours, uint8 [num_colors, 3], 1 .. 64; up to ten for colour-blind readers too."""
+    codes = (_TEN if num_colors <= 10 else _MANY).split()[:num_colors]
+    return np.array([list(bytes.fromhex(code)) for code in codes], np.uint8)
 
 
 def token_colors(source: Source, tokens: ArrayLike) -> NDArray[np.uint8]:
     """Return a colour for each token of a source without a grid, [...] -> uint8 [..., 3].
 
     Brackets have the colour of their kind, closing ones a paler one. Ids of other sources have a colour each, or share
-    16 if there are more of them.
+    ten if there are more of them.
     """
     array = np.asarray(tokens)
     kinds = num_brackets(source)

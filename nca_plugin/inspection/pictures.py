@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nca_plugin.automata import score_bounds
 from nca_plugin.automata.config import Band
-from nca_plugin.display.page import Picture
+from nca_plugin.display.drawing import Picture
 from nca_plugin.inspection import charts, sheet
 from nca_plugin.inspection.information import NUM_SYMBOLS, Information, frame_information, token_information
 from nca_plugin.inspection.palette import MAX_TOKEN_COLORS

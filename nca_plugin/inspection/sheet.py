@@ -5,6 +5,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nca_plugin.display.drawing import hide_frame
 from nca_plugin.inspection.palette import palette, token_colors
 from nca_plugin.inspection.samples import Grid, Samples
 
@@ -37,7 +38,7 @@ def draw_frames(axes: Any, grid: Grid) -> None:
     axes.set_xticks(left + size / 2, [str(column + 1) for column in columns])
     axes.set_yticks(np.arange(len(rows)) * pitch + size / 2, [f"{scores[row]:.3f}" for row in rows])
     axes.set(xlabel="frame", ylabel="gzip score")
-    _bare(axes)
+    hide_frame(axes)
 
 
 def draw_strips(axes: Any, samples: Samples, scores: NDArray[np.float64]) -> None:
@@ -49,7 +50,7 @@ def draw_strips(axes: Any, samples: Samples, scores: NDArray[np.float64]) -> Non
     axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0.5, colors.shape[1] + 0.5, len(canvas), 0))
     axes.set_yticks(2 * np.arange(len(rows)) + 0.5, [f"{scores[row]:.3f}" for row in rows])
     axes.set(xlabel="token", ylabel="size after gzip, share")
-    _bare(axes)
+    hide_frame(axes)
 
 
 def _shown_frames(num_frames: int) -> list[int]:
@@ -63,8 +64,3 @@ def _shown_sequences(scores: NDArray[np.float64], rows: int = _ROWS) -> NDArray[
     """Return sequences at equal steps of rank, lowest score first."""
     order = np.argsort(scores, kind="stable")
     return order[np.linspace(0, len(order) - 1, min(rows, len(order))).round().astype(int)]
-
-
-def _bare(axes: Any) -> None:
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)

@@ -9,6 +9,8 @@ Shapes: `...` stands for any leading axes, usually [count] sequences.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from nca_plugin.automata import gzip_score
 from nca_plugin.automata.complexity import SCORED_FRAMES, scored_size
 
-_LN2 = float(np.log(2.0))
+_LN2: Final = float(np.log(2.0))
+_RESAMPLES: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +40,18 @@ def estimate_mean(values: ArrayLike) -> Measured:
 def estimate_quantile(values: ArrayLike, q: float) -> Measured:
     """Return the quantile `q`, 0 .. 1, of one value per sequence, [count].
 
-    The error is a quarter of the 95 % interval, whose ends are the quantiles two standard errors of a share below and
-    above `q` (Woodruff, "Confidence intervals for medians and other position measures", J. American Statistical
-    Association 47, 1952). It is accurate to about 25 % for 300 sequences, a jackknife of 20 groups to 60 %.
+    The error is that of the bootstrap over sequences: accurate to about 25 % for 300 of them.
     """
+    # Only here, because scipy takes half a second to import, and an extra brings it.
+    from scipy import stats
+
     array = np.asarray(values, np.float64)
     value = float(np.quantile(array, q))
     if array.size < 2:
         return Measured(value, float("nan"))
-    two_errors = 2 * np.sqrt(q * (1 - q) / array.size)
-    low, high = np.quantile(array, np.clip([q - two_errors, q + two_errors], 0, 1))
-    return Measured(value, float(high - low) / 4)
+    quantile = partial(np.quantile, q=q)
+    drawn = stats.bootstrap((array,), quantile, n_resamples=_RESAMPLES, method="percentile", random_state=0)
+    return Measured(value, float(drawn.standard_error))
 
 
 def jackknife(
@@ -120,19 +124,19 @@ def distinct(tokens: ArrayLike) -> NDArray[np.int64]:
     return 1 + np.count_nonzero(np.diff(ordered, axis=-1), axis=-1)
 
 
-def repeat_rate(symbols: ArrayLike, lag: int, axis: int = -1) -> NDArray[np.float64]:
-    """Return the share of symbols that equal the one `lag` places before them on `axis`, for each sequence.
+def repeat_rate(symbols: ArrayLike, lag: int) -> NDArray[np.float64]:
+    """Return the share of symbols that equal the one `lag` places before them, for each sequence.
 
     Args:
-        symbols: integers [count, ...]; tokens [count, length] with lag 1 give repeated tokens, patches
-            [count, frames, patches] with axis 1 those that equal the same patch `lag` frames back.
-        lag: 1 .. the axis's length - 1.
+        symbols: integers [count, length, ...]; tokens [count, length] with lag 1 give repeated tokens, patches
+            [count, frames, patches] those that equal the same patch `lag` frames back.
+        lag: 1 .. length - 1.
 
     Returns:
         float64 [count].
     """
-    array = np.moveaxis(np.asarray(symbols), axis, -1)
-    equal = array[..., lag:] == array[..., :-lag]
+    array = np.asarray(symbols)
+    equal = array[:, lag:] == array[:, :-lag]
     return equal.reshape(equal.shape[0], -1).mean(axis=1)
 
 
@@ -255,6 +259,6 @@ def fold(tokens: ArrayLike, num_symbols: int) -> NDArray[np.int64]:
     return np.asarray(tokens, np.int64) % num_symbols
 
 
-def permuted(symbols: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
+def permuted(symbols: ArrayLike) -> NDArray[np.int64]:
     """Return each sequence, [count, length], in a random order of its own."""
-    return np.random.default_rng(seed).permuted(np.asarray(symbols, np.int64), axis=-1)
+    return np.random.default_rng(0).permuted(np.asarray(symbols, np.int64), axis=-1)

@@ -5,6 +5,7 @@ token. Definitions are those of arXiv 2603.10055 where it has one.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +42,7 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of one value for each seed with its interval (Student's t, two-sided).
 
     For values that are differences of runs with the same seed, it is the paired comparison.
@@ -53,8 +54,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     mean = float(array.mean())
     if array.size < 2:
         return Estimate(mean, None, None, tuple(values))
-    quantile = float(stats.t.ppf((1 + level) / 2, array.size - 1))
-    half_width = quantile * float(array.std(ddof=1)) / math.sqrt(array.size)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, array.size - 1) * stats.sem(array))
     return Estimate(mean, mean - half_width, mean + half_width, tuple(values))
 
 
@@ -90,7 +90,7 @@ def speed_up(baseline: Curve, curve: Curve) -> float | None:
     return None if reached is None else tokens / reached
 
 
-def power(effect: float, deviation: float, num_seeds: int, level: float = LEVEL) -> float:
+def power(effect: float, deviation: float, num_seeds: int) -> float:
     """Return how likely a paired comparison over `num_seeds` >= 2 shows a true difference of `effect`.
 
     Two-sided t test of normal differences with this standard deviation: the non-central t distribution, as the mean
@@ -99,37 +99,31 @@ def power(effect: float, deviation: float, num_seeds: int, level: float = LEVEL)
     from scipy import stats
 
     freedom = num_seeds - 1
-    critical = stats.t.ppf((1 + level) / 2, freedom)
+    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
     shift = effect / deviation * math.sqrt(num_seeds)
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     shown = np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)
     return float(np.mean(stats.norm.sf(critical * shown - shift) + stats.norm.cdf(-critical * shown - shift)))
 
 
-def seeds_needed(effect: float, deviation: float, level: float = LEVEL, wanted: float = POWER) -> int | None:
-    """Return the fewest seeds that show a true difference of `effect` with probability `wanted`; None above 10,000.
+def seeds_needed(effect: float, deviation: float) -> int | None:
+    """Return the fewest seeds that show a true difference of `effect` with a probability of 80 %; None above 10,000.
 
     Args:
         effect: other than 0, in the unit of `deviation`.
         deviation: standard deviation of the paired differences over seeds, above 0.
     """
-    low, high = 1, 2
-    while power(abs(effect), deviation, high, level) < wanted:
-        low, high = high, 2 * high
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(abs(effect), deviation, middle, level) >= wanted else (middle, high)
-    return high
+    counts = range(2, _MOST_SEEDS + 1)
+    place = bisect_left(counts, POWER, key=lambda count: power(abs(effect), deviation, count))
+    return counts[place] if place < len(counts) else None
 
 
-def smallest_effect(deviation: float, num_seeds: int, level: float = LEVEL, wanted: float = POWER) -> float:
-    """Return the smallest true difference that `num_seeds` >= 2 show with probability `wanted`."""
+def smallest_effect(deviation: float, num_seeds: int) -> float:
+    """Return the smallest true difference that `num_seeds` >= 2 show with a probability of 80 %."""
     from scipy import optimize
 
     def missing(ratio: float) -> float:
-        return power(ratio, 1.0, num_seeds, level) - wanted
+        return power(ratio, 1.0, num_seeds) - POWER
 
     # For two seeds, the fewest, it is 12 standard deviations.
     return deviation * float(optimize.brentq(missing, 1e-6, 100.0))

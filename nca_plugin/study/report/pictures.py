@@ -1,10 +1,10 @@
-"""The pictures of a report by section: on the page each panel alone, in a PNG those of a section together."""
+"""The pictures of a report by section."""
 
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from nca_plugin.display.page import CHART, Picture
+from nca_plugin.display.drawing import CHART, Picture
 from nca_plugin.study.report import charts, probes
 from nca_plugin.study.report.parts import Row, Stage1, Values, ablations, label, language_rows, others, stages1
 
@@ -17,31 +17,14 @@ class Section:
     """Pictures that belong together.
 
     Attributes:
-        name: of the PNG.
         title: heading.
         reading: how to read the pictures.
-        pictures: row by row, `num_columns` a row.
     """
 
     name: str
     title: str
     reading: str
     pictures: list[Picture]
-    num_columns: int = 2
-
-    @property
-    def layout(self) -> list[list[Picture | None]]:
-        """The pictures in rows, with None for the places that are left over."""
-        columns = min(self.num_columns, len(self.pictures))
-        padded = [*self.pictures, *[None] * (-len(self.pictures) % columns)]
-        return [padded[i : i + columns] for i in range(0, len(padded), columns)]
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Inches of all pictures together."""
-        rows = self.layout
-        width = len(rows[0]) * max(picture.size[0] for picture in self.pictures)
-        return width, len(rows) * max(picture.size[1] for picture in self.pictures)
 
 
 def sections(values: Values) -> list[Section]:

@@ -9,49 +9,50 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.display.page import finish_chart
+from nca_plugin.display.drawing import GREY, finish_chart, hide_frame
 from nca_plugin.inspection import sheet
 from nca_plugin.inspection.samples import Samples, draw_samples
 from nca_plugin.inspection.statistics import compressed_shares
 from nca_plugin.sources import parse
-from nca_plugin.study.report.charts import contrasting, token_unit
 from nca_plugin.study.report.parts import Row, Stage1, losses, tokens_of
 
 _NUM_SEQUENCES: Final = 3
 #: More columns leave no room for a number in each.
 _MOST_NUMBERED: Final = 12
+#: The colours of induction scores, made for colour-blind readers, dark where a score is low.
+_SCORES: Final = "cividis"
 #: Colours of induction scores reach at least to here.
 _FAINTEST: Final = 0.1
-_GREY: Final = "#8c959f"
 
 
 def draw_stage1(axes: Any, stage: Stage1) -> None:
     """Draw held-out loss against tokens, seeds thin, over what token frequencies alone give."""
-    scale, unit = token_unit(stage.rows[0]["tokens"])
-    x, y = tokens_of(stage.rows) / scale, losses(stage.rows)
+    x, y = tokens_of(stage.rows), losses(stage.rows)
     if len(y) > 1:
-        axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.5)
+        axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.7)
     axes.plot(x, y.mean(axis=0), color="C0", linewidth=2, marker="o", markersize=4, label="held-out loss")
     for key, name, color, style in (
         ("unigram_loss", "token frequencies alone", "C1", "--"),
-        ("uniform_loss", "uniform", _GREY, ":"),
+        ("uniform_loss", "uniform", GREY, ":"),
     ):
         known = [row[key] for row in stage.rows if row[key] is not None]
         if known:
             axes.axhline(float(np.mean(known)), color=color, linestyle=style, label=name)
-    axes.set(xlabel=f"tokens of stage 1{unit}", ylabel="nats a supervised token")
-    finish_chart(axes)
+    axes.set(xlabel="tokens of stage 1", ylabel="nats a supervised token")
+    finish_chart(axes, is_in_tokens=True)
 
 
 def draw_in_context(axes: Any, stage: Stage1) -> None:
     """Draw accuracy against frames seen, the mean and the range of seeds."""
+    from matplotlib.ticker import MaxNLocator
+
     found = [row["in_context"] for row in stage.rows]
     frames = np.array(found[0]["frames"])
     for key, name, style in (
         ("cell", "cell", {"color": "C2", "marker": "^"}),
         ("patch", "patch", {"color": "C0", "marker": "o"}),
         ("grid", "whole grid", {"color": "C3", "marker": "s"}),
-        ("copy", "copying the last frame", {"color": _GREY, "linestyle": "--"}),
+        ("copy", "copying the last frame", {"color": GREY, "linestyle": "--"}),
     ):
         shares = np.array([[np.nan if share is None else share for share in values[key]] for values in found])
         known = ~np.isnan(shares).any(axis=0)
@@ -59,15 +60,9 @@ def draw_in_context(axes: Any, stage: Stage1) -> None:
         if len(shares) > 1 and key != "copy":
             low, high = shares[:, known].min(axis=0), shares[:, known].max(axis=0)
             axes.fill_between(frames[known], low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.xaxis.set_major_locator(_few_ticks())
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel="frames seen before", ylabel="accuracy", ylim=(-0.02, 1.02))
     finish_chart(axes, percent=True, num_columns=2)
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(6, integer=True)
 
 
 def has_induction(rows: Sequence[Row]) -> bool:
@@ -79,17 +74,17 @@ def draw_strongest_heads(axes: Any, names: Sequence[str], groups: Sequence[Seque
     """Draw the highest score of each layer's heads above chance, mean over seeds, a row for each group of runs."""
     scores = [np.mean([above_chance(row).max(axis=1) for row in rows], axis=0) for rows in groups]
     image = _padded([score[None] for score in scores])[:, 0]
-    drawn = axes.imshow(image, cmap=_colors(axes), vmin=0, vmax=highest, aspect="auto")
+    axes.imshow(image, cmap=_SCORES, vmin=0, vmax=highest, aspect="auto")
     if image.shape[1] <= _MOST_NUMBERED:
         for (y, x), score in np.ndenumerate(image):
             if not np.isnan(score):
-                color = contrasting(drawn.cmap(min(max(score, 0.0) / highest, 1.0)))
+                color = "#000000" if score > highest / 2 else "#f0f0f0"
                 axes.text(x, y, f"{max(score, 0.0):.2f}", ha="center", va="center", fontsize=10, color=color)
     layers = max((rows[0]["induction"]["layers"] for rows in groups), key=len)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("layer")
-    _bare(axes)
+    hide_frame(axes)
 
 
 def draw_heads(axes: Any, names: Sequence[str], runs: Sequence[Row], highest: float) -> None:
@@ -105,11 +100,11 @@ def draw_heads(axes: Any, names: Sequence[str], runs: Sequence[Row], highest: fl
         middles.append(top + (len(image) - 1) / 2)
         top += len(image) + gap
     canvas = np.concatenate(rows[:-1])
-    drawn = axes.imshow(canvas, cmap=_colors(axes), vmin=0, vmax=highest, aspect="auto")
+    drawn = axes.imshow(canvas, cmap=_SCORES, vmin=0, vmax=highest, aspect="auto")
     axes.set_yticks(middles, names)
     axes.set_xticks(range(width), [str(head + 1) for head in range(width)])
     axes.set_xlabel("head; each block has its layers from top to bottom")
-    _bare(axes)
+    hide_frame(axes)
     axes.figure.colorbar(drawn, ax=axes, label="score above chance", pad=0.02)
 
 
@@ -129,20 +124,6 @@ def highest_score(runs: Sequence[Row]) -> float:
 def _padded(images: Sequence[Any]) -> Any:
     width = max(image.shape[-1] for image in images)
     return np.stack([np.pad(image, ((0, 0), (0, width - image.shape[-1])), constant_values=np.nan) for image in images])
-
-
-def _colors(axes: Any) -> Any:
-    """Return colours from near the page's to the text's, by way of C0."""
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
-
-    page, text = np.array(to_rgb(axes.get_facecolor())), np.array(to_rgb(axes.xaxis.label.get_color()))
-    stops: Any = [0.93 * page + 0.07 * text, "C0", 0.2 * page + 0.8 * text]
-    return LinearSegmentedColormap.from_list("", stops)
-
-
-def _bare(axes: Any) -> None:
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def data_of(stage: Stage1, seq_length: int) -> Samples:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nca_plugin.display.terminal import short
 from nca_plugin.study.comparison import POWER
+from nca_plugin.study.paper import FIGURES, SETTING, SOURCE
 from nca_plugin.study.report.parts import (
     Stage1,
     Values,
@@ -204,6 +205,17 @@ def costs(values: Values) -> Rows:
         "machine, mean over seeds. Arms that share a stage 1 trained it once."
     )
     return Rows("What it cost", heads, rows, note)
+
+
+def published(names: Sequence[str]) -> Rows:
+    """Return the paper's figures for these of its corpora, marked as such."""
+    heads = ("the paper's corpus", "scratch", "C4", "Dyck", "NCA", "gain of NCA, %", "speed-up of NCA")
+    rows = []
+    for found in map(FIGURES.__getitem__, names):
+        perplexities = (f"{value:.2f}" for value in (found.scratch, found.c4, found.dyck, found.nca))
+        rows.append([found.title, *perplexities, f"{found.gain_percent:.1f}", f"{found.speed_up:.2f}"])
+    note = f"Held-out perplexities of another model, text and budget: {SETTING}. {SOURCE}."
+    return Rows("The paper's figures, not measured here", heads, rows, note)
 
 
 def _drawn(rows: Rows) -> Table:

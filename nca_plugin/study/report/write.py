@@ -3,16 +3,15 @@
 import json
 from pathlib import Path
 
-from nca_plugin.display.page import render, rendered
-from nca_plugin.files import complete_files
-from nca_plugin.study.report.charts import ARM_COLORS
+from nca_plugin.display.drawing import drawn
+from nca_plugin.display.page import write_files
 from nca_plugin.study.report.page import page
 from nca_plugin.study.report.parts import Values
 from nca_plugin.study.report.pictures import sections
 
 
 def write_report(values: Values, folder: Path) -> list[Path]:
-    """Write `results.json`, `report.html` and a PNG of each of its sections to `folder`, and return their paths.
+    """Write `results.json`, `report.html` and a PNG of each of its pictures to `folder`, and return their paths.
 
     Files of these names are replaced, all of them or, after an error, none.
 
@@ -23,14 +22,9 @@ def write_report(values: Values, folder: Path) -> list[Path]:
         NCAPluginError: a folder that cannot be written to.
     """
     found = sections(values)
-    drawn = {picture.name: rendered(picture, ARM_COLORS) for section in found for picture in section.pictures}
+    by_name = {picture.name: drawn(picture) for section in found for picture in section.pictures}
     contents = {
         "results.json": json.dumps(values, indent=1).encode(),
-        "report.html": page(values, found, drawn).encode(),
+        "report.html": page(values, found, by_name).encode(),
     }
-    contents |= {f"{section.name}.png": render(section.layout, "light", section.size, ARM_COLORS) for section in found}
-    targets = [folder / name for name in contents]
-    with complete_files(*targets) as partials:
-        for partial, content in zip(partials, contents.values(), strict=True):
-            partial.write_bytes(content)
-    return targets
+    return write_files(folder, contents | {f"{name}.png": item.png for name, item in by_name.items()})
