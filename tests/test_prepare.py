@@ -155,12 +155,12 @@ def test_splits_that_would_have_no_document_are_told(count: int) -> None:
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        ("", "names no corpus"),
-        (".", "names no corpus"),
-        ("..", "names no corpus"),
-        ("new/", "names no corpus"),
+        ("", "is not a prefix for files"),
+        (".", "is not a prefix for files"),
+        ("..", "is not a prefix for files"),
+        ("new/", "is not a prefix for files"),
         ("folder", "is a folder: name the files"),
-        ("folder/", "names no corpus"),
+        ("folder/", "is not a prefix for files"),
         ("a.txt/out", "cannot write to a.txt"),
         ("s3://bucket/text", "is not on this machine"),
         ("/proc/out", "cannot write"),

@@ -7,7 +7,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.indexed.source import IndexedSource, is_generated
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -34,11 +34,11 @@ class IndexedWindows:
 
     def __init__(self, prefix: str, seq_length: int) -> None:
         self._seq_length = seq_length
-        self._corpus: IndexedSource | None = None
-        if is_corpus(prefix):
-            self._corpus = IndexedSource(prefix)
-            self._corpus.check_seq_length(seq_length)
-            self.num_sequences = self._corpus.num_documents
+        self._generated: IndexedSource | None = None
+        if is_generated(prefix):
+            self._generated = IndexedSource(prefix)
+            self._generated.check_seq_length(seq_length)
+            self.num_sequences = self._generated.num_documents
             return
         try:
             self._dataset = IndexedDataset(prefix)
@@ -51,8 +51,8 @@ class IndexedWindows:
 
     def read(self, start: int, stop: int) -> Windows:
         """Return sequences `start` .. `stop - 1`; zeros that do not count fill up the last of all."""
-        if self._corpus is not None:
-            samples = [self._corpus.sample(index, self._seq_length) for index in range(start, stop)]
+        if self._generated is not None:
+            samples = [self._generated.sample(index, self._seq_length) for index in range(start, stop)]
             tokens = np.stack([sample.tokens for sample in samples])
             return Windows(tokens, np.stack([sample.loss_mask for sample in samples]))
         first = start * self._seq_length
