@@ -196,11 +196,11 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text.tx", r"input text.tx is no file .*: did you mean 'text.txt'\?"),
+        ("text.tx", r"input text.tx is not a file .*: did you mean 'text.txt'\?"),
         ("text.text", r"input text.text does not exist: did you mean 'text.txt'\?"),
         ("./nothing", "input ./nothing does not exist"),
         ("a/b/c", "input a/b/c does not exist"),
-        ("user/data-set-v1.1", "input user/data-set-v1.1 is no file or folder here, and the hub"),
+        ("user/data-set-v1.1", "input user/data-set-v1.1 is not a file or folder here, and the hub"),
         ("", "does not exist"),
         ("x" * 5000, "nor on the hub"),
         ("nul\0", "does not exist"),
