@@ -34,7 +34,7 @@ def evaluate(
         typer.Option(help="Own data for a task, as TASK=FILE.jsonl or TASK=FOLDER; a source as TASK=URI."),
     ] = None,
     samples: Annotated[
-        int | None, number_option("--samples", "Answers per question (default: the task's own number, or 64).")
+        int | None, number_option("--samples", "Answers per question (default: the task's own number, 64 for ours).")
     ] = None,
     max_tokens: Annotated[
         int | None, number_option("--max-tokens", "Longest answer in tokens (default: the task's own limit).")

@@ -229,7 +229,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
-        """Return the manifest in `data`, from the file `name`. Raises `NCAPluginError` if it is damaged or is none."""
+        """Return the manifest in `data`, read from file `name`. Raises `NCAPluginError` if it is damaged or not one."""
         if not data.startswith(MANIFEST_START):
             raise NCAPluginError(f"{name} is not the manifest of a dataset that nca-plugin wrote")
         altered = NCAPluginError(f"{name} is damaged: restore it, or write the dataset again")

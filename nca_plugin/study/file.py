@@ -237,7 +237,9 @@ def _check_arguments(study: StudyConfig) -> None:
         if not isinstance(values, list) or not values:
             raise NCAPluginError(f"sweep.arguments.{name} must be a list of values to try")
         if name in baseline.arguments or name in baseline.language_arguments:
-            raise NCAPluginError(f"sweep.arguments.{name}: baseline '{study.baseline}' has its own, which wins")
+            raise NCAPluginError(
+                f"sweep.arguments.{name}: baseline '{study.baseline}' has its own value, which overrides the sweep"
+            )
     if study.sweep.seed < 1 or (study.sweep.arguments and study.sweep.seed in study.seeds):
         raise NCAPluginError(
             f"sweep.seed {study.sweep.seed}: must be 1 or more, and not in seeds: it would choose what it measures"

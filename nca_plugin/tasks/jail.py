@@ -176,7 +176,7 @@ def restrict_files() -> None:
     if version < FIRST_VERSION:
         raise NoJailError(
             "needs Landlock as of Linux 6.2, "
-            + ("which is not there or switched off" if version < 0 else f"has version {version} of it")
+            + ("which is missing or switched off" if version < 0 else f"has version {version} of it")
         )
     attributes = struct.pack("<Q", FILE_RIGHTS if version < 5 else FILE_RIGHTS_OF_5)
     if version >= 4:
