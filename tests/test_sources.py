@@ -372,7 +372,7 @@ def test_files_are_not_sources() -> None:
     assert is_source("nca://web")
 
 
-def test_sources_and_corpora_import_without_torch_or_megatron() -> None:
+def test_sources_and_datasets_import_without_torch_or_megatron() -> None:
     modules = ("sources", "indexed.generate", "indexed.merge", "indexed.verify", "indexed.source")
     imports = "; ".join(f"import nca_plugin.{module}" for module in modules)
     code = f"import sys; {imports}; print({{'torch', 'megatron', 'fsspec'}} & set(sys.modules))"
