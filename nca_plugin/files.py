@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final names only when they are complete, and the one lock."""
+"""Checks of paths before long work, files and folders that get their names only when complete, and the one lock."""
 
 import errno
 import fcntl
@@ -12,25 +12,25 @@ from typing import IO, Any, Final
 
 from nca_plugin.errors import NCAPluginError
 
-#: Of a file beside it, which `complete_files` writes, the name is longer by as much as that of a process.
+#: The longest file name in bytes. File systems take 255, and `complete_files` adds a prefix to the name.
 _LONGEST_NAME: Final = 255 - len(".partial.4194304.")
 
 
 def check_target(target: Path) -> None:
-    """Raise `NCAPluginError` if the file `target` cannot be written: before long work."""
+    """Raise `NCAPluginError` if the file `target` cannot be written. Call it before long work."""
     check_folder(target.parent)
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise NCAPluginError(f"cannot write {target}: the name is too long; choose another output")
-    # Of a missing folder, `..` would be one too.
+    # If the folder before `..` is missing, `isdir` does not recognise `..` as a folder.
     if os.path.isdir(target) or target.name == "..":  # noqa: PTH112
         raise NCAPluginError(f"cannot write {target}: it is a folder; name a file")
 
 
 def path_option(text: str) -> Path:
-    """Return the path that an option names: the `type` of an argument of argparse.
+    """Return the path that an option names. Use it as the `type` of an argparse argument.
 
     Raises:
-        ArgumentTypeError: the text is empty, which `Path` would take for the folder that the process runs in.
+        ArgumentTypeError: the text is empty, which `Path` would read as the current folder.
     """
     if not text:
         raise ArgumentTypeError("the value is empty: name a path")
@@ -38,33 +38,33 @@ def path_option(text: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist: before long work."""
+    """Raise `NCAPluginError` if files cannot be written to `folder`, which need not exist. Call it before long work."""
     try:
         folder.stat()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise NCAPluginError(f"cannot write to {folder}: the name is too long; choose another output") from error
-    # A link to nothing counts too: no folder can be made in its place.
+    # A broken link counts as existing: no folder can be made in its place.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise NCAPluginError(f"cannot write to {folder}: {nearest} is no folder; choose another output")
+        raise NCAPluginError(f"cannot write to {folder}: {nearest} is not a folder; choose another output")
     if not os.access(nearest, os.W_OK):
         raise NCAPluginError(f"cannot write to {folder}: {nearest} is read-only for this user; choose another output")
-    # The system takes no `..` after a folder that is missing, which would have to be made, and would stay empty.
+    # The system refuses `..` after a missing folder; making that folder would leave an empty one behind.
     for path in (folder, *folder.parents):
         if path.name == ".." and not os.path.lexists(path.parent):
             raise NCAPluginError(
-                f"cannot write to {folder}: {path.parent} does not exist, so that .. leads nowhere from there; write "
-                "the path without it"
+                f"cannot write to {folder}: {path.parent} does not exist, so `..` after it is invalid; write "
+                "the path without `..`"
             )
 
 
 def read_lines(path: Path, option: str) -> list[str]:
-    """Return the lines of a text file that an option names. Raises `NCAPluginError` if it is none."""
+    """Return the lines of a text file that an option names. Raises `NCAPluginError` if it cannot be read as text."""
     try:
-        # What is no plain file, such as a pipe, may have no end.
+        # Reading a pipe or a device might never end.
         if path.exists() and not path.is_file():
-            raise NCAPluginError(f"{option} {path} is no file")
+            raise NCAPluginError(f"{option} {path} is not a file")
         return path.read_text("utf-8").splitlines()
     except OSError as error:
         raise NCAPluginError(f"{option} {path} cannot be read: {error.strerror}") from error
@@ -73,9 +73,9 @@ def read_lines(path: Path, option: str) -> list[str]:
 
 
 def check_outside(target: Path, *sources: Path) -> None:
-    """Raise `NCAPluginError` if an output lies within a folder that is only read, or within one that it links.
+    """Raise `NCAPluginError` if an output lies inside a folder that is only read, or inside one that it links to.
 
-    Sources that are missing are left to those that read them.
+    Sources that do not exist are skipped; reading them gives the error.
     """
     real = Path(os.path.realpath(target))
     for folder in sources:
@@ -84,18 +84,18 @@ def check_outside(target: Path, *sources: Path) -> None:
         for linked, link in _linked_folders(folder):
             if real.is_relative_to(linked):
                 raise NCAPluginError(
-                    f"output {target} lies within {linked}, which is only read, because {link} links to it: choose "
+                    f"output {target} lies within {linked}, which is only read because {link} links to it: choose "
                     "another place"
                 )
 
 
 def _linked_folders(source: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the folders elsewhere that a folder links, each with the link to it: what is written there is in both.
+    """Yield the folders outside `source` that links in it lead to, each with its link.
 
-    A folder that holds the source itself is none of them: other things may lie there.
+    A folder that holds `source` itself is skipped, because other things may lie there.
     """
     root = Path(os.path.realpath(source))
-    # What cannot be looked at says so when it is read.
+    # os.walk skips folders that cannot be listed; reading them later gives the error.
     for place, folders, _ in os.walk(root):
         for link in (Path(place, name) for name in folders):
             linked = Path(os.path.realpath(link))
@@ -104,10 +104,11 @@ def _linked_folders(source: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:
-    """Raise `NCAPluginError` if the disk of `folder`, which need not exist, has less than `num_bytes` left for `what`.
+    """Raise `NCAPluginError` if the disk of `folder`, which need not exist, has less than `num_bytes` free.
 
     Args:
-        way_out: what the user may do beside making room.
+        what: what is to be written, for the message.
+        way_out: what the user can do other than make room.
     """
     free = shutil.disk_usage(_nearest(folder)).free
     if num_bytes > free:
@@ -118,7 +119,7 @@ def check_space(folder: Path, num_bytes: int, what: str, way_out: str) -> None:
 
 
 def described_size(num_bytes: float) -> str:
-    """Return a number of bytes in three digits: 999 B, 4.1 kB, 12.5 GB."""
+    """Return a number of bytes with three digits: 999 B, 4.1 kB, 12.5 GB."""
     units = iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while num_bytes >= 999.5 and (larger := next(units, None)):
@@ -127,13 +128,13 @@ def described_size(num_bytes: float) -> str:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return a folder that is there: itself, or the nearest one that it shall lie in."""
-    # Unlike Path.exists, this takes a path that may not be looked at for one that is not there.
+    """Return `folder` if it exists, else the nearest parent that does."""
+    # Path.exists would raise an error for a folder that this user may not look into; this returns False.
     return next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
 
 
 def flush_path(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,12 +144,12 @@ def flush_path(path: Path) -> None:
 
 @contextmanager
 def complete_files(*targets: Path) -> Iterator[list[Path]]:
-    """Yield an empty file beside each target; without an error each is flushed to disk and renamed, else removed.
+    """Yield an empty file beside each target. Without an error each is flushed and renamed to its target.
 
-    The block writes and closes the files; a target that exists is replaced.
+    The block writes and closes the files. A target that exists is replaced. After an error the files are removed.
 
     Raises:
-        NCAPluginError: a folder that cannot be made or written to.
+        NCAPluginError: a folder cannot be made or written to.
     """
     partials: list[Path] = []
     try:

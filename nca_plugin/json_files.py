@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written."""
+"""Reading JSON files that users wrote, with limits and one-line errors."""
 
 import json
 import reprlib
@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError, one_line
 
-#: Of a file, so that a wrong one does not fill the memory.
+#: The largest file in bytes, so that a wrong file does not fill the memory.
 _MAX_BYTES: Final = 1 << 24
-#: What JSON calls the values of a class.
+#: JSON's names for the types of values.
 _KINDS: Final[dict[type, str]] = {
     **{type(None): "null", bool: "true or false", int: "a number", float: "a number"},
     **{str: "a string", list: "a list", dict: "an object"},
@@ -19,22 +19,22 @@ _SHORT: Final = reprlib.Repr(maxstring=80, maxother=80)
 
 
 def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
-    """Return the object that a JSON file holds. Time and memory are bounded by `max_bytes`.
+    """Return the object in a JSON file. Time and memory are bounded by `max_bytes`.
 
     Raises:
-        NCAPluginError: no file, one that is larger or cannot be read, text that is no JSON or is nested too deeply, a
-            key that an object has twice, or anything else than an object.
+        NCAPluginError: the file is missing, too large or unreadable, is not JSON, is nested too deeply, has an object
+            with the same key twice, or holds something other than an object.
     """
     try:
-        # What is no plain file, such as a pipe, may have no end.
+        # Reading a pipe or a device might never end.
         if not path.is_file():
-            raise NCAPluginError(f"{path} is no file" if path.exists() else f"{path} does not exist")
+            raise NCAPluginError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise NCAPluginError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > max_bytes:
-        raise NCAPluginError(f"{path} is too large: such a file has at most {max_bytes:,} bytes")
+        raise NCAPluginError(f"{path} is too large: at most {max_bytes:,} bytes are read")
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
@@ -47,11 +47,11 @@ def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
 
 
 class LineEndError(NCAPluginError):
-    """Lines of JSON end in a carriage return alone, which no reader of them takes for the end of a line."""
+    """A JSONL file whose lines end in a lone carriage return, which JSON readers do not take for a line end."""
 
 
 def check_line_ends(line: str, error: json.JSONDecodeError, where: str) -> None:
-    """Raise `LineEndError` if that is why a line, which stands at `where`, is not JSON."""
+    """Raise `LineEndError` if that is why `line` is not JSON. `where` names its place for the message."""
     space = line[len(line[: error.pos].rstrip()) : error.pos]
     if error.msg == "Extra data" and "\r" in space and line[error.pos] in "{[":
         raise LineEndError(
@@ -61,20 +61,20 @@ def check_line_ends(line: str, error: json.JSONDecodeError, where: str) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """Return what JSON calls a value of this kind, for a message."""
+    """Return JSON's name for the type of `value`, for a message."""
     return _KINDS[type(value)]
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message: on one line, and however large it is, in a few dozen characters."""
-    # Python refuses to write numbers of thousands of digits.
+    """Return a value for a message: on one line and, however large it is, in a few dozen characters."""
+    # Python refuses to print integers of thousands of digits.
     if isinstance(value, int) and value.bit_length() > 10_000:
         return f"a number of {value.bit_length():,} bits"
     return _SHORT.repr(value)
 
 
 def shown_names(names: Sequence[str], most: int = 8) -> str:
-    """Return names for a message, the first ones if there are many."""
+    """Return names for a message. If there are more than `most`, the rest is counted."""
     rest = len(names) - most
     return ", ".join(shown(name) for name in names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 

@@ -1,24 +1,24 @@
-"""What to say of a name that is unknown: the known name that the user is likely to have meant."""
+"""Messages for unknown names, with the known name that was probably meant."""
 
 import difflib
 import re
 from collections.abc import Iterable
 from typing import Final
 
-#: How many known names a message lists, and how many unknown ones.
+#: The largest numbers of known and of unknown names that a message lists.
 _FEW: Final = 15
 _MANY: Final = 20
 
-#: No known name is longer.
+#: Longer names are not compared; every known name is shorter.
 _LONGEST: Final = 200
 
-#: The least ratio of what two names have in common, and the fewest letters that may stand for a longer name.
+#: The least similarity ratio of two names, and the shortest abbreviation of a longer name.
 _SIMILAR: Final = 0.85
 _ABBREVIATION: Final = 5
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
-    """Return the message for a name that is none of `known`; see `unknown_names`.
+    """Return the message for a name that is not in `known`. See `unknown_names`.
 
     >>> unknown_name("preset", "wbe", ["web", "code"])
     "unknown preset 'wbe': did you mean 'web'?"
@@ -27,8 +27,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
 
 
 def unknown_names(kind: str, names: Iterable[str], known: Iterable[str], where: str = "") -> str:
-    """Return the message for names that are none of `known`: each with one that is near it, if there is one. For the
-    others, the message lists `known` if that is short, and else tells where a reader finds it.
+    """Return the message for names that are not in `known`, each with the nearest known name if there is one.
+
+    If some have none, the message lists `known`, or tells `where` to find the names if there are many.
 
     >>> unknown_names("key", ["sed", "colour"], ["seed", "band"])
     "unknown keys 'sed' (did you mean 'seed'?), 'colour': known: seed, band"
@@ -50,10 +51,10 @@ def _quoted(name: str) -> str:
 
 
 def near_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the one of `known` that `name` is likely to stand for, None if none is near.
+    """Return the name in `known` that `name` probably stands for, None if no name is near.
 
-    Near is a typo of one or two letters, the same words in another order, a word too many or too few, another ending,
-    or a missing or wrong section: `nun_layers`, `size-hidden`, `layers`, `rotary-percentage`, `model.max_steps`.
+    Near are: a typo of one or two letters, the same words in another order, one word more or less, another ending, and
+    a missing or wrong section. Examples: `nun_layers`, `size-hidden`, `layers`, `rotary-percentage`, `model.max_steps`.
     """
     if len(name) > _LONGEST:
         return None
@@ -62,7 +63,7 @@ def near_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def _remoteness(name: str, other: str) -> tuple[int, int] | None:
-    """Return how far a name is from another one, None if they have nothing to do with each other."""
+    """Return how far a name is from another one (lower is nearer), None if they are not related."""
     names, others = (re.split(r"\.|://", text.lower().lstrip("-")) for text in (name, other))
     while len(names) > 1 and len(others) > 1 and names[0] == others[0]:
         del names[0], others[0]
@@ -74,7 +75,7 @@ def _remoteness(name: str, other: str) -> tuple[int, int] | None:
         return 1, len(words ^ its_words)
     if its.startswith(mine) and len(mine) >= _ABBREVIATION and len(its) <= len(mine) * 3 // 2:
         return 2, 0
-    # get_close_matches rules most names out before it compares them letter by letter.
+    # get_close_matches is fast: it rules most names out before it compares letters.
     if difflib.get_close_matches(mine, [its], 1, _SIMILAR):
         return 2, 1
     tail_edits = _edits(names[-1], others[-1])
@@ -88,7 +89,7 @@ def _allowed_edits(name: str) -> int:
 
 
 def _edits(one: str, other: str) -> int:
-    """Return how many letters are to be added, dropped, changed or swapped with their neighbours; 3 for more than 2."""
+    """Return the number of letters to insert, delete, change or swap with a neighbour; 3 for 3 or more."""
     if abs(len(one) - len(other)) > 2:
         return 3
     previous: list[int] = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A corpus written by the tasks of a SLURM allocation, each a part of it: one task a node, with all its cores.
+# A dataset written by the tasks of a SLURM allocation, each a part of it: one task a node, with all its cores.
 #
 #   salloc --nodes 4 --ntasks-per-node 1 --exclusive scripts/generate_srun.sh nca://web 10B /shared/web
 #

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A corpus written by several nodes, each a part of it. On every node, in the environment of nca-plugin:
+# A dataset written by several nodes, each a part of it. On every node, in the environment of nca-plugin:
 #
 #   scripts/generate_torchrun.sh nca://web 10B /shared/web --nnodes 4 --rdzv-backend c10d --rdzv-endpoint node0:29500
 #
-# What follows the name of the corpus is for torchrun. Killed anywhere and run again, it continues. Then, on one node:
+# What follows the name of the dataset is for torchrun. Killed anywhere and run again, it continues. Then, on one node:
 #
 #   nca-plugin merge --out /shared/web && nca-plugin verify /shared/web
 set -euo pipefail

@@ -1,6 +1,6 @@
 """Run a command and print its seconds, and the most memory that it and its processes held at one time.
 
-python scripts/measure.py nca-plugin generate nca://web --tokens 164M --out corpora/web
+python scripts/measure.py nca-plugin generate nca://web --tokens 164M --out datasets/web
 """
 
 import sys

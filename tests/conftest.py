@@ -72,7 +72,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a corpus of three blocks."""
+    """The files of a dataset of three blocks."""
     # Not before the folder of numba's cache is set.
     from corpora import BLOCK, contents, write
 

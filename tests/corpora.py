@@ -1,4 +1,4 @@
-"""Small corpora, and what is compared of them."""
+"""Small generated datasets, and what tests compare of them."""
 
 import sys
 import time
@@ -30,7 +30,7 @@ def write(
 
 
 def contents(prefix: Path) -> dict[str, bytes]:
-    """The files of a corpus, and nothing else under its prefix."""
+    """Return the files of a dataset, after checking that nothing else has its prefix."""
     found = {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}.*")}
     assert sorted(found) == sorted(SUFFIXES)
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SHOW = (sys.executable, "-m", "nca_plugin", "show", "iid", "--seq-length", "8")
-NOTICE = "nca-plugin: what numba compiles cannot be kept"
+NOTICE = "nca-plugin: what numba compiles cannot be cached"
 
 
 def _make_folder(file: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_dataloader_worker_gets_no_copy_of_the_file(prefix: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(sent).sample(7, 128).tokens, source.sample(7, 128).tokens)
 
 
-def test_a_part_is_a_corpus_of_its_own(tmp_path: Path) -> None:
+def test_a_shard_is_a_dataset_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "part", documents=3 * BLOCK, shard=(2, 3))
     source = parse("copy")
     stored = IndexedSource(str(tmp_path / "part"))
@@ -77,5 +77,5 @@ def test_what_does_not_fit_is_refused(prefix: Path, tmp_path: Path) -> None:
         (tmp_path / f"toy{suffix}").hardlink_to(f"{prefix}{suffix}")
     with pytest.raises(NCAPluginError, match=r"toy.json does not exist"):
         datasets(tmp_path / "toy")
-    with pytest.raises(NCAPluginError, match=r"sample 40: corpus .* has 40 documents"):
+    with pytest.raises(NCAPluginError, match=r"sample 40: dataset .* has 40 documents"):
         IndexedSource(str(prefix)).sample(40, 128)

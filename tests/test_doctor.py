@@ -474,7 +474,7 @@ OF_0_18 = with_outcome(HEALTHY, "megatron launcher", Outcome(found={"needs_model
         (
             packages.check_numba,
             with_outcome(HEALTHY, "generator", Outcome(found={"is_kept": False})),
-            *("warn", "cannot keep what it compiles", "export NUMBA_CACHE_DIR="),
+            *("warn", "cannot cache what it compiles", "export NUMBA_CACHE_DIR="),
         ),
         (
             packages.check_numba,

@@ -103,7 +103,7 @@ def test_what_is_no_error(
         (("inspect", "nca://web", "--seq-length", "64"), "too short for two frames"),
         (("inspect", "dyck", "--seq-length", "0"), "--seq-length 0: must be at least 1"),
         (("inspect", "nca://toy", "--out", "existing.txt"), "cannot write to existing.txt"),
-        (("inspect", "nca://toy", "--out", "existing.txt/page"), "existing.txt is no folder"),
+        (("inspect", "nca://toy", "--out", "existing.txt/page"), "existing.txt is not a folder"),
         (("inspect", "nca://toy", "--out", 300 * "x"), "the name is too long"),
         (("show", "nca://web?band=0.7:0.9"), "above the ceiling 0.674"),
         (("show", "dyck", "--index", "-1"), "--index -1: must not be below 0"),
@@ -115,7 +115,7 @@ def test_what_is_no_error(
         (("doctor", "existing.txt"), "existing.txt is no folder"),
         (("doctor", "folder"), "checkpoint folder is empty"),
         (("doctor", "."), "is no checkpoint: it holds"),
-        (("doctor", "--data", "nca://web"), "--data is compared with a checkpoint: name one"),
+        (("doctor", "--data", "nca://web"), "--data is compared with a checkpoint: name a checkpoint"),
         (("doctor", "a", "--data", "0.9 nca://web 0.1"), "is malformed: 0.1 is no path"),
         (
             ("doctor", "a", "--data", "nca://web 0.5"),
@@ -164,8 +164,8 @@ def test_what_is_no_error(
         (("generate", "nca", "--tokens", "9M", "--out", "c", "--shard", "8"), "shard '8': must be i/N, such as 1/8"),
         (("generate", "nca", "--tokens", "1M", "--out", "c", "--shard", "1/7"), "1 blocks of 1,024 documents, so at"),
         (("generate", "nca", "--tokens", "1M", "--out", "existing.txt/c"), "cannot write to existing.txt"),
-        (("generate", "nca", "--tokens", "1M", "--out", "folder/"), "'folder/' names no corpus"),
-        (("generate", "nca", "--tokens", "1M", "--out", "."), "'.' names no corpus"),
+        (("generate", "nca", "--tokens", "1M", "--out", "folder/"), "'folder/' is not a prefix for files"),
+        (("generate", "nca", "--tokens", "1M", "--out", "."), "'.' is not a prefix for files"),
         (("generate", "nca", "--tokens", "9" * 5000, "--out", "c"), "9...': must be a whole number"),
         (
             ("generate", "iid", "--tokens", "1M", "--out", "c", "--seq-length", "3000000000"),
@@ -175,7 +175,7 @@ def test_what_is_no_error(
         (("generate", "nca", "--tokens", "1T", "--out", "c"), "TB more"),
         (("generate", "nca", "--tokens", "1M", "--out", "nothing://c"), "cannot open nothing://c"),
         (("merge", "--out", "c"), "no parts to merge"),
-        (("merge", "--out", "c", "c"), "c is one of its own parts"),
+        (("merge", "--out", "c", "c"), "c is also named as a part"),
         (("merge", "--out", "c", "a", "b"), "a.json does not exist"),
         (("verify", "c"), "c.json does not exist, nor c.idx"),
         (("verify", "existing.txt"), "existing.txt.json does not exist"),
@@ -263,7 +263,7 @@ def test_an_empty_value_of_a_file_is_refused(schema: type, values: dict[str, Any
         pytest.param(hydra._parser().parse_args, ["--config-dir", "", "--config-name", "x"], id="hydra"),
         pytest.param(chain._parser().parse_args, [""], id="chain"),
         pytest.param(evaluate._parser().parse_args, ["--evaluation-out", ""], id="evaluate"),
-        pytest.param(bridge.parse_options, ["--config-file", ""], id="bridge"),
+        pytest.param(bridge.parse_command_line, ["--config-file", ""], id="bridge"),
     ],
 )
 def test_an_empty_path_of_a_launcher_is_refused(parse: Callable[[list[str]], Any], arguments: list[str]) -> None:

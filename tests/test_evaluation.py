@@ -58,7 +58,7 @@ LAYOUTS = {
     "tp2-pp2": (4, ("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")),
 }
 SAMPLES = ("--evaluation-source", SOURCE, "--evaluation-samples", "5", "--induction-samples", "3")
-#: Documents of the corpus, and bytes of the text that perplexity is measured on.
+#: Documents of the dataset, and bytes of the text that perplexity is measured on.
 DOCUMENTS, TEXT = 11, b"All work and no play. " * 9
 
 
@@ -250,7 +250,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def validating(corpus: Path) -> tuple[str | Path, ...]:
-    """Return the arguments of a run that Megatron validates on a whole corpus."""
+    """Return the arguments of a run that Megatron validates on a whole dataset."""
     rest = tuple(argument for argument in TRAINED if argument not in ("--data-source", SOURCE))
     return (
         *(*rest, "--train-data-path", SOURCE, "--valid-data-path", corpus, "--full-validation"),

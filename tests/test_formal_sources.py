@@ -240,7 +240,7 @@ def test_rules_are_drawn_from_the_class() -> None:
         ("iid://?vocab_size=none", "must be a whole number"),
         ("eca://?rule=256", "must lie in 0 .. 255"),
         ("eca://?wolfram_class=5", "must be 1, 2, 3 or 4"),
-        ("eca://?wolfram_class=4&rule=110", "leaves nothing"),
+        ("eca://?wolfram_class=4&rule=110", "has no effect"),
         ("eca://?width=10&patch=4", "multiple of patch=4"),
         ("eca://web", "no presets"),
     ],

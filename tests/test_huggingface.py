@@ -466,9 +466,9 @@ def test_the_command(hf: Path, megatron: Path, tmp_path: Path, capsys: pytest.Ca
     said = export(hf, tmp_path / "megatron", "--from", "hf", "--make-vocab-size-divisible-by", 32, "--seed", 5)
     assert "100 ids in 128 rows" in said and "--use-checkpoint-args --norm-epsilon 1e-06 --use-rope-scaling" in said
     for arguments, reason in (
-        ((), "say which way"),
-        (("--to", "hf", "--from", "hf"), "say which way"),
-        (("--to", "gguf"), "say which way"),
+        ((), "the direction is missing"),
+        (("--to", "hf", "--from", "hf"), "the direction is missing"),
+        (("--to", "gguf"), "the direction is missing"),
         (("--to", "hf", "--seed", 1), "--seed has no meaning with --to hf"),
         (("--from", "hf", "--vocab-size", 1), "--vocab-size has no meaning with --from hf"),
         (("--from", "hf", "--tensor-model-parallel-size", 0), "must be at least 1"),

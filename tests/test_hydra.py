@@ -226,7 +226,7 @@ def test_a_multirun_trains_once_for_each_value(tmp_path: Path) -> None:
 
 
 def test_megatron_trains_on_a_blend(tmp_path: Path) -> None:
-    """As a user starts it; in a blend with a corpus on disk."""
+    """As a user starts it; in a blend with a dataset on disk."""
     write(tmp_path / "corpus", "nca://toy?seed=2", documents=40, seq_length=128)
     arguments: dict[str, str | int | bool] = {"tokenizer-type": "NullTokenizer", "vocab-size": 18}
     for argument in MODEL:

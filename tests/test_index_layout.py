@@ -13,11 +13,11 @@ from megatron.core.datasets.indexed_dataset import _IndexReader
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
+from nca_plugin.indexed.manifest import DatasetSpec, Manifest, Origin, Shard
 from nca_plugin.sources import parse
 
 # 10^12 tokens.
-SPEC = CorpusSpec(
+SPEC = DatasetSpec(
     uri="nca://web", seq_length=1024, vocab_size=10_002, supervised=((37, 1024),), num_documents=976_562_500
 )
 
@@ -68,13 +68,13 @@ def test_the_manifest_counts_them() -> None:
     assert content["documents"] == {"first": 976_324_608, "stop": 976_562_500, "of": 976_562_500, "per_block": 1024}
     assert content["input_tokens"] == 1024 * (976_562_500 - 976_324_608)
     assert content["supervised_tokens"] == 987 * (976_562_500 - 976_324_608)
-    assert Manifest.from_bytes(data, "corpus.json").part == part
+    assert Manifest.from_bytes(data, "corpus.json").shard == part
 
 
 def test_more_documents_than_megatron_counts_are_refused() -> None:
     with pytest.raises(NCAPluginError, match=r"must be 1 \.\. 2\^31 - 1"):
-        CorpusSpec.from_source(parse("nca"), (1 << 31) * 1024, 1024)
-    assert CorpusSpec.from_source(parse("nca"), ((1 << 31) - 1) * 1024, 1024).num_documents == (1 << 31) - 1
+        DatasetSpec.from_source(parse("nca"), (1 << 31) * 1024, 1024)
+    assert DatasetSpec.from_source(parse("nca"), ((1 << 31) - 1) * 1024, 1024).num_documents == (1 << 31) - 1
 
 
 @settings(max_examples=100)

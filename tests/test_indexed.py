@@ -1,4 +1,4 @@
-"""Corpora on disk: Megatron's own readers get what the source makes, however the files were written."""
+"""Generated datasets on disk: Megatron's own readers get what the source makes, however the files were written."""
 
 import json
 import random
@@ -64,7 +64,7 @@ def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
     assert set(manifest["versions"]) == {"nca-plugin", "numba", "numpy"}
     for suffix in (".bin", ".next", ".idx"):
         assert manifest[suffix[1:]]["bytes"] == (tmp_path / f"corpus{suffix}").stat().st_size
-    assert Manifest.from_bytes((tmp_path / "corpus.json").read_bytes(), "corpus.json").part.spec.loss_mask.sum() == 987
+    assert Manifest.from_bytes((tmp_path / "corpus.json").read_bytes(), "corpus.json").shard.spec.loss_mask.sum() == 987
 
 
 def test_a_source_with_several_loss_masks_is_refused(tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_a_source_with_several_loss_masks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/corpus", "a/corpus.bin", "a/corpus.idx", "a/corpus.json", "file://a/corpus"])
-def test_a_file_of_a_corpus_stands_for_its_prefix(name: str) -> None:
+def test_a_file_of_a_dataset_stands_for_its_prefix(name: str) -> None:
     assert prefix_of(name) == "a/corpus"
 
 
 @pytest.mark.parametrize("name", ["corpora/", ".", "..", "", "corpora/..", ".bin", "corpora/.idx", "file://"])
 def test_a_folder_is_no_prefix(name: str) -> None:
-    with pytest.raises(NCAPluginError, match="names no corpus"):
+    with pytest.raises(NCAPluginError, match="is not a prefix for files"):
         prefix_of(name)

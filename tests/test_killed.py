@@ -90,7 +90,7 @@ def killed_at(step: int, action: Callable[[], None]) -> bool:
 def test_killed_before_every_operation_on_the_disk(
     tmp_path: Path, three_blocks: dict[str, bytes], three_parts: list[str]
 ) -> None:
-    """Merging writes in one process, with the operations of every corpus."""
+    """Merging writes in one process, with the operations of every dataset."""
     for step in range(100):
         prefix = tmp_path / f"killed-{step}" / "corpus"
         died = killed_at(step, lambda prefix=prefix: merge(three_parts, str(prefix)))

@@ -1,4 +1,4 @@
-"""Parts written apart: joined to the one corpus, or refused with what is wrong."""
+"""Parts of a dataset are joined, or refused with what is wrong."""
 
 import itertools
 import shutil
@@ -44,8 +44,8 @@ def test_a_part_that_is_named_twice_is_refused_however_it_is_spelt(
     for again in (three_parts[0], name, f"./{name}", f"{tmp_path}/folder/{name}", f"{tmp_path}/link"):
         with pytest.raises(NCAPluginError, match=r"^part .* is named (twice|as .* too): name each part once"):
             merge([*three_parts, again], str(tmp_path / "merged"))
-        # One corpus as a part of itself, whole, and twice.
-        with pytest.raises(NCAPluginError, match="is one of its own parts"):
+        # One dataset as a part of itself, whole, and twice.
+        with pytest.raises(NCAPluginError, match="is also named as a part"):
             merge([again], three_parts[0])
     with pytest.raises(NCAPluginError, match="are in both"):
         merge([*three_parts, str(tmp_path / "copy")], str(tmp_path / "merged"))
@@ -60,11 +60,11 @@ def test_a_part_that_is_named_twice_is_refused_however_it_is_spelt(
         ({"documents": 6 * BLOCK, "seq_length": 512}, "seq_length 512 and 1024"),
     ],
 )
-def test_a_part_of_another_corpus_is_refused(
+def test_a_part_of_another_dataset_is_refused(
     tmp_path: Path, three_parts: list[str], arguments: dict, reason: str
 ) -> None:
     write(tmp_path / "other", **{"documents": 3 * BLOCK, **arguments}, shard=(2, 3))
-    with pytest.raises(NCAPluginError, match=f"parts of different corpora.*{reason}"):
+    with pytest.raises(NCAPluginError, match=f"parts of different datasets.*{reason}"):
         merge([three_parts[0], str(tmp_path / "other"), three_parts[2]], str(tmp_path / "merged"))
 
 
@@ -77,6 +77,6 @@ def test_a_damaged_part_is_refused(tmp_path: Path, three_parts: list[str], suffi
     data[-1] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with pytest.raises(NCAPluginError, match=r"part-2 is damaged in its documents 0 \.\. 1,023"):
+    with pytest.raises(NCAPluginError, match=r"part-2 is damaged in documents 0 \.\. 1,023"):
         merge([str(tmp_path / f"part-{number}") for number in (1, 2, 3)], str(tmp_path / "merged"))
     assert not any((tmp_path / f"merged{s}").exists() for s in SUFFIXES)

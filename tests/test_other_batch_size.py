@@ -17,7 +17,7 @@ WHOLE = 48
 RESUMED = {
     "smaller": ("source", 1, ("--train-iters", "8", "--global-batch-size", "4"), 40),
     "half": ("source", 1, ("--train-iters", "4", "--global-batch-size", "4"), 24),
-    "smaller, of a corpus": ("corpus", 1, ("--train-iters", "8", "--global-batch-size", "4"), 40),
+    "smaller, of a dataset": ("corpus", 1, ("--train-iters", "8", "--global-batch-size", "4"), 40),
     "smaller, of a blend": ("blend", 1, ("--train-iters", "8", "--global-batch-size", "4"), 40),
     "smaller, of a blend on two ranks": ("blend", 2, ("--train-iters", "8", "--global-batch-size", "4"), 40),
     "larger, of a blend": ("blend", 1, ("--train-iters", "4", "--global-batch-size", "16"), 48),

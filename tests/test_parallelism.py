@@ -132,7 +132,7 @@ BAD_PATHS = {
     "a weight without a path": (("0.1", "nca://toy", "0.9"), "0.1 stands where a data path is expected"),
 }
 BLEND_WITHOUT_VALIDATION = ("--data-path", "1", "nca://toy", "1", "nca://toy?seed=2", *TOKENS)
-#: The same of runs that validate on all documents of a corpus.
+#: The same of runs that validate on all documents of a dataset.
 REFUSED_WHOLE_SETS: dict[str, tuple[int, tuple[str, ...], str]] = {
     "batches of validation": (
         1,
@@ -403,7 +403,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert losses[iteration] == pytest.approx(loss, rel=tolerance)
 
 
-def test_a_corpus_trains_like_the_source_it_was_written_from(runs: dict[str, Done]) -> None:
+def test_a_dataset_trains_like_the_source_it_was_written_from(runs: dict[str, Done]) -> None:
     check_shares(runs["corpus"], of_all(runs["gpt"].ranks[0].training), MICRO_BATCH)
     assert runs["corpus"].losses == runs["gpt"].losses
 

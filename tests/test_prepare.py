@@ -155,12 +155,12 @@ def test_splits_that_would_have_no_document_are_told(count: int) -> None:
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        ("", "names no corpus"),
-        (".", "names no corpus"),
-        ("..", "names no corpus"),
-        ("new/", "names no corpus"),
+        ("", "is not a prefix for files"),
+        (".", "is not a prefix for files"),
+        ("..", "is not a prefix for files"),
+        ("new/", "is not a prefix for files"),
         ("folder", "is a folder: name the files"),
-        ("folder/", "names no corpus"),
+        ("folder/", "is not a prefix for files"),
         ("a.txt/out", "cannot write to a.txt"),
         ("s3://bucket/text", "is not on this machine"),
         ("/proc/out", "cannot write"),
@@ -196,11 +196,11 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text.tx", r"input text.tx is no file .*: did you mean 'text.txt'\?"),
+        ("text.tx", r"input text.tx is not a file .*: did you mean 'text.txt'\?"),
         ("text.text", r"input text.text does not exist: did you mean 'text.txt'\?"),
         ("./nothing", "input ./nothing does not exist"),
         ("a/b/c", "input a/b/c does not exist"),
-        ("user/data-set-v1.1", "input user/data-set-v1.1 is no file or folder here, and the hub"),
+        ("user/data-set-v1.1", "input user/data-set-v1.1 is not a file or folder here, and the hub"),
         ("", "does not exist"),
         ("x" * 5000, "nor on the hub"),
         ("nul\0", "does not exist"),

@@ -139,7 +139,7 @@ def test_a_resumed_blend_is_the_uninterrupted_one(folder: Path, text: Path, blen
 
 
 @pytest.mark.slow
-def test_a_corpus_trains_like_the_source_it_was_written_from(folder: Path, text: Path, blended: FinishedRun) -> None:
+def test_a_dataset_trains_like_the_source_it_was_written_from(folder: Path, text: Path, blended: FinishedRun) -> None:
     write(folder / "corpus", f"nca://toy?vocab_offset={OFFSET}", documents=40, seq_length=128)
     stored = run(folder / "blend-stored", *blend(folder, text, folder / "corpus"), ranks=2)
     # The validation split is the last of the documents, where the source has a stream of its own.

@@ -1,4 +1,4 @@
-"""Corpora on any file system that fsspec knows: here its own, in memory."""
+"""Datasets on any file system that fsspec knows: here its own, in memory."""
 
 import tempfile
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_write_verify_and_merge(tmp_path: Path) -> None:
     assert len(memory.find("/")) == 4 * 4
     assert verify("memory://bucket/whole", 3) == []
     memory.pipe("/bucket/whole.bin", b"altered")
-    assert "memory://bucket/whole.bin has 7 bytes, must have" in verify("memory://bucket/whole", 0)[0]
+    assert "memory://bucket/whole.bin has 7 bytes, not" in verify("memory://bucket/whole", 0)[0]
 
 
 def test_what_is_complete_is_left_alone_and_what_is_other_is_refused() -> None:
@@ -40,7 +40,7 @@ def test_what_is_complete_is_left_alone_and_what_is_other_is_refused() -> None:
     created = memory.created("/corpus.bin")
     write("memory://corpus")
     assert memory.created("/corpus.bin") == created
-    with pytest.raises(NCAPluginError, match=r"memory://corpus.json describes another corpus"):
+    with pytest.raises(NCAPluginError, match=r"memory://corpus.json describes another dataset"):
         write("memory://corpus", "iid")
 
 
@@ -75,7 +75,7 @@ def test_the_files_of_others_are_left_alone() -> None:
     for suffix in SUFFIXES:
         memory.store.clear()
         memory.pipe(f"/corpus{suffix}", b"mine")
-        with pytest.raises(NCAPluginError, match=r"exists already|is not the manifest of a corpus"):
+        with pytest.raises(NCAPluginError, match=r"exists already|is not the manifest of a dataset"):
             write("memory://corpus")
         assert memory.find("/") == [f"/corpus{suffix}"] and memory.cat(f"/corpus{suffix}") == b"mine"
 
@@ -89,12 +89,12 @@ def test_a_second_writer_on_this_machine_is_refused() -> None:
         write("memory://corpus")
 
 
-def test_megatron_is_not_given_a_corpus_in_object_storage() -> None:
-    from nca_plugin.megatron.dataset_provider import _is_corpus_in_object_storage
+def test_megatron_is_not_given_a_dataset_in_object_storage() -> None:
+    from nca_plugin.megatron.dataset_provider import _is_dataset_in_object_storage
 
-    assert not _is_corpus_in_object_storage("memory://corpus")
+    assert not _is_dataset_in_object_storage("memory://corpus")
     write("memory://corpus")
-    assert _is_corpus_in_object_storage("memory://corpus")
+    assert _is_dataset_in_object_storage("memory://corpus")
 
 
 def test_a_driver_that_is_missing_is_named() -> None:

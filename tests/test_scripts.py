@@ -1,4 +1,4 @@
-"""The scripts that write a corpus on several machines, run as they are with the schedulers' variables."""
+"""The scripts that write a dataset on several machines, run as they are with the schedulers' variables."""
 
 import os
 import subprocess

@@ -211,7 +211,7 @@ def test_refused(runs: dict[str, Done], name: str) -> None:
     [
         ("", "holds no example"),
         ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 is no object"),
+        ("[1]", "line 1 is not an object"),
         (
             '{"prompt": "a", "answer": "b"}\n{"question": "a", "answer": "b"}',
             "line 2 has no text in field 'prompt' .*question",

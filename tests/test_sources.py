@@ -147,7 +147,7 @@ def test_uris_name_every_option_and_leave_nothing_to_defaults() -> None:
         ("nca://web:80", "80 is the weight of preset web; weights lie above 0 and sum to 1, as in web:0.7,code:0.3"),
         ("nca://web:inf,code:0.5", "must be PRESET:WEIGHT"),
         ("nca://web:-0.5,code:1.5", "-0.5 is the weight of preset web"),
-        ("nca://web:0.5,code:0.5?code.split=valid", "split holds for all presets; write split=valid"),
+        ("nca://web:0.5,code:0.5?code.split=valid", "split applies to all presets; write split=valid"),
         ("nca://web&seed=1", r"options follow a question mark, as in nca://web\?seed=1"),
         ("nca://web;seed=1", "options follow a question mark"),
         ("nca://web%3Fseed=1", "options follow a question mark"),
@@ -372,7 +372,7 @@ def test_files_are_not_sources() -> None:
     assert is_source("nca://web")
 
 
-def test_sources_and_corpora_import_without_torch_or_megatron() -> None:
+def test_sources_and_datasets_import_without_torch_or_megatron() -> None:
     modules = ("sources", "indexed.generate", "indexed.merge", "indexed.verify", "indexed.source")
     imports = "; ".join(f"import nca_plugin.{module}" for module in modules)
     code = f"import sys; {imports}; print({{'torch', 'megatron', 'fsspec'}} & set(sys.modules))"

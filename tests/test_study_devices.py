@@ -136,7 +136,7 @@ def test_names_are_those_of_the_user(count: int, visible: str | None, names: lis
     ("overrides", "reason"),
     [
         (["runs_per_device=0"], "runs_per_device must be at least 1"),
-        (["runs_per_device=2", "devices_per_run=2"], "runs_per_device 2: must be 1 where devices_per_run is 2"),
+        (["runs_per_device=2", "devices_per_run=2"], "runs_per_device 2: must be 1 if devices_per_run is 2"),
     ],
 )
 def test_a_study_that_shares_devices_wrongly_is_refused(overrides: list[str], reason: str) -> None:

@@ -38,8 +38,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (b"\n\n", "holds no example"),
         (bytes(range(256)), "is not JSON|is not UTF-8"),
         (b'{"prompt": "a", "answ', "line 1 is not JSON"),
-        (b"null\n", "line 1 is no object"),
-        (b"[1]\n", "line 1 is no object"),
+        (b"null\n", "line 1 is not an object"),
+        (b"[1]\n", "line 1 is not an object"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (
             b'{"prompt": "a", "answer": "b"}\n{"prompt": ["c"], "answer": {"d": 1}}\n',
@@ -56,7 +56,7 @@ def test_data_that_is_no_data(tmp_path: Path, content: bytes, message: str) -> N
     with pytest.raises(NCAPluginError, match=message) as error:
         write_examples("nca_prompt_answer", tmp_path / "out.jsonl", str(tmp_path / "rows.jsonl"))
     assert "\n" not in str(error.value)
-    with pytest.raises(NCAPluginError, match=r"holds no row|nested|is not|is no object|'question' is undefined"):
+    with pytest.raises(NCAPluginError, match=r"holds no row|nested|is not|is not an object|'question' is undefined"):
         Harness(["nca_gsm8k"], Settings(data={"nca_gsm8k": str(tmp_path / "rows.jsonl")}))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
@@ -75,7 +75,7 @@ def test_data_may_be_compressed(tmp_path: Path, name: str, compress: Callable[[b
 
 def test_data_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(NCAPluginError, match=r"pipe.jsonl is no file"):
+    with pytest.raises(NCAPluginError, match=r"pipe.jsonl is not a file"):
         write_examples("nca_prompt_answer", tmp_path / "out.jsonl", str(tmp_path / "pipe.jsonl"))
     (tmp_path / "a::b.jsonl").write_text(ROW)
     with pytest.raises(NCAPluginError, match=r"takes the '::' in .*a::b.jsonl for an archive: rename it"):
@@ -194,7 +194,7 @@ def test_a_wrong_tokenizer_is_told_before_the_first_checkpoint_is_evaluated(
         (["tokenizer", "file/x"], "cannot write to file"),
         (["tokenizer", "x" * 300], "File name too long"),
         (["tokenizer", "."], "exists already"),
-        (["eval", "file", "--tasks", "nca_prompt_answer"], "checkpoint file is no folder"),
+        (["eval", "file", "--tasks", "nca_prompt_answer"], "checkpoint file is not a folder"),
         (["eval", "empty", "--tasks", "nca_prompt_answer"], "empty"),
         (["eval", "hf", "--tasks", "nca_prompt_answer", "--out", "file"], "cannot write to file"),
         (["eval", "hf", "--source", "nca://toy", "--megatron-arguments", "'a"], "No closing quotation"),

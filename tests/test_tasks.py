@@ -367,7 +367,9 @@ def test_mistakes_of_an_evaluation(tmp_path: Path, folder: Path, model: Path) ->
         evaluate(Evaluation(checkpoints, tmp_path / "out"))
     with pytest.raises(NCAPluginError, match=r"language: checkpoint .* needs a tokenizer: name it with --tokenizer"):
         evaluate(task_evaluation(folder, tokenizer=None, out=tmp_path / "out"))
-    with pytest.raises(NCAPluginError, match="is a Hugging Face folder: --perplexity and --source need a checkpoint"):
+    with pytest.raises(
+        NCAPluginError, match="is a Hugging Face folder: --perplexity and --source need a Megatron checkpoint"
+    ):
         evaluate(Evaluation({"hf": model}, tmp_path / "out", source=TOY))
     with pytest.raises(NCAPluginError, match="documents of 96 tokens"):
         evaluate(Evaluation({"task": folder / "task"}, tmp_path / "out", data=[str(folder / "automata")]))

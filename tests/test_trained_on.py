@@ -27,7 +27,7 @@ def test_the_fingerprint_of_a_source_is_pinned() -> None:
     assert fingerprint(parse(TOY), SEQ_LENGTH) == "eca45a111416407e"
 
 
-def test_a_corpus_has_the_identity_of_the_source_that_it_was_written_from(tmp_path: Path) -> None:
+def test_a_dataset_has_the_identity_of_the_source_that_it_was_written_from(tmp_path: Path) -> None:
     corpus = str(tmp_path / "corpus")
     generate(TOY, corpus, num_tokens=8 * SEQ_LENGTH, seq_length=SEQ_LENGTH, num_workers=1)
     written, online = (TrainingData.of([path], None, SEQ_LENGTH) for path in (corpus, TOY))
@@ -144,7 +144,7 @@ def test_a_checkpoint_says_what_it_was_trained_on(runs: dict[str, Done], folder:
 
 def test_the_same_data_are_resumed(runs: dict[str, Done]) -> None:
     assert list(runs["resumed"].losses) == [3, 4]
-    # The documents of a corpus are the samples of the source that it was written from.
+    # The documents of a dataset are the samples of the source that it was written from.
     assert list(runs["corpus"].losses) == [5, 6]
 
 

@@ -369,8 +369,8 @@ def test_lists_that_are_no_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     for name, reason in (
-        ("pipe", "is no file"),
-        (".", "is no file"),
+        ("pipe", "is not a file"),
+        (".", "is not a file"),
         ("binary", "is not UTF-8 text"),
         ("missing", "cannot be read: No such file"),
         ("x" * 300, "cannot be read: File name too long"),

@@ -1,4 +1,4 @@
-"""What an unfinished corpus is continued from, and what is refused in its place."""
+"""What an unfinished dataset is continued from, and what is refused in its place."""
 
 import os
 import shutil
@@ -15,20 +15,20 @@ from nca_plugin.display.progress import silent_stage
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.draft import BlockWriter, Draft, WrittenBlock
 from nca_plugin.indexed.generate import generate
-from nca_plugin.indexed.manifest import CorpusSpec, Manifest, Origin, Shard
+from nca_plugin.indexed.manifest import DatasetSpec, Manifest, Origin, Shard
 from nca_plugin.indexed.verify import verify
 from nca_plugin.indexed.workers import block_arrays
-from nca_plugin.indexed.write import write_corpus
+from nca_plugin.indexed.write import write_dataset
 from nca_plugin.sources import Source, parse
 
 
 def three_blocks_of(source: Source) -> Shard:
-    return Shard.numbered(CorpusSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
+    return Shard.numbered(DatasetSpec.from_source(source, 3 * BLOCK * 1024, 1024), 1, 1)
 
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Path:
-    """The prefix of a corpus whose writer was killed after the first and the last of its three blocks."""
+    """The prefix of a dataset whose writer was killed after the first and the last of its three blocks."""
     prefix = tmp_path / "unfinished" / "corpus"
     source = parse("copy")
     part = three_blocks_of(source)
@@ -38,7 +38,7 @@ def unfinished(tmp_path: Path) -> Path:
 
 
 def write_here(prefix: Path) -> Manifest | None:
-    """Write the corpus without other processes. Returns None if that is refused."""
+    """Write the dataset without other processes. Returns None if that is refused."""
     source = parse("copy")
     part = three_blocks_of(source)
 
@@ -47,7 +47,7 @@ def write_here(prefix: Path) -> Manifest | None:
             yield [writer.write(block, *block_arrays(source, part, block))]
 
     try:
-        return write_corpus(str(prefix), part, Origin.here(), blocks, silent_stage)
+        return write_dataset(str(prefix), part, Origin.here(), blocks, silent_stage)
     except NCAPluginError as error:
         assert "\n" not in str(error)
         return None
@@ -112,7 +112,7 @@ def test_a_block_enters_the_journal_when_it_is_on_the_disk(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_an_unfinished_corpus_that_was_altered_is_repaired_or_refused(
+def test_an_unfinished_dataset_that_was_altered_is_repaired_or_refused(
     tmp_path_factory: pytest.TempPathFactory, unfinished: Path, three_blocks: dict[str, bytes], data: st.DataObject
 ) -> None:
     prefix = tmp_path_factory.mktemp("altered") / "corpus"
@@ -166,20 +166,20 @@ def test_other_settings_are_refused(unfinished: Path, arguments: dict, reason: s
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_is_there_is_left_alone(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"corpus{suffix}").write_text("mine")
-    with pytest.raises(NCAPluginError, match=r"exists already|is not the manifest of a corpus"):
+    with pytest.raises(NCAPluginError, match=r"exists already|is not the manifest of a dataset"):
         write(tmp_path / "corpus")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_complete_corpus_of_other_content_is_left_alone(tmp_path: Path) -> None:
+def test_a_complete_dataset_of_other_content_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path / "corpus")
     before = contents(tmp_path / "corpus")
-    with pytest.raises(NCAPluginError, match=r"corpus.json describes another corpus: choose another name"):
+    with pytest.raises(NCAPluginError, match=r"corpus.json describes another dataset: choose another name"):
         write(tmp_path / "corpus", "iid")
     assert contents(tmp_path / "corpus") == before
 
 
-def test_a_worker_that_outlives_its_writer_reaches_no_later_corpus(unfinished: Path) -> None:
+def test_a_worker_that_outlives_its_writer_reaches_no_later_dataset(unfinished: Path) -> None:
     source = parse("copy")
     part = three_blocks_of(source)
     with Draft(unfinished, part, Origin.here(), silent_stage) as draft:

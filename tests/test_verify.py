@@ -70,7 +70,7 @@ def test_a_file_that_ends_early_or_late_is_found(
         (".idx", 34 + 4, "the length of document 1"),
         (".idx", 34 + 4 * 5 + 8 * 2, "the pointer of document 2"),
         (".idx", 34 + 12 * 5 + 8 * 4, "the first sequence of document 4"),
-        (".json", 2, "corpus.json is not the manifest of a corpus"),
+        (".json", 2, "corpus.json is not the manifest of a dataset"),
         (".json", 70, "corpus.json is damaged"),
         (".json", -3, "corpus.json is damaged"),
     ],
@@ -84,8 +84,8 @@ def test_where_the_fault_is(tmp_path: Path, files: dict[str, bytes], suffix: str
 
 def test_what_is_damaged_is_told_without_the_source(tmp_path: Path, files: dict[str, bytes]) -> None:
     manifest = Manifest.from_bytes(files[".json"], "")
-    spec = dataclasses.replace(manifest.part.spec, uri="elsewhere://?seed=1")
-    unknown = dataclasses.replace(manifest, part=Shard(spec, 0, 1)).to_bytes()
+    spec = dataclasses.replace(manifest.shard.spec, uri="elsewhere://?seed=1")
+    unknown = dataclasses.replace(manifest, shard=Shard(spec, 0, 1)).to_bytes()
     damaged = files | {".bin": b"\x7f" + files[".bin"][1:], ".json": unknown}
     faults = faults_in(tmp_path, damaged)
     assert len(faults) == 2 and "corpus.bin is not as it was written" in faults[0]
@@ -94,11 +94,11 @@ def test_what_is_damaged_is_told_without_the_source(tmp_path: Path, files: dict[
     assert verify(str(tmp_path / "corpus"), 0) == []
 
 
-def test_files_that_are_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_files_that_are_no_dataset(tmp_path: Path, files: dict[str, bytes]) -> None:
     with pytest.raises(NCAPluginError, match=r"corpus.json does not exist, nor .*corpus.idx"):
         verify(str(tmp_path / "corpus"), 1)
     (tmp_path / "corpus.journal").touch()
-    with pytest.raises(NCAPluginError, match=r"but .*corpus.journal, so it is not finished"):
+    with pytest.raises(NCAPluginError, match=r"but .*corpus.journal does: the dataset is unfinished"):
         verify(str(tmp_path / "corpus"), 1)
     (tmp_path / "corpus.journal").unlink()
     (tmp_path / "corpus.idx").write_text("not an index")
@@ -108,16 +108,16 @@ def test_files_that_are_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> No
     with pytest.raises(NCAPluginError, match=r"and .*corpus.idx is an index of other origin"):
         verify(str(tmp_path / "corpus"), 1)
     (tmp_path / "corpus.json").write_text('{"rows": []}')
-    with pytest.raises(NCAPluginError, match="is not the manifest of a corpus"):
+    with pytest.raises(NCAPluginError, match="is not the manifest of a dataset"):
         verify(str(tmp_path / "corpus"), 1)
 
 
 def test_another_source_behind_the_same_files_is_found(tmp_path: Path, files: dict[str, bytes]) -> None:
     """A manifest that was made to fit: only generating anew can tell."""
     manifest = Manifest.from_bytes(files[".json"], "")
-    spec = manifest.part.spec
+    spec = manifest.shard.spec
     forged = dataclasses.replace(spec, uri=spec.uri.replace("seed=1234", "seed=1"))
-    data = dataclasses.replace(manifest, part=Shard(forged, 0, 1))
+    data = dataclasses.replace(manifest, shard=Shard(forged, 0, 1))
     faults = faults_in(tmp_path, files | {".json": data.to_bytes()})
     assert len(faults) == 1 and "document 0 is not sample 0 of nca://toy?seed=1" in faults[0]
 

@@ -260,7 +260,7 @@ def damage(draw: random.Random, path: Path, copy: Path) -> Path:
         shutil.copytree(path, copy)
         files = sorted(file for file in copy.rglob("*") if file.is_file())
     else:
-        # Files that belong together, such as those of a corpus.
+        # Files that belong together, such as those of a dataset.
         files = [copy.with_name(file.name) for file in sorted(path.parent.glob(f"{path.stem}*")) if file.is_file()]
         for file in files:
             shutil.copy(path.parent / file.name, file)

@@ -1,7 +1,7 @@
 """The generator: random neural cellular automata, their rollouts as tokens, and their complexity.
 
-Source: "Training Language Models via Neural Cellular Automata" (arXiv 2603.10055) and its released code.
-Pure functions on numpy arrays with numba kernels; neither torch nor Megatron is imported.
+Source: "Training Language Models via Neural Cellular Automata" (arXiv 2603.10055) and its released code. These are pure
+functions on numpy arrays with numba kernels; they import neither torch nor Megatron.
 
 >>> from nca_plugin.automata import NCAConfig, generate
 >>> tokens, loss_mask = generate(NCAConfig.preset("web"), index=0, seq_length=1024)

@@ -12,22 +12,22 @@ from nca_plugin.automata import rng
 from nca_plugin.automata.tokens import encode
 from nca_plugin.errors import NCAPluginError
 
-#: Frames that are scored (release).
+#: Number of frames that are scored (release).
 SCORED_FRAMES: Final = 10
 
 _CEILING_DRAWS: Final = 64
 
 
 def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> float:
-    """Return compressed size / size of the frames' patch tokens: near 0 for a constant rollout, .67 for noise (n = 10).
+    """Return compressed size / size of the frames' patch tokens: near 0 if all is constant, .67 for noise (n = 10).
 
-    The tokens, without delimiters, as little-endian int32, are compressed by gzip at level 9 (release). The int32
-    layout is part of the definition.
+    The tokens without delimiters, as little-endian int32, are compressed by gzip at level 9 (release). The int32 layout
+    is part of the definition.
 
     Args:
         frames: integers [num_frames, height, width]; the release scores 10 frames of 12 x 12 cells.
         num_colors: n, the number of states of a cell.
-        patch_size: cells along a patch's edge.
+        patch_size: cells along an edge of a patch.
 
     Raises:
         NCAPluginError: see `encode`; or the deflate library in use gives other sizes than zlib.
@@ -37,13 +37,13 @@ def gzip_score(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> 
 
 
 def tokens_score(tokens: NDArray[np.int32]) -> float:
-    """Return the gzip score of frames that are encoded already, int32 [num_frames, patches + 2]."""
+    """Return the gzip score of encoded frames, int32 [num_frames, patches + 2]."""
     patches = np.ascontiguousarray(tokens[:, 1:-1], "<i4")
     return scored_size(patches) / patches.nbytes
 
 
 def scored_size(patch_tokens: NDArray[np.int32]) -> int:
-    """Return the bytes that `patch_tokens`, little-endian and contiguous, take after gzip at level 9.
+    """Return the size in bytes of `patch_tokens` (little-endian, contiguous) after gzip at level 9.
 
     Raises:
         NCAPluginError: the deflate library in use gives other sizes than zlib.
@@ -53,7 +53,7 @@ def scored_size(patch_tokens: NDArray[np.int32]) -> int:
 
 
 def deflate_fingerprint() -> str:
-    """Return what tells deflate libraries that score alike from others: the sizes that they give to known payloads."""
+    """Return the sizes that the deflate library gives to known payloads, as text. Equal texts mean equal scores."""
     return "gzip -9 of known payloads: " + ", ".join(map(str, deflate.sizes_of_known_payloads()))
 
 
@@ -63,17 +63,17 @@ def _check_deflate() -> None:
         if size != expected:
             raise NCAPluginError(
                 f"the deflate library in use (zlib {zlib.ZLIB_RUNTIME_VERSION}) compresses a known payload to {size} "
-                f"bytes where zlib gives {expected}: its samples would differ from everyone else's; run Python with "
+                f"bytes, zlib to {expected}: its samples would differ from everyone else's; run Python with "
                 "the original zlib (zlib-ng and ISA-L replacements do not qualify)"
             )
 
 
 @functools.cache
 def score_bounds(num_colors: int, grid_size: int, patch_size: int) -> tuple[float, float]:
-    """Return (floor, ceiling) of the gzip score for an alphabet: constant frames and uniformly random frames.
+    """Return (floor, ceiling) of the gzip score for an alphabet: the scores of constant and of uniformly random frames.
 
-    The ceiling is the largest score of 64 random rollouts on the released grid; a rule that scores above it is not to
-    be found by search. Larger grids take fewer, as their scores spread less.
+    The ceiling is the largest score of 64 random rollouts on the released grid. A search would not find a rule that
+    scores above it. Larger grids use fewer rollouts, because their scores vary less.
     """
     shape = (SCORED_FRAMES, grid_size, grid_size)
     floor = gzip_score(np.zeros(shape, np.uint8), num_colors, patch_size)

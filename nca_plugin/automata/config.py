@@ -1,4 +1,4 @@
-"""The parameters of an NCA token stream, and the published sets of them."""
+"""The parameters of an NCA token stream, and presets of them."""
 
 import bisect
 import dataclasses
@@ -13,7 +13,7 @@ from nca_plugin.errors import NCAPluginError, check_options
 from nca_plugin.suggestions import unknown_name
 from nca_plugin.typed_numbers import number
 
-#: Token ids stay below the range of int32 with room for a text vocabulary beside them.
+#: Ids stay far below the range of int32, which leaves room for a text vocabulary.
 _MAX_VOCAB_SIZE: Final = 1 << 20
 
 
@@ -23,17 +23,17 @@ Band = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class CurriculumStep:
-    """A part of a curriculum. As text: `START@LOW:HIGH`."""
+    """One stage of a curriculum, written as `START@LOW:HIGH`."""
 
     start: int
-    """Index of its first sample."""
+    """Index of the first sample of the stage."""
 
     band: Band
-    """Band of gzip scores from there on."""
+    """Band of gzip scores in the stage."""
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Return the stage that `text` names. Raises `ValueError` if it names none."""
+        """Return the stage that `text` describes. Raises `ValueError` if it is malformed."""
         start, low, high = text.replace("@", ":", 1).split(":")
         return cls(number(int, start), (number(float, low), number(float, high)))
 
@@ -43,7 +43,7 @@ class CurriculumStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NCAConfig:
-    """What an NCA sample is drawn from. Checks itself: an inconsistent configuration raises `NCAPluginError`.
+    """The parameters of NCA samples. An inconsistent configuration raises `NCAPluginError`.
 
     The defaults are those of `web`: the released generator, except that every sample has a fresh rule and that the
     rollout that is scored is the one that is trained on.
@@ -53,9 +53,9 @@ class NCAConfig:
     """Seed of every random number, 0 .. 2^63 - 1."""
 
     num_colors: int = 10
-    """States of a cell, the alphabet: n in 2 .. 64 (release: 10; the paper's study of alphabets: 2 .. 15). With
-    `patch_size` it sets the vocabulary, n^(p*p) + 2, and with `grid_size` too the highest score that a band can ask for
-    (`score_bounds`)."""
+    """Number of states of a cell, n in 2 .. 64 (release: 10; the paper's study of alphabets: 2 .. 15). With
+    `patch_size` it determines the vocabulary size, n^(p*p) + 2, and with `grid_size` too the highest score that a band
+    can ask for (`score_bounds`)."""
 
     grid_size: int = 12
     """Cells along an edge of the square torus, 3 .. 256, a multiple of `patch_size` (release: 12)."""
@@ -64,46 +64,47 @@ class NCAConfig:
     """Cells along an edge of the square patch that makes one token, 1 .. 4 (release: 2)."""
 
     temperature: float = 1e-4
-    """Temperature T >= 0 of the categorical draw of a cell's next state; 0 takes the argmax (release: 1e-4, paper's
-    text: 1e-3). Logits have a standard deviation of about 0.1: from 1 on the states are noise."""
+    """Temperature T >= 0 of the categorical draw of a cell's next state. 0 takes the argmax (release: 1e-4, paper's
+    text: 1e-3). Logits have a standard deviation of about 0.1, so from T = 1 on the states are noise."""
 
     identity_bias: float = 0.0
-    """Added to the logit of a cell's present state, any finite number (release: 0). Above 0, cells change
-    less often."""
+    """Added to the logit of a cell's current state, any finite number (release: 0). Above 0, cells change less
+    often."""
 
     burn_in: int = 10
-    """Steps before the first frame, 0 .. 10,000 (release: 10)."""
+    """Number of steps before the first frame, 0 .. 10,000 (release: 10)."""
 
     steps_per_frame: int = 1
-    """Steps from one frame to the next, the stride dT, 1 .. 1,000 (release: 1)."""
+    """Number of steps from one frame to the next, the stride dT, 1 .. 1,000 (release: 1)."""
 
     band: Band | None = (0.5, 1.0)
     """Rules are redrawn until lo < gzip score < hi, 0 <= lo < hi (paper, complexity matching: 0.5:1.0 for web text and
     mathematics, 0.3:0.4 for code). None accepts every rule."""
 
     curriculum: tuple[CurriculumStep, ...] | None = None
-    """Bands that change with the sample's index, in place of `band`: stages in order, the first from sample 0 on; as
-    text `0@0.1:0.3,20000@0.3:0.5,60000@0.5:1`. Held-out splits take the last stage throughout. Not from the paper."""
+    """Bands that change with the sample's index, in place of `band`. The stages are in order and the first one starts
+    at sample 0; as text: `0@0.1:0.3,20000@0.3:0.5,60000@0.5:1`. The valid and test splits always use the last stage.
+    Not from the paper."""
 
     first_state: Literal["softmax", "uniform"] = "softmax"
-    """Distribution of the colours of the first state: one N(0, 1) logit per colour, shared by all cells (release), or
-    uniform (the paper's text)."""
+    """Distribution of colours in the first state: a softmax of one N(0, 1) logit per colour, shared by all cells
+    (release), or uniform (the paper's text)."""
 
     num_rules: int | None = None
-    """Size of the set of rules, >= 1: rule r serves again as rule r + `num_rules` (release: 16,000). None for no limit,
-    a fresh rule each time. Rules that are shared are scored once, so they need `scored_rollout` = separate."""
+    """Number of different rules, >= 1: rule r is used again as rule r + `num_rules` (release: 16,000). None means a
+    fresh rule each time. Shared rules are scored once per rule, so they need `scored_rollout` = separate."""
 
     sequences_per_rule: int = 1
-    """Consecutive samples under the same rule, each from a first state of its own, >= 1 (release: 1). Above 1 needs
-    `scored_rollout` = separate. Where a curriculum's stage begins, the rule changes with the band."""
+    """Number of consecutive samples with the same rule, each from a first state of its own, >= 1 (release: 1). More
+    than 1 needs `scored_rollout` = separate. Where a curriculum stage begins, the rule changes with the band."""
 
     scored_rollout: Literal["trained", "separate"] = "trained"
-    """Whether the gzip score is that of the rollout that is trained on, or of another first state under the same rule
+    """Which rollout is scored: the one that is trained on, or a separate one of the same rule from another first state
     (release)."""
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
-        """Return the preset `name` with `changes` to its fields; a curriculum takes the place of the preset's band.
+        """Return the preset `name` with `changes` to its fields. A curriculum replaces the preset's band.
 
         Raises:
             NCAPluginError: an unknown name, or an inconsistent result.
@@ -148,7 +149,7 @@ class NCAConfig:
         ):
             if shares_rules and self.scored_rollout == "trained":
                 raise NCAPluginError(
-                    f"NCA option {name}={getattr(self, name)}: rules that samples share are scored once per rule, not "
+                    f"NCA option {name}={getattr(self, name)}: shared rules are scored once per rule, not "
                     "per sample; add scored_rollout=separate"
                 )
         if self.vocab_size > _MAX_VOCAB_SIZE:
@@ -164,11 +165,11 @@ class NCAConfig:
     def _check_curriculum(self, stages: tuple[CurriculumStep, ...]) -> None:
         text = ",".join(map(str, stages))
         if self.band is not None:
-            raise NCAPluginError(f"NCA option curriculum={text}: takes the place of the band; add band=none")
+            raise NCAPluginError(f"NCA option curriculum={text}: replaces the band; add band=none")
         if not stages:
             raise NCAPluginError("NCA option curriculum is empty: give START@LOW:HIGH,... or none")
         if stages[0].start != 0 or any(a.start >= b.start for a, b in itertools.pairwise(stages)):
-            raise NCAPluginError(f"NCA option curriculum={text}: stages must start at 0 and at ever larger indices")
+            raise NCAPluginError(f"NCA option curriculum={text}: the first stage must start at 0, later ones in order")
         for stage in stages:
             self._check_band(stage.band)
 
@@ -194,12 +195,12 @@ class NCAConfig:
 
     @property
     def frame_length(self) -> int:
-        """Tokens of a frame: its patches and two delimiters."""
+        """Tokens per frame: its patches and two delimiters."""
         return self.patches_per_frame + 2
 
     @property
     def grid_start(self) -> int:
-        """Id of the delimiter `<grid>`, the first above the patches."""
+        """Id of the delimiter `<grid>`, the first id after those of the patches."""
         return self.num_colors ** (self.patch_size**2)
 
     @property
@@ -209,7 +210,7 @@ class NCAConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids: every patch and the two delimiters."""
+        """Number of token ids: all patches and the two delimiters."""
         return self.grid_start + 2
 
     def rule_of(self, index: int) -> int:
@@ -218,7 +219,7 @@ class NCAConfig:
         return rule if self.num_rules is None else rule % self.num_rules
 
     def band_of(self, index: int, split: str) -> Band | None:
-        """Return the band of sample `index` of a split."""
+        """Return the band of sample `index` in a split."""
         if self.curriculum is None:
             return self.band
         if split != "train":
@@ -226,19 +227,19 @@ class NCAConfig:
         return self.curriculum[bisect.bisect_right(self.curriculum, index, key=lambda stage: stage.start) - 1].band
 
     def options(self) -> dict[str, object]:
-        """Return every field by name, in order."""
+        """Return all fields by name, in order."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-#: Fields in which each preset differs from the defaults. Bands by domain: paper, complexity matching.
+#: The fields of each preset that differ from the defaults. The bands are from the paper (complexity matching).
 PRESETS: Final[dict[str, dict[str, object]]] = {
     "web": {},
     "math": {},
     "code": {"band": (0.3, 0.4)},
-    # As the authors' code does it: 16,000 rules drawn once, scored on a rollout that is not trained on.
+    # What the authors' code does: 16,000 rules are drawn once and scored on a rollout that is not trained on.
     "release": {"num_rules": 16_000, "scored_rollout": "separate"},
-    # As the paper's text says it, where it differs from the code.
+    # What the paper's text says where it differs from the code.
     "paper": {"temperature": 1e-3, "first_state": "uniform"},
-    # Two colours, 18 ids: learnable by a small model in a few hundred updates. Not from the paper.
+    # Two colours, 18 ids: a small model learns it in a few hundred updates. Not from the paper.
     "toy": {"num_colors": 2, "band": (0.08, 0.2)},
 }

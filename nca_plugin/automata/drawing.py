@@ -1,4 +1,4 @@
-"""What is random at the start of a rollout: a rule's weights and a first state."""
+"""The random start of a rollout: a rule's weights and a first state."""
 
 from typing import Final
 
@@ -33,8 +33,8 @@ def draw_kernels(key: np.uint64, index: int, attempt: int, num_colors: int):  # 
 def draw_first_state(
     key: np.uint64, index: int, attempt: int, num_colors: int, is_uniform: bool, state: np.ndarray
 ) -> None:
-    """Fill `state`, uint8 [height, width], with independent cells, their colours uniform or drawn from the softmax of
-    one N(0, 1) logit per colour."""
+    """Fill `state`, uint8 [height, width], with independent cells. Their colours are uniform, or drawn from the softmax
+    of one N(0, 1) logit per colour."""
     cells = state.reshape(-1)
     u = uniforms(key, index, attempt, num_colors + cells.size)
     cumulative = np.empty(num_colors, np.float64)

@@ -1,4 +1,4 @@
-"""From a configuration and an index to a training sample: draw rules until one is in the band, roll it out, encode."""
+"""From a configuration and an index to a sample: draw rules until one is in the band, roll it out, encode it."""
 
 import functools
 import math
@@ -15,8 +15,8 @@ from nca_plugin.automata.tokens import encode_into
 from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
 
-# Candidates tried before a band counts as unreachable; `code`, the hardest preset, accepts 1 in 11. Of large grids and
-# long rollouts fewer, so that the error comes within minutes.
+# Number of candidates after which a band counts as unreachable. `code`, the hardest preset, accepts 1 in 11. Large
+# grids and long rollouts try fewer, so that the error comes within minutes.
 _MAX_ATTEMPTS: Final = 100_000
 _MIN_ATTEMPTS: Final = 1_000
 _RELEASED_WORK: Final = 144 * 19
@@ -30,14 +30,14 @@ def generate(
     Args:
         index: 0 .. 2^63 - 1.
         seq_length: S, the number of inputs; at least two frames must fit in S + 1 tokens.
-        split: train, valid or test; each is a stream of its own.
+        split: train, valid or test, each with random numbers of its own.
 
     Returns:
         tokens: int32 [S + 1]; inputs are tokens[:-1], targets tokens[1:].
         loss_mask: bool [S]; the first frame is never a target (release: the first 37 positions of 38-token frames).
 
     Raises:
-        NCAPluginError: an index or a length out of range, or a band that no rule reaches.
+        NCAPluginError: an index or length that is out of range, or a band that no rule reaches.
     """
     check_seq_length(config, seq_length)
     check_index(index)
@@ -48,7 +48,7 @@ def generate(
 
 
 def check_seq_length(config: NCAConfig, seq_length: int) -> None:
-    """Raise `NCAPluginError` if a sample of `seq_length` inputs cannot hold two frames."""
+    """Raise `NCAPluginError` unless a sample of `seq_length` inputs can hold two frames."""
     shortest = 2 * config.frame_length - 1
     if seq_length < shortest:
         raise NCAPluginError(
@@ -58,7 +58,7 @@ def check_seq_length(config: NCAConfig, seq_length: int) -> None:
 
 
 def count_attempts(config: NCAConfig, index: int, split: str = "train") -> int:
-    """Return how many candidates the search for the rule of sample `index` tries."""
+    """Return the number of candidates that the search for the rule of sample `index` tries."""
     band = config.band_of(index, split)
     if band is None:
         return 1
@@ -69,7 +69,7 @@ def count_attempts(config: NCAConfig, index: int, split: str = "train") -> int:
 
 
 def _tokens(config: NCAConfig, index: int, num_frames: int, split: str) -> NDArray[np.int32]:
-    """Return int32 [num_frames or more, frame_length]."""
+    """Return at least the first `num_frames` frames as int32 [frames, frame_length]."""
     tokens = np.empty((max(num_frames, SCORED_FRAMES), config.frame_length), np.int32)
     band = config.band_of(index, split)
     if config.scored_rollout == "separate":
@@ -94,8 +94,8 @@ def _search(
     noise_purpose: int,
     scored: NDArray[np.int32],
 ) -> tuple[int, "Rollout"]:
-    """Return the first candidate of stream `index` whose rollout is in the band, and that rollout. Its first frames'
-    tokens are written to `scored`, int32 [SCORED_FRAMES, frame_length]."""
+    """Return the number of the first candidate of stream `index` whose rollout is in the band, and that rollout, whose
+    first frames are written to `scored`, int32 [SCORED_FRAMES, frame_length]."""
     low, high = band
     work = config.grid_size**2 * (config.burn_in + (SCORED_FRAMES - 1) * config.steps_per_frame)
     max_attempts = min(_MAX_ATTEMPTS, max(_MIN_ATTEMPTS, _MAX_ATTEMPTS * _RELEASED_WORK // work))
@@ -109,7 +109,7 @@ def _search(
     )
 
 
-# A rule that is shared serves many samples, which need its search only once.
+# Cached, because many samples share a rule.
 @functools.lru_cache(maxsize=1 << 15)
 def _separately_scored_attempt(config: NCAConfig, band: Band, split: str, rule_index: int) -> int:
     scored = np.empty((SCORED_FRAMES, config.frame_length), np.int32)
@@ -117,10 +117,10 @@ def _separately_scored_attempt(config: NCAConfig, band: Band, split: str, rule_i
 
 
 class Rollout:
-    """A rollout of candidate `rule_attempt` of rule `rule_index`, computed as far as frames are asked for.
+    """A rollout of candidate `rule_attempt` of rule `rule_index`, computed only as far as frames are requested.
 
     Attributes:
-        steps_computed: fewer than taken where the trajectory stands still.
+        steps_computed: number of steps computed; smaller than the number of steps taken if the state stops changing.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Rollout:
 
 @compiled
 def _draw(rule_key, rule_index, rule_attempt, num_colors, state_key, index, attempt, is_uniform, state):  # type: ignore[no-untyped-def]
-    """Fill `state` with a first state and return a rule as `kernels.rollout` takes it."""
+    """Fill `state` with a first state, and return a rule in the form that `kernels.rollout` takes."""
     draw_first_state(state_key, index, attempt, num_colors, is_uniform, state)
     conv, hidden, output = draw_kernels(rule_key, rule_index, rule_attempt, num_colors)
     return kernels.fuse(conv, hidden, output)

@@ -1,15 +1,15 @@
-"""The compiled inner loop: rolling an automaton out.
+"""The compiled inner loop, which rolls an automaton out.
 
-Arithmetic in the trajectory is float32 in a fixed order. numba compiles it without fast-math, so LLVM may neither
-reorder a sum nor contract a multiplication and an addition: every machine gets the same bits.
+The trajectory is computed in float32 in a fixed order. numba compiles without fast-math, so LLVM may neither reorder
+sums nor contract a multiplication and an addition: every machine gets the same bits.
 
-The order of a rollout's sums is part of the definition of every sample. With t(dy, dx) the row of 16 numbers that a
-neighbour's colour adds to the hidden units (see `fuse`), a cell's hidden units are
+The order of the sums is part of the definition of every sample. Let t(dy, dx) be the 16 numbers that a neighbour's
+colour adds to the hidden units (see `fuse`). The hidden units of a cell are
 
     relu((((t(0,0) + t(0,1)) + (t(1,0) + t(1,1))) + (t(2,0) + t(2,1))) + (t(0,2) + t(1,2))) + t(2,2))
 
-and the logit of colour c is h0 W(0,c) + h1 W(1,c) + ... + h15 W(15,c), summed from the left. The sums of two are the
-same for every cell with these two colours, so a rule's table holds them ready: five rows a cell instead of nine.
+and the logit of colour c is h0 W(0,c) + h1 W(1,c) + ... + h15 W(15,c), summed from the left. The sums of two depend
+only on two colours, so a rule's table holds them: five rows per cell instead of nine.
 """
 
 from typing import Final
@@ -21,11 +21,11 @@ from nca_plugin.automata.rng import exp, philox, unit
 from nca_plugin.automata.simd import LANES, bits, broadcast, load, select, store, transpose
 from nca_plugin.compiled import compiled
 
-#: Colours less likely than e^-23 times the likeliest are never drawn: a draw has 32 bits.
+#: Colours less likely than e^-23 times the most likely one are never drawn, because a draw has 32 bits.
 _REACH: Final = 23.0
 
-# Neighbours whose rows a table holds summed, as numbers of the 3 x 3 neighbourhood in raster order. Neighbour 8 is
-# left over.
+# The pairs of neighbours whose summed rows a table holds, as positions of the 3 x 3 neighbourhood in raster order.
+# Neighbour 8 has no partner.
 _PAIRS: Final = ((0, 1), (3, 4), (6, 7), (2, 5))
 
 _ZERO: Final = np.float32(0.0)
@@ -34,15 +34,15 @@ _MINUS_INFINITY: Final = np.float32(-np.inf)
 
 @compiled
 def fuse(conv: np.ndarray, hidden: np.ndarray, output: np.ndarray):  # type: ignore[no-untyped-def]
-    """Return (table, weights), float32: the rule as `rollout` takes it.
+    """Return the rule as (table, weights), float32, which `rollout` takes.
 
-    Nothing non-linear stands between the first two convolutions, so they are one table: what a colour in a
-    neighbour's place adds to the hidden units. The convolution wraps on the channel axis too (release): its inputs
-    are [c(n-1), c0 .. c(n-1), c0].
+    There is no nonlinearity between the first two convolutions, so both become one table: what the colour of a
+    neighbour adds to the hidden units. The convolution also wraps on the channel axis (release): its inputs are
+    [c(n-1), c0 .. c(n-1), c0].
 
     Returns:
         table: [(4 n^2 + n) * 16]; a row of 16 for each of `_PAIRS` and its two colours, then for neighbour 8.
-        weights: [n rounded up to even, 16] as one axis, the last convolution transposed.
+        weights: the last convolution transposed, [n rounded up to even, 16], flattened.
     """
     n = output.shape[3]
     rows = np.empty(NEIGHBOURS * n * HIDDEN, np.float32)
@@ -77,13 +77,13 @@ def fuse(conv: np.ndarray, hidden: np.ndarray, output: np.ndarray):  # type: ign
 
 @compiled
 def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
-    """Return the memory that `_logits` works in. The padded state has a border of one cell from the opposite edge.
+    """Return the work memory of `_logits`. The padded state has a border of one cell from the opposite edge.
 
     corners: uint64 [cells rounded up to whole vectors], where the 3 x 3 neighbourhood of a cell begins in the padded
-        state; surplus ones take cell 0's place.
-    origins: uint64 [(height + 2) * (width + 2)], the cell that a padded cell repeats.
-    beside, below, single: int32 [(height + 2) * (width + 2)], where in its part of the table the row of a padded cell
-        begins, paired with the right neighbour, paired with the one below, and alone.
+        state; surplus entries are 0.
+    origins: uint64 [(height + 2) * (width + 2)], the cell that each padded cell repeats.
+    beside, below, single: int32 [(height + 2) * (width + 2)], start of a padded cell's row in its part of the table:
+        for the pair with the right neighbour, for the pair with the neighbour below, and alone.
     rows, hidden: float32 [16 * 16], hidden units of a vector of cells, by cell and by unit.
     logits: float32 [num_colors rounded up to even, 16].
     words: uint32 [64], random numbers.
@@ -106,7 +106,7 @@ def _new_scratch(height, width, num_colors):  # type: ignore[no-untyped-def]
 
 @compiled
 def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
-    """Fill in `beside`, `below` and `single` of the scratch for `state`, int32 [cells or more]."""
+    """Compute `beside`, `below` and `single` of the scratch for `state`, int32 [cells or more]."""
     _, origins, beside, below, single, _, _, _, _ = scratch
     for i in range(origins.size):
         single[i] = state[origins[np.uint64(i)]] * HIDDEN
@@ -118,7 +118,7 @@ def _place(state, width, num_colors, scratch):  # type: ignore[no-untyped-def]
 
 @compiled
 def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[no-untyped-def]
-    """Write the logits of the 16 cells from cell `first` on to the scratch; `_place` has been called."""
+    """Write the logits of 16 cells from cell `first` on to the scratch. `_place` must have been called."""
     corners, _, beside, below, single, rows, hidden, logits, _ = scratch
     part = num_colors * num_colors * HIDDEN
     # Unsigned, because numba checks signed indices for negative ones.
@@ -131,7 +131,7 @@ def _logits(table, weights, width, num_colors, first, scratch):  # type: ignore[
         row = row + load(table, 4 * part + single[corner + third_row + right])
         store(rows, lane * HIDDEN, select(row > broadcast(_ZERO), row, broadcast(_ZERO)))
     transpose(rows, hidden)
-    # Two colours at a time: one alone would wait for memory.
+    # Two colours at a time, because a single one would wait for memory.
     for c in range(0, num_colors, 2):
         at = np.uint64(c * HIDDEN)
         next_at = np.uint64((c + 1) * HIDDEN)
@@ -163,7 +163,7 @@ def all_logits(table: np.ndarray, weights: np.ndarray, num_colors: int, state: n
 
 @compiled
 def _draw(logits, lane, num_colors, best, temperature, u):  # type: ignore[no-untyped-def]
-    """Return a draw from softmax(logits / T) of a cell by inversion: `best` first, then the colours within reach in
+    """Draw a cell's colour from softmax(logits / T) by inversion: first `best`, then the other likely colours in
     order."""
     top = float(logits[best * LANES + lane])
     reach = temperature * _REACH
@@ -188,8 +188,8 @@ def _draw(logits, lane, num_colors, best, temperature, u):  # type: ignore[no-un
 def _step(  # type: ignore[no-untyped-def]
     table, weights, height, width, num_colors, now, after, step, temperature, bias, key, index, attempt, scratch
 ):
-    """Write the state that follows `now` to `after`, int32 [cells rounded up to whole vectors]. Return whether it is
-    the same and will stay so: no cell changed or was near enough to a change for a draw to matter."""
+    """Write the state after `now` to `after`, int32 [cells rounded up to whole vectors]. Return whether both are equal
+    and will stay so: no cell changed, and none was so near to a change that a draw mattered."""
     logits, words = scratch[-2:]
     cells = height * width
     reach = broadcast(np.float32(temperature * _REACH))
@@ -243,9 +243,10 @@ def rollout(  # type: ignore[no-untyped-def]
 ):
     """Advance `state` in place and write it to each of `frames`, uint8 [num_frames, height, width].
 
-    The first frame is taken after `first_steps` steps, each further one after `steps_per_frame`. The next state of a
-    cell is a draw from softmax(logits / T), the argmax for T = 0. The random number of (step, cell) has a fixed place
-    in the stream (key, index, attempt) and is made only where the gap between the best two lets it matter.
+    The first frame is taken after `first_steps` steps, each later one after `steps_per_frame` more. The next state of a
+    cell is a draw from softmax(logits / T), or the argmax if T = 0. The random number of (step, cell) has a
+    fixed place in the stream (key, index, attempt). It is only computed where the gap between the best
+    two logits is small enough.
 
     Args:
         table, weights: see `fuse`.
@@ -253,7 +254,7 @@ def rollout(  # type: ignore[no-untyped-def]
         step: number of steps already taken.
 
     Returns:
-        how many steps were computed: fewer than taken where the trajectory stands still.
+        the number of steps computed, which is smaller than that of steps taken if the state stops changing.
     """
     height, width = state.shape
     scratch = _new_scratch(height, width, num_colors)

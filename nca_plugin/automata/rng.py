@@ -1,9 +1,9 @@
-"""Counter-based random numbers: any number of any stream, in any order, on any machine.
+"""Counter-based random numbers: any number of any stream can be computed in any order, on any machine.
 
-A stream is named by (seed, split, purpose, index, attempt); its n-th number needs none of the others. The generator is
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The transcendental functions
-that distributions need are made here from IEEE additions, multiplications, divisions and square roots in a fixed
-order, because libraries differ in the last bit and an automaton amplifies a last bit to a different trajectory.
+A stream is identified by (seed, split, purpose, index, attempt). The generator is Philox4x32-10 (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011). The transcendental functions for distributions are computed
+here from IEEE additions, multiplications, divisions and square roots in a fixed order, because libraries differ in the
+last bit, and an automaton amplifies a different last bit to a different trajectory.
 """
 
 from typing import Final
@@ -17,7 +17,7 @@ from nca_plugin.compiled import compiled
 
 __all__ = ["SPLITS", "stream_key"]
 
-# What a stream is for; part of its name.
+# The purposes of streams.
 RULE: Final = 0
 FIRST_STATE: Final = 1
 NOISE: Final = 2
@@ -26,7 +26,7 @@ SCORED_NOISE: Final = 4
 PERMUTATION: Final = 5
 BRACKETS: Final = 6
 CEILING: Final = 7
-# 8 is that of weights, see nca_plugin.transition.random_numbers.
+# 8 is used for weights, see nca_plugin.transition.random_numbers.
 MIXTURE: Final = 9
 SHUFFLE_BRACKETS: Final = 10
 COPIES: Final = 11
@@ -105,8 +105,8 @@ _FAR_DEN: Final = (
 # Phi(2) - 1/2 and the standard deviation of a normal variable within two sigma.
 _TRUNCATED_HALF: Final = 0.47724986805182079
 _TRUNCATED_STD: Final = 0.87962566103423978
-# Normal quantile of 1/2 + q for |q| <= _TRUNCATED_HALF: q times a ratio of polynomials in q^2, highest power first, by
-# a Remez exchange for this project; relative error below 3e-9, a twentieth of a float32's.
+# Normal quantile of 1/2 + q for |q| <= _TRUNCATED_HALF: q times a ratio of polynomials in q^2, highest power first. The
+# coefficients are from a Remez exchange; the relative error is below 3e-9, a twentieth of float32's.
 _TRUNCATED_NUM: Final = (
     -40.649644833569475,
     224.36963413685953,
@@ -125,14 +125,14 @@ _TRUNCATED_DEN: Final = (
 )
 
 
-#: Compiled for kernels.
+#: Compiled for use in kernels.
 log = compiled(arithmetic.log)
 exp = compiled(arithmetic.exp)
 
 
 @compiled
 def philox(key: np.uint64, index: int, attempt: int, first_block: int, out: np.ndarray) -> None:
-    """Write the 32-bit numbers of 16 blocks, from `first_block` on, of stream (index, attempt) to `out`, uint32 [64].
+    """Write the numbers of 16 blocks from `first_block` on of stream (index, attempt) to `out`, uint32 [64].
 
     A block is four numbers; number j of block `first_block + i` is out[16 j + i].
     """
@@ -173,7 +173,7 @@ def uniforms(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray
 
 @compiled
 def normal_quantile(p: float) -> float:
-    """Return the standard normal quantile of p in (0, 1): Wichura's AS 241, PPND16 (Appl. Statist. 37, 1988)."""
+    """Return the standard normal quantile of p in (0, 1), by Wichura's AS 241, PPND16 (Appl. Statist. 37, 1988)."""
     q = p - 0.5
     if abs(q) <= 0.425:
         r = 0.180625 - q * q
@@ -196,7 +196,7 @@ def _polynomial(x: float, coefficients: tuple[float, ...]) -> float:
 
 @compiled
 def truncated_normals(key: np.uint64, index: int, attempt: int, count: int) -> np.ndarray:
-    """Return `count` normal variables of a stream, cut at two sigma and rescaled to variance 1, float64."""
+    """Return `count` normal numbers of a stream, truncated at two sigma and rescaled to variance 1, float64."""
     values = uniforms(key, index, attempt, count)
     for i in range(count):
         q = (values[i] - 0.5) * (2.0 * _TRUNCATED_HALF)

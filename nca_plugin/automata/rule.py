@@ -1,4 +1,4 @@
-"""One automaton's rule: a small convolutional network on one-hot states (paper, section on NCA data)."""
+"""The rule of an automaton: a small convolutional network on one-hot states (paper, section on NCA data)."""
 
 import functools
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from nca_plugin.errors import NCAPluginError
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """conv 3x3 -> 4, conv 1x1 -> 16, ReLU, conv 1x1 -> n, without biases, on a torus.
+    """A rule: conv 3x3 -> 4, conv 1x1 -> 16, ReLU, conv 1x1 -> n, without biases, on a torus.
 
-    Kernels are in HWIO layout, cross-correlated (not flipped). Padding wraps on the channel axis too (release), so
-    that the first convolution sees n + 2 channels: [c(n-1), c0 .. c(n-1), c0].
+    Kernels have HWIO layout and are cross-correlated (not flipped). Padding also wraps on the channel axis (release),
+    so that the first convolution has n + 2 input channels: [c(n-1), c0 .. c(n-1), c0].
 
     Args:
         conv: float32 [3, 3, n+2, 4].
@@ -24,7 +24,7 @@ class Rule:
         output: float32 [1, 1, 16, n].
 
     Raises:
-        NCAPluginError: kernels of other shapes.
+        NCAPluginError: a kernel has another shape.
     """
 
     conv: NDArray[np.float32]
@@ -51,7 +51,7 @@ class Rule:
         return fused
 
     def logits(self, state: ArrayLike) -> NDArray[np.float32]:
-        """Return the logits of every cell's next state, float32 [height, width, n], from integers [height, width]."""
+        """Return the logits of every cell's next state, float32 [height, width, n], for integers [height, width]."""
         logits: Any = kernels.all_logits(*self.fused, self.num_colors, self._checked(state))
         return logits
 
@@ -72,7 +72,7 @@ class Rule:
 
 
 def random_rule(num_colors: int, seed: int, index: int, attempt: int = 0, split: str = "train") -> Rule:
-    """Return candidate `attempt` of rule `index`: weights truncated-normal with variance 1 / fan-in (Flax's
+    """Return candidate `attempt` of rule `index`. Its weights are truncated normal with variance 1 / fan-in (Flax's
     `lecun_normal`, as released)."""
     key = rng.stream_key(seed, split, rng.RULE)
     return Rule(*drawing.draw_kernels(key, index, attempt, num_colors))

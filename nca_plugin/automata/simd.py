@@ -1,8 +1,8 @@
-"""Vectors of 16 float32 or 32-bit integers inside numba functions.
+"""Vectors of 16 float32 or 32-bit integers for numba functions.
 
-LLVM turns them into the widest registers of the processor at hand: one of AVX-512, two of AVX2, four of SSE2. Every
-lane is computed on its own and nothing is contracted, so that the width does not change a bit. Loops that numba can
-vectorise by itself need neither this module nor its care with memory.
+LLVM compiles them to the widest registers of the processor: one of AVX-512, two of AVX2, four of SSE2. Lanes are
+computed independently and nothing is contracted, so the width does not change a bit. Loops that numba vectorises by
+itself do not need this module.
 
 Indices count elements of a contiguous array and are not checked.
 """
@@ -39,7 +39,7 @@ float32x16: Final = VectorType("float32x16", ir.FloatType())
 int32x16: Final = VectorType("int32x16", _I32)
 mask16: Final = VectorType("mask16", ir.IntType(1))
 
-# Integers have no sign here: what is done to them does not need one.
+# Vectors of integers have no sign, because none of their operations needs one.
 _BY_ELEMENT: Final = {types.float32: float32x16, types.int32: int32x16, types.uint32: int32x16}
 
 
@@ -115,7 +115,7 @@ def multiply_wide(typingctx, a, b):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def bits(typingctx, mask):  # type: ignore[no-untyped-def]
-    """Return the lanes of a mask as the bits of a uint64, lane 0 lowest."""
+    """Return the lanes of a mask as bits of a uint64, with lane 0 in the lowest bit."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), _I64)
@@ -136,8 +136,8 @@ def transpose(typingctx, array, out):  # type: ignore[no-untyped-def]
             index = ir.Constant(_I64, row * LANES + column)
             return _address(context, builder, signature.args[argument], args[argument], index, eight)
 
-        # Four blocks of 8 x 8, each in three rounds of exchanges that AVX2 has one instruction for: pairs of rows
-        # interleaved, then pairs of pairs, then halves of the register.
+        # Four blocks of 8 x 8, each in three rounds of exchanges that are one instruction each on AVX2: pairs of rows
+        # are interleaved, then pairs of pairs, then the halves of the register.
         for top in (0, 8):
             for left in (0, 8):
                 rows = [builder.load(address(0, top + k, left), align=4) for k in range(8)]
@@ -151,7 +151,7 @@ def transpose(typingctx, array, out):  # type: ignore[no-untyped-def]
                             a, b = rows[k], rows[k + distance]
                             rows[k] = shuffle(builder, a, b, low)
                             rows[k + distance] = shuffle(builder, a, b, high)
-                # The first two rounds leave bits 0 and 1 of a column's number swapped.
+                # The first two rounds leave bits 0 and 1 of the column number swapped.
                 for k, row in enumerate((0, 2, 1, 3, 4, 6, 5, 7)):
                     builder.store(rows[row], address(1, left + k, top), align=4)
         return context.get_dummy_value()

@@ -1,4 +1,4 @@
-"""Frames as tokens and back (paper, tokenisation; exact layout as released)."""
+"""Encoding of frames as tokens, and decoding (paper, tokenisation; exact layout as released)."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,13 +10,13 @@ from nca_plugin.errors import NCAPluginError
 def encode(frames: ArrayLike, num_colors: int = 10, patch_size: int = 2) -> NDArray[np.int32]:
     """Return the tokens of `frames`.
 
-    A frame is `<grid>` (id n^(p*p)), its p x p patches in raster order, `</grid>` (the next id). A patch is the number
-    whose base-n digits are its cells in raster order, units first.
+    A frame is `<grid>` (id n^(p*p)), its p x p patches in raster order, and `</grid>` (the next id). The id of a patch
+    is the number whose base-n digits are its cells in raster order, lowest digit first.
 
     Args:
         frames: integers [num_frames, height, width] in 0 .. num_colors-1; height and width multiples of the patch.
         num_colors: n, the number of states of a cell, 2 .. 256.
-        patch_size: p, cells along a patch's edge, >= 1; n^(p*p) + 2 ids must fit in int32.
+        patch_size: p, cells along an edge of a patch, >= 1; n^(p*p) + 2 ids must fit in int32.
 
     Returns:
         int32 [num_frames * (patches + 2)].
@@ -47,13 +47,13 @@ def decode(tokens: ArrayLike, num_colors: int = 10, patch_size: int = 2, grid_si
     """Return the frames of `tokens`, the inverse of `encode` on a square grid.
 
     Args:
-        tokens: integers; whole frames, each with its two delimiters.
+        tokens: integers; complete frames, each with its two delimiters.
 
     Returns:
         uint8 [num_frames, grid_size, grid_size].
 
     Raises:
-        NCAPluginError: not whole frames, or an id that is not a patch where one must be.
+        NCAPluginError: the tokens are not complete frames, or have another id where a patch must be.
 
     >>> decode([10000, 2001, 10001], grid_size=2)
     array([[[1, 0],

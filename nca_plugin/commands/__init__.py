@@ -1,1 +1,1 @@
-"""The `nca-plugin` command, one file for each group of its commands."""
+"""The `nca-plugin` command. Each module holds one group of its commands."""

@@ -1,4 +1,4 @@
-"""The `nca-plugin` command as a whole: its groups of commands, and how it ends."""
+"""The `nca-plugin` command: it collects the commands and turns their errors into one line."""
 
 import logging
 import os
@@ -22,33 +22,33 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command of this process's arguments. Errors are one line and exit code 2."""
-    # What Megatron's import says of packages that are not installed concerns training, which no command does in this
-    # process.
+    """Run the command that `sys.argv` names. Errors are printed as one line and give exit code 2."""
+    # Importing Megatron warns of packages that are not installed. Only training needs them, and no command trains in
+    # this process.
     warnings.filterwarnings("ignore", module=r"(megatron|torch)\.")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with one_line_errors(of_every_rank=True):
         try:
             code = app(standalone_mode=False)
         except OSError as error:
-            raise NCAPluginError(_of_the_system(error)) from error
+            raise NCAPluginError(_system_message(error)) from error
         except MemoryError as error:
             raise NCAPluginError(f"out of memory{one_line(error) and ': '}{one_line(error)}") from error
         except Exception as error:
-            # Usage errors are classes of the click that typer carries within, which it does not export.
+            # Usage errors are classes of the click inside typer, which typer does not export.
             if not hasattr(error, "format_message"):
                 raise
-            raise NCAPluginError(_of_usage(error, sys.argv)) from error
+            raise NCAPluginError(_usage_message(error, sys.argv)) from error
         sys.exit(code)
 
 
-def _of_the_system(error: OSError) -> str:
-    """Return the line of an error that may come from any use of a file, such as that of a full disk."""
+def _system_message(error: OSError) -> str:
+    """Return the message for an error of the system, such as a full disk."""
     if error.strerror is None:
         return one_line(error) or type(error).__name__
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not names and isinstance(error, FileNotFoundError) and not _has_folder():
-        return "the folder that the command was started in does not exist any more: change to another"
+        return "the current folder does not exist any more: change to another one"
     return ": ".join([*names, error.strerror])
 
 
@@ -59,8 +59,8 @@ def _has_folder() -> bool:
         return False
 
 
-def _of_usage(error: Any, arguments: list[str]) -> str:
-    """Return the line of an error of usage, with the value that is wrong and what would be right."""
+def _usage_message(error: Any, arguments: list[str]) -> str:
+    """Return the message for a usage error. For a number it names the wrong value and what is expected."""
     message = " ".join(error.format_message().split())
     parameter = getattr(error, "param", None)
     if "Invalid value" not in message or parameter is None:

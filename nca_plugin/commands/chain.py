@@ -10,20 +10,22 @@ from rich.console import Console
 from nca_plugin.display.terminal import at_work, number_option
 from nca_plugin.errors import NCAPluginError
 
-#: The exit code for work that is left: EX_TEMPFAIL, "try again later".
+#: The exit code for a chain that is not complete: EX_TEMPFAIL, "try again later".
 _INCOMPLETE = 75
 
 
 def chain(
     config: Annotated[Path, typer.Argument(help="A chain file, such as conf/chain/demo.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, as the launcher gets.")] = None,
-    ranks: Annotated[int, number_option("--ranks", "Processes that torchrun will start in all.")] = 1,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, the same as for the launcher.")
+    ] = None,
+    ranks: Annotated[int, number_option("--ranks", "Number of processes that torchrun will start in total.")] = 1,
     is_complete: Annotated[
-        bool, typer.Option("--is-complete", help="For scripts: exit code 0 if it is, else 75; nothing is checked.")
+        bool, typer.Option("--is-complete", help="Only exit, with 0 if the chain is complete, else 75. For scripts.")
     ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Have the job that trains it save and end in order.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Ask the job that trains the chain to save and stop.")] = False,
 ) -> None:
-    """Show how far the stages of a chain are, and check all of its file before anything is trained."""
+    """Show how far each stage of a chain is, and check the arguments of all stages before anything is trained."""
     from nca_plugin.chain.stages import load_chain
     from nca_plugin.chain.state import survey
     from nca_plugin.chain.table import commands, state_table
@@ -33,7 +35,7 @@ def chain(
         if not settings.folder.is_dir():
             raise NCAPluginError(f"folder {settings.folder} does not exist: no job has begun this chain")
         settings.stop_file.touch()
-        print(f"Asked to stop, by {settings.stop_file}: the job saves, removes that file, and ends.")
+        print(f"Wrote {settings.stop_file}: the job will save, remove this file and stop.")
         return
     states = survey(settings)
     if is_complete:

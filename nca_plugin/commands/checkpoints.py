@@ -19,42 +19,44 @@ _SELECTORS = ", ".join(SELECTORS)
 
 def transfer(
     origin: Annotated[
-        Path, typer.Option("--from", help="A checkpoint: a save folder, one iteration's, or NeMo 2's folder.")
+        Path,
+        typer.Option("--from", help="Checkpoint to read: a save folder, one iteration's folder, or a NeMo 2 folder."),
     ],
-    target: Annotated[Path, typer.Option("--to", help="The folder to write; it must not exist.")],
-    preset: Annotated[str, typer.Option(help=f"What is kept: {', '.join(PRESETS)}.")] = "default",
-    keep: Annotated[list[str] | None, typer.Option(help=f"Keep this too: {_SELECTORS}.")] = None,
-    reinit: Annotated[list[str] | None, typer.Option(help="Draw this anew too.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Leave this out.")] = None,
+    target: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist.")],
+    preset: Annotated[str, typer.Option(help=f"Which parts to keep: {', '.join(PRESETS)}.")] = "default",
+    keep: Annotated[list[str] | None, typer.Option(help=f"Also keep these parts: {_SELECTORS}.")] = None,
+    reinit: Annotated[list[str] | None, typer.Option(help="Also draw these parts anew.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Leave these parts out.")] = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(help="List this in freeze.txt, for the next stage's --freeze-list.")
+        list[str] | None, typer.Option(help="Parts to list in freeze.txt, the --freeze-list of the next stage.")
     ] = None,
     vocab_size: Annotated[
-        int | None, number_option("--vocab-size", "Ids of the next stage's tokenizer: one more than the highest.")
+        int | None, number_option("--vocab-size", "Vocabulary size of the next stage: its highest id plus one.")
     ] = None,
-    keep_rows: Annotated[str | None, typer.Option(help="Rows of embedding and output to keep, such as 0:256.")] = None,
-    row_map: Annotated[Path | None, typer.Option(help="File of rows to keep elsewhere: 'new old' lines.")] = None,
+    keep_rows: Annotated[
+        str | None, typer.Option(help="Rows of embedding and output to keep in place, such as 0:256.")
+    ] = None,
+    row_map: Annotated[Path | None, typer.Option(help="File of rows to move, with a line 'new old' for each.")] = None,
     make_vocab_size_divisible_by: Annotated[
         int | None,
-        number_option("--make-vocab-size-divisible-by", "Megatron's padding of the vocabulary in the next stage."),
+        number_option("--make-vocab-size-divisible-by", "This Megatron argument of the next stage."),
     ] = None,
     tensor_model_parallel_size: Annotated[
         int | None,
-        number_option(
-            "--tensor-model-parallel-size", "Of the next stage; the vocabulary is padded to a multiple of it."
-        ),
+        number_option("--tensor-model-parallel-size", "Tensor-parallel size of the next stage, for the padding."),
     ] = None,
     seed: Annotated[int, number_option("--seed", "Seed of the new values.", least=0)] = 1234,
     layout: Annotated[
-        str, typer.Option(help="link: refer to the old bytes; copy: an independent checkpoint.")
+        str, typer.Option(help="`link` links to the old files; `copy` makes an independent checkpoint.")
     ] = "link",
-    verify: Annotated[bool, typer.Option(help="Read all that is linked and check its checksums.")] = False,
+    verify: Annotated[bool, typer.Option(help="Also check the checksums of what is linked.")] = False,
     workers: Annotated[
-        int | None, number_option("--workers", "Threads (default: one a core, at most 8).", most=MAX_PROCESSES)
+        int | None,
+        number_option("--workers", "Number of threads (default: one per core, at most 8).", most=MAX_PROCESSES),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
 ) -> None:
-    """Turn a checkpoint into the start of the next stage: new vocabulary, no optimizer state, iteration 0."""
+    """Write the start checkpoint of the next stage: new vocabulary, no optimizer state, iteration 0."""
     from nca_plugin.transition.changes import Transition
     from nca_plugin.transition.transfer import transfer as transfer_checkpoint
 
@@ -85,7 +87,7 @@ def transfer(
             start_stage=start_stage,
         )
     table = plan_table(report)
-    # A name that is cut, or folded, is of no use: a line may be longer than the terminal.
+    # A cut or folded name could not be copied, so lines may be wider than the terminal.
     Console(width=Console(width=1000).measure(table).maximum).print(table)
     print(summary(report))
     if dry_run:
@@ -97,27 +99,30 @@ def transfer(
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A checkpoint of a Llama, or its Hugging Face folder.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    to: Annotated[str | None, typer.Option("--to", help="hf: write a Hugging Face folder.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="hf: read one, write a Megatron-LM checkpoint.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="To hf: the tokenizer's folder, which is copied.")] = None,
+    source: Annotated[Path, typer.Argument(help="Checkpoint of a Llama, or its Hugging Face folder.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+    to: Annotated[str | None, typer.Option("--to", help="`hf` writes a Hugging Face folder.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="`hf` reads a Hugging Face folder and writes a Megatron-LM checkpoint.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="With --to hf: folder of the tokenizer to copy.")] = None,
     vocab_size: Annotated[
-        int | None, number_option("--vocab-size", "To hf: ids of the tokenizer, whose rows are written.")
+        int | None,
+        number_option("--vocab-size", "With --to hf: vocabulary size of the tokenizer; other rows are left out."),
     ] = None,
     make_vocab_size_divisible_by: Annotated[
         int | None,
-        number_option("--make-vocab-size-divisible-by", "From hf: Megatron's padding of the vocabulary (128)."),
+        number_option("--make-vocab-size-divisible-by", "With --from hf: this argument of the run (default: 128)."),
     ] = None,
     tensor_model_parallel_size: Annotated[
         int | None,
         number_option(
             "--tensor-model-parallel-size",
-            "From hf: of the next stage; the vocabulary is padded to a multiple of it (1).",
+            "With --from hf: tensor-parallel size of the run, for the padding (default: 1).",
         ),
     ] = None,
     seed: Annotated[
-        int | None, number_option("--seed", "From hf: seed of the rows that pad it (1234).", least=0)
+        int | None, number_option("--seed", "With --from hf: seed of the padding rows (default: 1234).", least=0)
     ] = None,
 ) -> None:
     """Turn a Megatron checkpoint of a Llama into a Hugging Face folder, or the other way."""
@@ -125,14 +130,14 @@ def export(
     from nca_plugin.huggingface.importing import import_hf
 
     if (to, from_) not in (("hf", None), (None, "hf")):
-        raise NCAPluginError("say which way: --to hf, or --from hf; there is no other format")
-    of_export = {"tokenizer": tokenizer, "vocab_size": vocab_size}
-    of_import = {
+        raise NCAPluginError("the direction is missing: give --to hf or --from hf; there is no other format")
+    export_options = {"tokenizer": tokenizer, "vocab_size": vocab_size}
+    import_options = {
         "make_vocab_size_divisible_by": make_vocab_size_divisible_by,
         "tensor_model_parallel_size": tensor_model_parallel_size,
         "seed": seed,
     }
-    ours, others = (of_export, of_import) if to else (of_import, of_export)
+    ours, others = (export_options, import_options) if to else (import_options, export_options)
     for name, value in others.items():
         if value is not None:
             raise NCAPluginError(f"--{name.replace('_', '-')} has no meaning with {'--to' if to else '--from'} hf")
@@ -160,17 +165,17 @@ def export(
 
 
 def doctor(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint, to say what it was trained on.")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint whose training data to report.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="As --data-path of a run, to say whether the checkpoint resumes with it.")
+        str | None, typer.Option(help="A run's --data-path: report whether the checkpoint can resume with it.")
     ] = None,
 ) -> None:
-    """Say what works on this machine, and what to do about what does not. Exit code 2 if something is broken."""
+    """Report what works on this machine and how to fix the rest. The exit code is 2 if something is broken."""
     if checkpoint is None:
         from nca_plugin.doctor.screen import run
 
         if data is not None:
-            raise NCAPluginError("--data is compared with a checkpoint: name one")
+            raise NCAPluginError("--data is compared with a checkpoint: name a checkpoint")
         if run():
             raise NCAPluginError("something is broken here: see the lines above")
         return
@@ -180,13 +185,11 @@ def doctor(
     if data is not None and len(data.split()) == 1:
         blend = [data], None
     elif data is not None:
-        # Only here, because importing Megatron takes seconds.
+        # Imported here, because importing Megatron takes seconds.
         from nca_plugin.megatron.blend import read_blend
 
         blend = read_blend(data, "--data")
     diagnosis = diagnose(checkpoint, blend)
     print("\n".join(diagnosis.lines))
     if not diagnosis.is_right:
-        raise NCAPluginError(
-            f"checkpoint {checkpoint} is not what this machine or these data make: see the lines above"
-        )
+        raise NCAPluginError(f"checkpoint {checkpoint} does not fit this machine or these data: see the lines above")

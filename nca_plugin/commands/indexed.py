@@ -1,4 +1,4 @@
-"""Commands for sources written to disk."""
+"""The commands `generate`, `merge` and `verify` for generated datasets."""
 
 import time
 from typing import Annotated
@@ -12,19 +12,22 @@ from nca_plugin.errors import NCAPluginError
 def generate(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
     tokens: Annotated[
-        int, number_option("--tokens", "How many tokens, such as 164M or 2.5B; rounded up to whole documents.")
+        int, number_option("--tokens", "Number of tokens, such as 164M or 2.5B, rounded up to whole documents.")
     ],
     out: Annotated[str, typer.Option(help="Prefix of the files to write: a path, or a URL that fsspec knows.")],
     seq_length: Annotated[
-        int, number_option("--seq-length", "Tokens of a document: Megatron's --seq-length.", most=MAX_SEQ_LENGTH)
+        int,
+        number_option("--seq-length", "Tokens per document: the --seq-length of your run.", most=MAX_SEQ_LENGTH),
     ] = 1024,
     workers: Annotated[
-        int | None, number_option("--workers", "Processes (default: one a core).", most=MAX_PROCESSES)
+        int | None, number_option("--workers", "Number of processes (default: one per core).", most=MAX_PROCESSES)
     ] = None,
-    shard: Annotated[str | None, typer.Option(help="Write part i of N, as i/N; `merge` joins them.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Write only part i of N, given as i/N; `merge` joins the parts.")
+    ] = None,
 ) -> None:
-    """Write a source as Megatron's .bin and .idx. Interrupted, the same command continues."""
-    from nca_plugin.indexed.generate import generate as generate_corpus
+    """Write a source as a dataset (.bin and .idx) for Megatron. If interrupted, run the same command again."""
+    from nca_plugin.indexed.generate import generate as generate_dataset
     from nca_plugin.indexed.merge import part_name
     from nca_plugin.indexed.storage import prefix_of
 
@@ -33,7 +36,7 @@ def generate(
     number, count = (1, 1) if shard is None else parse_shard(shard)
     prefix = whole if shard is None else part_name(whole, number, count)
     with stages("tokens") as start_stage:
-        manifest = generate_corpus(
+        manifest = generate_dataset(
             uri,
             prefix,
             num_tokens=tokens,
@@ -48,12 +51,13 @@ def generate(
 
 
 def merge(
-    out: Annotated[str, typer.Option(help="Prefix of the corpus to write.")],
+    out: Annotated[str, typer.Option(help="Prefix of the dataset to write.")],
     parts: Annotated[
-        list[str] | None, typer.Argument(help="Prefixes of the parts, or a file of each; OUT-*-of-* if none is named.")
+        list[str] | None,
+        typer.Argument(help="Parts, each given by its prefix or one of its files (default: all OUT-*-of-*)."),
     ] = None,
 ) -> None:
-    """Join the parts that `generate --shard` wrote. Interrupted, the same command continues."""
+    """Join the parts that `generate --shard` wrote. If interrupted, run the same command again."""
     from nca_plugin.indexed.merge import find_parts
     from nca_plugin.indexed.merge import merge as merge_parts
     from nca_plugin.indexed.storage import prefix_of
@@ -67,16 +71,18 @@ def merge(
 
 
 def verify(
-    prefix: Annotated[str, typer.Argument(help="Prefix of a corpus that `generate` wrote, or one of its files.")],
-    documents: Annotated[int, number_option("--documents", "Documents to generate anew and compare.", least=0)] = 16,
+    prefix: Annotated[str, typer.Argument(help="Prefix of a dataset that `generate` wrote, or one of its files.")],
+    documents: Annotated[
+        int, number_option("--documents", "Number of documents to generate anew and compare.", least=0)
+    ] = 16,
 ) -> None:
-    """Check every byte of a corpus against its manifest, and some documents against their source."""
+    """Check every byte of a dataset against its manifest, and some documents against their source."""
     from nca_plugin.indexed.storage import prefix_of
-    from nca_plugin.indexed.verify import verify as verify_corpus
+    from nca_plugin.indexed.verify import verify as verify_dataset
 
     start = time.monotonic()
     with stages("tokens") as start_stage:
-        faults = verify_corpus(prefix_of(prefix), documents, start_stage)
+        faults = verify_dataset(prefix_of(prefix), documents, start_stage)
     for fault in faults:
         print(fault)
     if faults:

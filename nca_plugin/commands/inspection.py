@@ -1,4 +1,4 @@
-"""Commands that look at sources."""
+"""Commands that show or measure sources."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +13,11 @@ from nca_plugin.files import check_target, complete_files
 
 def inspect(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/inspect/<uri> if absent.")] = None,
-    count: Annotated[int, number_option("--count", "Sequences to draw.")] = 500,
-    seq_length: Annotated[int, number_option("--seq-length", "Inputs of a sequence.", most=MAX_SEQ_LENGTH)] = 1024,
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: runs/inspect/<uri>).")] = None,
+    count: Annotated[int, number_option("--count", "Number of sequences to draw.")] = 500,
+    seq_length: Annotated[int, number_option("--seq-length", "Input tokens per sequence.", most=MAX_SEQ_LENGTH)] = 1024,
 ) -> None:
-    """Draw sequences of a source as a page of pictures and figures."""
+    """Draw sequences from a source and write a page of pictures and figures about them."""
     from nca_plugin.inspection.inspect import default_folder
     from nca_plugin.inspection.inspect import inspect as inspect_source
     from nca_plugin.sources import parse
@@ -32,10 +32,14 @@ def inspect(
 
 def show(
     uri: Annotated[str, typer.Argument(help="A source, such as nca://web or 'dyck://?k=8'.")],
-    index: Annotated[int, number_option("--index", "Which sample, 0 or more.", least=0)] = 0,
-    split: Annotated[str | None, typer.Option(help="train, valid or test; the URI's own if absent.")] = None,
-    seq_length: Annotated[int, number_option("--seq-length", "Inputs of the sample.", most=MAX_SEQ_LENGTH)] = 1024,
-    fps: Annotated[float, typer.Option(help="Frames a second in a terminal.")] = 6.0,
+    index: Annotated[int, number_option("--index", "Index of the sample, from 0.", least=0)] = 0,
+    split: Annotated[
+        str | None, typer.Option(help="Split to show: train, valid or test (default: the split of the URI).")
+    ] = None,
+    seq_length: Annotated[
+        int, number_option("--seq-length", "Input tokens of the sample.", most=MAX_SEQ_LENGTH)
+    ] = 1024,
+    fps: Annotated[float, typer.Option(help="Frames per second in a terminal.")] = 6.0,
 ) -> None:
     """Play a sample in the terminal: an automaton frame by frame, or a stream of tokens."""
     from nca_plugin.inspection.show import show as show_sample
@@ -47,23 +51,26 @@ def show(
 
 def bench(
     uris: Annotated[
-        list[str] | None, typer.Argument(help="Sources; nca://web and nca://code if none is named.")
+        list[str] | None, typer.Argument(help="Sources to measure (default: nca://web and nca://code).")
     ] = None,
-    seq_length: Annotated[int, number_option("--seq-length", "Tokens of a sample.", most=MAX_SEQ_LENGTH)] = 1024,
+    seq_length: Annotated[int, number_option("--seq-length", "Tokens per sample.", most=MAX_SEQ_LENGTH)] = 1024,
     processes: Annotated[
-        int | None, number_option("--processes", "Most processes at once (default: one a core).", most=MAX_PROCESSES)
+        int | None,
+        number_option(
+            "--processes", "Largest number of processes to measure (default: one per core).", most=MAX_PROCESSES
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Seconds to measure for each number of processes.")] = 5.0,
-    json: Annotated[Path, typer.Option(help="File to write all figures to.")] = Path("runs/bench.json"),
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each number of processes for.")] = 5.0,
+    json: Annotated[Path, typer.Option(help="JSON file for all figures.")] = Path("runs/bench.json"),
 ) -> None:
-    """Measure how fast this machine makes tokens, where the time goes, and the least that it could take."""
+    """Measure how fast this machine makes tokens and where the time goes, beside the least time it could take."""
     from nca_plugin.inspection.benchmark import run_benchmark, table, to_json
     from nca_plugin.sources import parse
 
     check_target(json)
     sources = uris or ["nca://web", "nca://code"]
     for uri in sources:
-        # All of them, before the first is measured.
+        # Check every source before measuring the first.
         parse(uri).check_seq_length(seq_length)
     console = Console()
     results = []

@@ -10,18 +10,22 @@ from rich.console import Console
 from nca_plugin.display.terminal import StudyProgress, at_work
 from nca_plugin.errors import NCAPluginError, require
 
-#: Of tables where no terminal tells its own.
+#: Width of the tables in characters where standard output is not a terminal.
 _WIDTH_OF_FILES = 120
 
 
 def study(
     config: Annotated[Path, typer.Argument(help="A study file, such as conf/study/laptop.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as seeds=[1,2,3].")] = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it takes, and start nothing.")] = False,
-    teraflops: Annotated[float | None, typer.Option(help="With --estimate: what a device reaches in training.")] = None,
-    power: Annotated[bool, typer.Option("--power", help="Say how many seeds it needs, and start nothing.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print the time, disk and tokens it needs, and start nothing.")
+    ] = False,
+    teraflops: Annotated[
+        float | None, typer.Option(help="With --estimate: teraflop/s that one device reaches in training.")
+    ] = None,
+    power: Annotated[bool, typer.Option("--power", help="Print how many seeds it needs, and start nothing.")] = False,
 ) -> None:
-    """Train from several starts on the same text and compare. Interrupted, the same command continues."""
+    """Train from several starts on the same text and compare. If interrupted, run the same command again."""
     from nca_plugin.study.file import load_study
 
     loaded = load_study(config, overrides or [])

@@ -1,4 +1,4 @@
-"""Commands for tasks and their evaluation."""
+"""Commands that evaluate checkpoints on tasks, and that write files for tasks."""
 
 import shlex
 import sys
@@ -21,37 +21,50 @@ _OWN_TASKS = "nca_gsm8k, nca_humaneval, nca_bigbench_lite, nca_prompt_answer, nc
 
 def evaluate(
     checkpoints: Annotated[
-        list[str], typer.Argument(help="Checkpoints or Hugging Face folders, as PATH or LABEL=PATH.")
+        list[str], typer.Argument(help="Checkpoints or Hugging Face folders, each given as PATH or LABEL=PATH.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/eval"),
-    tasks: Annotated[str, typer.Option(help=f"{_OWN_TASKS}, and those of lm-eval; with commas between.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/eval"),
+    tasks: Annotated[str, typer.Option(help=f"Tasks, separated by commas: {_OWN_TASKS}, or tasks of lm-eval.")] = "",
     tokenizer: Annotated[
-        str | None, typer.Option(help="`bytes`, `ids` of automata, or what AutoTokenizer loads.")
+        str | None,
+        typer.Option(help="Tokenizer: `bytes`, `ids` for automata, or a name or folder for AutoTokenizer."),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="TASK=FILE.jsonl or TASK=FOLDER, in place of its data set; TASK=URI.")
+        list[str] | None,
+        typer.Option(help="Own data for a task, as TASK=FILE.jsonl or TASK=FOLDER; a source as TASK=URI."),
     ] = None,
     samples: Annotated[
-        int | None, number_option("--samples", "Answers to each question (default: the task's, 64).")
+        int | None, number_option("--samples", "Answers per question (default: the task's own number, 64 for ours).")
     ] = None,
-    max_tokens: Annotated[int | None, number_option("--max-tokens", "Of an answer (default: the task's).")] = None,
-    limit: Annotated[int | None, number_option("--limit", "Questions of each task.")] = None,
-    seq_length: Annotated[int, number_option("--seq-length", "Of nca_automata.", most=MAX_SEQ_LENGTH)] = 1024,
-    batch_size: Annotated[str, number_option("--batch-size", "Answers at once, or `auto`.", word="auto")] = "16",
-    device: Annotated[str | None, typer.Option(help="Of torch, such as cuda:1 (default: the first, else cpu).")] = None,
-    seed: Annotated[int, number_option("--seed", "Of the answers drawn.", least=0)] = 1234,
+    max_tokens: Annotated[
+        int | None, number_option("--max-tokens", "Longest answer in tokens (default: the task's own limit).")
+    ] = None,
+    limit: Annotated[int | None, number_option("--limit", "Number of questions per task (default: all).")] = None,
+    seq_length: Annotated[
+        int, number_option("--seq-length", "Tokens per sample of nca_automata.", most=MAX_SEQ_LENGTH)
+    ] = 1024,
+    batch_size: Annotated[
+        str, number_option("--batch-size", "Number of answers computed at once, or `auto`.", word="auto")
+    ] = "16",
+    device: Annotated[
+        str | None, typer.Option(help="Device for torch, such as cuda:1 (default: the first GPU, else cpu).")
+    ] = None,
+    seed: Annotated[int, number_option("--seed", "Sampling seed.", least=0)] = 1234,
     allow_model_code: Annotated[
         bool, typer.Option("--allow-model-code", help="Run programs that the model writes, in a sandbox.")
     ] = False,
-    perplexity: Annotated[list[str] | None, typer.Option(help="Prefix of .bin/.idx, through Megatron.")] = None,
+    perplexity: Annotated[
+        list[str] | None, typer.Option(help="Prefix of a .bin/.idx file to measure perplexity on, with Megatron.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Automata to predict, such as nca://web, through Megatron.")
+        str | None, typer.Option(help="Source of automata to predict, such as nca://web, with Megatron.")
     ] = None,
     megatron_arguments: Annotated[
-        str, typer.Option(help="Of the runs, where their checkpoints do not tell, such as '--transformer-impl local'.")
+        str,
+        typer.Option(help="Megatron arguments that the checkpoints do not store, such as '--transformer-impl local'."),
     ] = "",
 ) -> None:
-    """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. Interrupted, it continues."""
+    """Evaluate checkpoints side by side: tasks of lm-eval, perplexity, automata. If interrupted, run it again."""
     from nca_plugin.evaluation.evaluate import Evaluation, cells
     from nca_plugin.evaluation.evaluate import evaluate as evaluate_checkpoints
 
@@ -80,7 +93,7 @@ def evaluate(
 
         def begin(what: str) -> None:
             console.print(what, soft_wrap=True)
-            # A terminal has lm-eval's own bar.
+            # In a terminal, lm-eval shows its own bar.
             if not sys.stderr.isatty():
                 start_stage(what, 0)
 
@@ -88,19 +101,23 @@ def evaluate(
     table = Table("", *map(escape, evaluation.checkpoints))
     for figure in figures:
         table.add_row(escape(figure.name), *cells(figure))
-    # A name that is folded is of no use: a line may be longer than the terminal.
+    # A folded name could not be copied, so lines may be wider than the terminal.
     Console(width=max(Console(width=1000).measure(table).maximum, 80), emoji=False).print(table)
     console.print(f"Written: {out}/table.md, and every result in a file below {out}", soft_wrap=True)
 
 
 def examples(
-    task: Annotated[str, typer.Argument(help=f"Such as {_OWN_TASKS}.")],
+    task: Annotated[str, typer.Argument(help=f"A task, such as {_OWN_TASKS}.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    data: Annotated[str | None, typer.Option(help="A copy of the task's data set, in place of it.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="With --max-tokens: `bytes`, or what AutoTokenizer loads.")] = "bytes",
-    max_tokens: Annotated[int | None, number_option("--max-tokens", "Leave out examples that are longer.")] = None,
+    data: Annotated[str | None, typer.Option(help="A copy of the task's data set to read instead.")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="With --max-tokens: `bytes`, or a name or folder for AutoTokenizer.")
+    ] = "bytes",
+    max_tokens: Annotated[
+        int | None, number_option("--max-tokens", "Leave out examples with more tokens than this.")
+    ] = None,
 ) -> None:
-    """Write the training examples of a task, to fine-tune on with --sft."""
+    """Write the training examples of a task, for fine-tuning with --sft."""
     from nca_plugin.tasks.training_examples import write_examples
 
     with stages("examples") as start_stage:
@@ -110,9 +127,8 @@ def examples(
     print(f"Train with --sft --train-data-path {out} --sft-epochs 1")
 
 
-def tokenizer(folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]) -> None:
-    """Write the tokenizer of bytes, that of `prepare`, as a Hugging Face folder."""
-
+def tokenizer(folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")]) -> None:
+    """Write the byte tokenizer of `prepare` as a Hugging Face folder."""
     write_byte_tokenizer(folder)
     print(f"Written. Use it with --tokenizer-type HuggingFaceTokenizer --tokenizer-model {folder}")
 

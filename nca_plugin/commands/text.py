@@ -9,24 +9,26 @@ from nca_plugin.errors import require
 
 _Inputs = Annotated[
     list[str],
-    typer.Argument(help="Files of text or JSON rows, compressed or not, directories, or Hugging Face data sets."),
+    typer.Argument(help="Files of text or JSON rows (compressed or not), folders, or Hugging Face data sets."),
 ]
-_Pattern = Annotated[str, typer.Option(help="Files to take from a directory, such as '*.py'.")]
-_Exclude = Annotated[list[str] | None, typer.Option(help="Names of files and directories to leave out.")]
-_TextKey = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
+_Pattern = Annotated[str, typer.Option(help="Files to read from a folder, such as '*.py'.")]
+_Exclude = Annotated[list[str] | None, typer.Option(help="Names of files and folders to skip.")]
+_TextKey = Annotated[str, typer.Option(help="Field of a JSON row that holds the text.")]
 _Split = Annotated[str, typer.Option(help="Split of a Hugging Face data set.")]
 
 
 def prepare(
     inputs: _Inputs,
     out: Annotated[str, typer.Option(help="Prefix of the .bin and .idx to write.")],
-    tokenizer: Annotated[str, typer.Option(help="`bytes`, or what transformers.AutoTokenizer loads.")] = "bytes",
+    tokenizer: Annotated[
+        str, typer.Option(help="Tokenizer: `bytes`, or a name or folder for transformers.AutoTokenizer.")
+    ] = "bytes",
     pattern: _Pattern = "*",
     exclude: _Exclude = None,
     text_key: _TextKey = "text",
     split: _Split = "train",
 ) -> None:
-    """Turn text into Megatron's .bin and .idx."""
+    """Tokenise text into Megatron's .bin and .idx."""
     from nca_plugin.text.prepare import BYTES, Corpus, input_bytes
     from nca_plugin.text.prepare import prepare as prepare_corpus
 
@@ -51,13 +53,15 @@ def prepare(
 
 def match(
     inputs: _Inputs,
-    source: Annotated[str, typer.Option(help="The automata, such as 'nca://web?num_colors=15'.")] = "nca://web",
+    source: Annotated[
+        str, typer.Option(help="Automata to compare with, such as 'nca://web?num_colors=15'.")
+    ] = "nca://web",
     pattern: _Pattern = "*",
     exclude: _Exclude = None,
     text_key: _TextKey = "text",
     split: _Split = "train",
 ) -> None:
-    """Measure the gzip ratio of a text and propose a band of gzip scores for automata to train on before it."""
+    """Measure the gzip ratio of a text, and propose a band of gzip scores for pre-pre-training on automata."""
     from nca_plugin.inspection.match import match as match_corpus
     from nca_plugin.inspection.match_summary import match_summary
     from nca_plugin.text.prepare import Corpus

@@ -1,4 +1,4 @@
-"""Hydra configuration files, composed with overrides."""
+"""Loading Hydra configuration files with overrides, and checking them against dataclasses."""
 
 import dataclasses
 import os
@@ -24,26 +24,26 @@ from nca_plugin.configuration.yaml_files import check_interpolations, check_yaml
 from nca_plugin.errors import NCAPluginError, empty_value, in_context, one_line
 from nca_plugin.suggestions import unknown_name, unknown_names
 
-#: The package of the configuration files that come with nca-plugin.
+#: The package that holds the configuration files of nca-plugin.
 SHIPPED: Final = "nca_plugin.conf"
 
-#: What is too deep for Hydra and OmegaConf is no less wrong than what they refuse.
+#: What Hydra and OmegaConf raise for a wrong file. They raise RecursionError for one that nests too deeply.
 _FAULTS: Final = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 
-#: Each takes Hydra as long as a whole configuration.
+#: The most errors that are reported. Finding each takes as long as composing the whole configuration.
 _MAX_REPORTED: Final = 20
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the configuration files that come with nca-plugin."""
+    """Return the folder of the configuration files that nca-plugin brings."""
     return Path(str(resources.files(SHIPPED)))
 
 
 def find_file(path: Path, group: str) -> Path:
-    """Return the file `path`; a bare name may be that of a file in `group` that comes with nca-plugin.
+    """Return the file `path`. A bare name may also be that of a file in `group` that nca-plugin brings.
 
     Raises:
-        NCAPluginError: there is none, with the names of those that come with the package.
+        NCAPluginError: the file does not exist. The message lists the files that nca-plugin brings.
     """
     shipped = shipped_folder() / group
     for candidate in (path, shipped / f"{path.name}.yaml"):
@@ -54,13 +54,13 @@ def find_file(path: Path, group: str) -> Path:
 
 
 def compose_file(path: Path, folder: Path, overrides: list[str]) -> DictConfig:
-    """Return what a file and the files that its defaults name hold, after overrides such as `a.b=1`.
+    """Return the configuration of a file and its defaults, after overrides such as `a.b=1`.
 
     Args:
-        folder: where files are looked for, `path` among them; those that come with nca-plugin are found after them.
+        folder: where files are looked up, including `path`. Files that nca-plugin brings are found last.
 
     Raises:
-        NCAPluginError: a file that is missing or no YAML, or an override that does not fit, with the nearest key.
+        NCAPluginError: a file is missing or not YAML, or an override does not fit. The message names the nearest key.
     """
     path, folder = Path(os.path.normpath(path)), Path(os.path.normpath(folder))
     if not path.is_file():
@@ -82,10 +82,10 @@ def compose_file(path: Path, folder: Path, overrides: list[str]) -> DictConfig:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Return what overrides such as `a.b=1` say.
+    """Return the parsed overrides, such as `a.b=1`.
 
     Raises:
-        NCAPluginError: some are none, each with what to write, where that can be known.
+        NCAPluginError: some are malformed. The message says how to write each, if that is clear.
     """
     parsed, problems = [], []
     for text in overrides:
@@ -104,7 +104,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def _malformed(text: str) -> str:
-    # A plus sign may be ours.
+    # The launcher may have added plus signs.
     text = text.lstrip("+")
     shown = _short(text)
     key, equals, value = text.partition("=")
@@ -121,20 +121,20 @@ def _malformed(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a text such that it does not fill the screen, and stays on one line."""
+    """Return a text for a message: cut off if it is long, and on one line."""
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return text if text and text.isprintable() else repr(text)
 
 
 def _composed(name: str, overrides: Sequence[Override]) -> DictConfig:
-    """Return a configuration. Hydra ends at the first override that does not fit: the others are tried without it."""
+    """Compose a configuration. Hydra stops at the first wrong override, so the rest are tried again without it."""
     problems: list[str] = []
     unknown: dict[str, list[str]] = {}
     while len(problems) + len(unknown) < _MAX_REPORTED:
         try:
             config = compose(name, overrides=[str(override.input_line) for override in overrides])
         except HydraException as error:
-            # Here, where Hydra still knows its groups of files.
+            # Described here, while Hydra still knows its groups of files.
             key = _unknown_key(error)
             if key is None:
                 problems.append(_described(error))
@@ -155,7 +155,7 @@ def _composed(name: str, overrides: Sequence[Override]) -> DictConfig:
 
 
 def _unknown_key(error: BaseException) -> dict[str, list[str]] | None:
-    """Return the key of an override that the file does not have, with those beside it; None for other errors."""
+    """Return the key of an override that the file does not have, with the keys beside it; None for other errors."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if not isinstance(cause, ConfigKeyError | ConfigAttributeError) or not cause.full_key or cause.parent_node is None:
         return None
@@ -167,7 +167,7 @@ def _unknown_key(error: BaseException) -> dict[str, list[str]] | None:
 
 
 def _is_of(error: HydraException, override: Override) -> bool:
-    """Whether an error says that it is of this override."""
+    """Whether an error is about this override."""
     text, key = str(error), override.key_or_group
     choice = (
         isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{key}/{override.get_value_string()}"
@@ -176,10 +176,10 @@ def _is_of(error: HydraException, override: Override) -> bool:
 
 
 def checked_by[T](schema: type[T], config: DictConfig) -> T:
-    """Return `config` as the dataclass `schema`, its interpolations resolved.
+    """Return `config` as an object of the dataclass `schema`, with interpolations resolved.
 
     Raises:
-        NCAPluginError: unknown keys, each with one that is near it, a value of the wrong type, or a missing one.
+        NCAPluginError: unknown keys (each with the nearest known one), a value of the wrong type, or a missing value.
     """
     unknown = list(_unknown_keys(schema, config, ""))
     if unknown:
@@ -198,7 +198,7 @@ def checked_by[T](schema: type[T], config: DictConfig) -> T:
 
 
 def resolved(config: DictConfig) -> dict[Any, Any]:
-    """Return `config` as a mapping, its interpolations resolved. Raises `NCAPluginError` if they cannot be."""
+    """Return `config` as a dict with interpolations resolved. Raises `NCAPluginError` if they cannot be resolved."""
     try:
         container = OmegaConf.to_container(config, resolve=True)
     except _FAULTS as error:
@@ -208,10 +208,10 @@ def resolved(config: DictConfig) -> dict[Any, Any]:
 
 
 def _unknown_keys(schema: Any, section: DictConfig, prefix: str) -> Iterator[tuple[str, Any, list[str]]]:
-    """Yield every key that the dataclasses do not have: its section's prefix, the key, and the section's names.
+    """Yield each key that the dataclasses do not have: prefix of its section, key, and known names of the section.
 
     Raises:
-        NCAPluginError: a section is none.
+        NCAPluginError: the value of a section is not a mapping.
     """
     hints = typing.get_type_hints(schema)
     for key in section:
@@ -234,7 +234,7 @@ def _unknown_keys(schema: Any, section: DictConfig, prefix: str) -> Iterator[tup
 
 
 def _empty_values(section: Any, prefix: str) -> Iterator[str]:
-    """Yield every key whose value is an empty text, where that is not the default: no path or name is one."""
+    """Yield each key whose value is an empty text, unless that is its default: no path or name is empty."""
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{prefix}{field.name}"
         members = value.items() if isinstance(value, dict) else [("", value)]
@@ -246,26 +246,26 @@ def _empty_values(section: Any, prefix: str) -> Iterator[str]:
 
 
 def _dataclass_of(hint: Any) -> Any:
-    """Return the dataclass that a field, or each value of it, is; None if it is none."""
+    """Return the dataclass in a type hint, or in its arguments; None if there is none."""
     return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
 
 
 class _ShippedFiles(SearchPathPlugin):
-    """Puts our files last on the search path, so that the user's of the same name win."""
+    """Adds the files of nca-plugin to the end of the search path, so that the user's files have precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("nca-plugin", f"pkg://{SHIPPED}")
 
 
 def _described(error: BaseException) -> str:
-    """Return what is wrong: for an unknown file, with the nearest known one."""
+    """Return the message for an error; for an unknown file it names the nearest known one."""
     if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
-        return "it, or a file that its defaults name, holds itself, or nests too deep"
+        return "it, or a file in its defaults, includes itself or nests too deeply"
     if isinstance(error, MissingConfigException) and isinstance(error.missing_cfg_file, str):
         group, _, name = error.missing_cfg_file.rpartition("/")
         if error.options:
             return unknown_name("option", f"{group}={name}", [f"{group}={option}" for option in error.options])
-        return f"file {error.missing_cfg_file}.yaml, which its defaults or an override name, is not there"
+        return f"file {error.missing_cfg_file}.yaml, which its defaults or an override name, does not exist"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         group = cause.full_key.partition(".")[0]
@@ -274,21 +274,21 @@ def _described(error: BaseException) -> str:
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} has no value: give it one, {cause.full_key}=..."
     if isinstance(cause, OmegaConfBaseException):
-        # What follows is where in OmegaConf.
+        # The rest of the message is about OmegaConf's internals.
         text = one_line(str(cause).partition("\n    full_key:")[0])
         return f"{cause.full_key}: {text}" if cause.full_key else text
     return _text(error)
 
 
 def _text(error: BaseException) -> str:
-    """Return the text of an error, or of the one that caused it."""
-    # With the plus signs that are ours.
+    """Return the message of an error, or of its cause if it has none."""
+    # The launcher has added the plus signs.
     text = one_line(error).partition(" See https://hydra.cc")[0].replace("'++", "'")
     return text or (_text(error.__cause__) if error.__cause__ else type(error).__name__)
 
 
 def _groups(prefix: str) -> Sequence[Any]:
-    """Return the groups of files, which an override may name as it does a key."""
+    """Return the groups of files that an override may name instead of a key."""
     if prefix or not GlobalHydra.instance().is_initialized():
         return ()
     loader = GlobalHydra.instance().config_loader()

@@ -1,4 +1,4 @@
-"""YAML files before they are read: some would take a reader for ever, or all its memory."""
+"""Checks of YAML files before they are loaded, because some would take a loader forever or all memory."""
 
 import re
 from collections.abc import Mapping
@@ -10,30 +10,30 @@ import yaml
 
 from nca_plugin.errors import NCAPluginError, one_line
 
-#: Far more than a configuration has. OmegaConf spends about a millisecond on each node.
+#: These limits are far above any real configuration. OmegaConf takes about a millisecond for each node.
 _MAX_BYTES: Final = 4_000_000
 _MAX_RESOLVED: Final = 100_000
 _MAX_NODES: Final = 20_000
 _MAX_DEPTH: Final = 50
 _MAX_INTERPOLATIONS: Final = 20
 
-#: What stands between the names in an interpolation such as `${multiply:4,${model.sizes[0]}}`.
+#: What separates the names in an interpolation such as `${multiply:4,${model.sizes[0]}}`.
 _BETWEEN_NAMES: Final = re.compile(r"""[\\${}()\[\]:,\s'"]+""")
 
-# libyaml's, if PyYAML was built with it.
+# The loader of libyaml is faster, if PyYAML was built with it.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class _Node:
-    """A mapping or list that has not ended."""
+    """A mapping or list whose end has not been read yet."""
 
     anchor: str | None
     size: int = 1
 
 
 def check_yaml(path: Path) -> None:
-    """Check that a file is a mapping in YAML, and no larger or deeper than a configuration can be.
+    """Check that a file is a YAML mapping, and not larger or deeper than a configuration can be.
 
     Raises:
         NCAPluginError: it is not, or it cannot be read. The message does not name the file.
@@ -51,15 +51,14 @@ def check_yaml(path: Path) -> None:
         _check_events(text)
     except yaml.YAMLError as error:
         where = one_line(error).replace('in "<unicode string>", ', "at ")
-        raise NCAPluginError(f"is no YAML: {where}") from error
+        raise NCAPluginError(f"is not YAML: {where}") from error
 
 
 def check_interpolations(config: Mapping[Any, Any]) -> None:
-    """Check that the interpolations of a configuration, each of which is resolved as often as it is named, do not
-    multiply: `a: ${b}${b}`, `b: ${c}${c}` and so on.
+    """Check that interpolations do not multiply, as in `a: ${b}${b}`, `b: ${c}${c}` and so on.
 
     Raises:
-        NCAPluginError: they do. The message does not name the file.
+        NCAPluginError: they stand for too many values. The message does not name the file.
     """
     values: dict[str, list[Any]] = {}
 
@@ -77,12 +76,12 @@ def check_interpolations(config: Mapping[Any, Any]) -> None:
             return 1 + sum(map(size, value.values() if isinstance(value, Mapping) else value))
         if not isinstance(value, str) or "${" not in value:
             return 1
-        # Of a path the last name, wherever it stands: paths may be relative. A name more than is meant does no harm.
+        # Paths may be relative, so only the last name counts, wherever it is. Counting a name too many does no harm.
         return 1 + sum(size_of(path.rpartition(".")[2]) for path in _BETWEEN_NAMES.split(value))
 
     def size_of(name: str) -> int:
         if name not in sizes:
-            # A circle is found when it is resolved.
+            # Cycles are reported when the interpolation is resolved.
             sizes[name] = 0
             sizes[name] = max(map(size, values.get(name, [])), default=0)
             if sizes[name] > _MAX_RESOLVED:
@@ -94,7 +93,7 @@ def check_interpolations(config: Mapping[Any, Any]) -> None:
 
 
 def _check_events(text: str) -> None:
-    """Count the nodes that a reader would make: an alias stands for a copy of what it names."""
+    """Count the nodes that a loader would make. An alias counts as a copy of the node that it names."""
     sizes: dict[str, int] = {}
     unended = [_Node(None)]
     for event in yaml.parse(text, Loader=_LOADER):
@@ -111,7 +110,7 @@ def _check_events(text: str) -> None:
             unended[-1].size += ended.size
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in {node.anchor for node in unended}:
-                raise NCAPluginError(f"*{event.anchor} stands within what it names, which has no end")
+                raise NCAPluginError(f"*{event.anchor} is inside the value that it names, which never ends")
             unended[-1].size += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             if event.value.count("${") > _MAX_INTERPOLATIONS:

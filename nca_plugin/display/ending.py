@@ -1,6 +1,6 @@
-"""How a command ends, whatever happens to it: interrupted, without a reader, without space for what it prints.
+"""How a command ends: when it is interrupted, when nobody reads its output, and when its output cannot be written.
 
-Little is imported here, so that all this holds before the command itself is imported.
+This module imports little, so that it is in effect before the command itself is imported.
 """
 
 import atexit
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Buffer
     from types import FrameType
 
-#: Of a command that a signal ended in order, as shells and others give it for ctrl-C.
+#: Exit code after a signal, the same that shells use for ctrl-C.
 INTERRUPTED: Final = 130
-#: Of one that ended in an error that a user can put right.
+#: Exit code after an error that the user can fix.
 FAILED: Final = 2
 
 _SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: For the command to put its files in order after a signal, and after a second one.
+#: Seconds that a command has to clean up after a signal, and after a second one.
 _SECONDS_TO_END: Final = 10.0
 _SECONDS_AFTER_SECOND: Final = 1.0
 _MESSAGE: Final = "nca-plugin: interrupted\n"
 
 
 def run_to_its_end(command: Callable[[], None]) -> int:
-    """Run a command that ends as `sys.exit` does and return the exit code, whatever happens to it.
+    """Run a command that ends like `sys.exit`, and return its exit code.
 
-    - ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt` once and give code 130 and one line. A command that does not
-      end within 10 s, or 1 s after a second signal, such as one inside compiled code, is ended with its processes.
-    - A signal when the command is done leaves its process 1 s to end with the command's own code.
-    - Where standard output is closed, or its reader has left, the command does its work all the same.
-    - What cannot be written to standard output for another reason is one line and code 2, when the work is done.
+    - ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt` once, print one line and give exit code 130. A command that
+      does not end within 10 s, or 1 s after a second signal, is killed with its processes, even in compiled code.
+    - A signal after the command is done leaves the process 1 s to end with the command's own exit code.
+    - If standard output is closed or its reader has left, the command still does all its work.
+    - If standard output cannot be written for another reason, one line and exit code 2 follow after the work.
     """
     _open_missing_streams()
     interrupts = _Interrupts()
@@ -58,7 +58,7 @@ def run_to_its_end(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception:
-        # numba, interrupted while it loads compiled code, makes a SystemError of it.
+        # numba turns an interrupt while it loads compiled code into a SystemError.
         if not interrupts.is_interrupted:
             raise
         code = INTERRUPTED
@@ -75,14 +75,16 @@ def run_to_its_end(command: Callable[[], None]) -> int:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Let no ctrl-C reach a process that is started within, from its first instruction on: a terminal sends it to all
-    processes, of which the first ends the others. A signal interrupts the block, which may be half-way, only when it
-    ends."""
+    """Block ctrl-C for processes that are started in the block, from their first instruction on.
 
-    # Started by the first process otherwise, it would let interrupts through again.
+    A terminal sends ctrl-C to all processes; the first process ends the others itself. A signal to this process is
+    delivered at the end of the block, so that the block is not interrupted half-way.
+    """
+
+    # If the resource tracker were started inside the block, it would unblock the signal again.
     ensure_running()
     late: list[int] = []
-    # The mask is that of this thread, and a signal may come to another one; handlers are of the main thread alone.
+    # The signal mask is per thread, and another thread may get the signal. Only the main thread can set handlers.
     is_main = current_thread() is main_thread()
     numbers = [number for number in _SIGNALS if is_main and callable(signal.getsignal(number))]
     handlers = {number: signal.signal(number, lambda number, _: late.append(number)) for number in numbers}
@@ -98,12 +100,12 @@ def without_interrupts() -> Iterator[None]:
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Python ends itself by a signal, in place of its exit code, where a KeyboardInterrupt has passed through `exec` of
-    a text, as dataclasses use it. It does not for a subclass."""
+    """A subclass, because Python replaces its exit code by a signal if a plain KeyboardInterrupt passes through `exec`
+    of a text, which dataclasses use."""
 
 
 class _Interrupts:
-    """Signals as one `KeyboardInterrupt`, and a watch that ends the process if it does not end by itself."""
+    """Turns signals into one `KeyboardInterrupt`, and kills the process if it does not end afterwards."""
 
     def __init__(self) -> None:
         self.is_told = False
@@ -112,7 +114,7 @@ class _Interrupts:
         self._pid = os.getpid()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        # A signal that is ignored already, as nohup and a shell's background jobs have it, stays so.
+        # A signal that is already ignored stays ignored. nohup and background jobs of a shell rely on that.
         self._caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         for number in self._caught:
             signal.signal(number, self._interrupt)
@@ -121,11 +123,11 @@ class _Interrupts:
         start_new_thread(self._watch, ())
 
     def end(self) -> None:
-        """Interrupt nothing any more. The watch still sees signals, as a thread that the command left may run on."""
+        """Stop interrupting. The watch still sees signals, because a thread of the command may keep running."""
         self._is_ended = True
         for number in self._caught:
             signal.signal(number, self._pass)
-        # Python takes handlers of its own away as it shuts down, but leaves a signal ignored: its code is kept.
+        # Python removes its handlers at shutdown, but ignored signals stay ignored, so the exit code is kept.
         atexit.register(self._ignore)
 
     def _ignore(self) -> None:
@@ -133,7 +135,7 @@ class _Interrupts:
             signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: "FrameType | None") -> None:
-        # A second one would interrupt what puts the files in order.
+        # A second exception would interrupt the clean-up.
         if not self.is_interrupted:
             self.is_interrupted = True
             raise _Interrupted
@@ -148,7 +150,7 @@ class _Interrupts:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def _watch(self) -> None:
-        # Python's handler waits until compiled code returns. This thread does not.
+        # Python's signal handlers wait until compiled code returns; this thread does not.
         while os.read(self._reader, 1)[0] not in self._caught:
             pass
         deadline = time.monotonic() + (_SECONDS_AFTER_SECOND if self._is_ended else _SECONDS_TO_END)
@@ -165,7 +167,7 @@ class _Interrupts:
 
 
 def _children() -> list[int]:
-    """Return the processes that this one has started; none where the system does not tell."""
+    """Return the child processes of this process; none if the system does not list them."""
     children = []
     with suppress(OSError):
         for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - pathlib is not imported yet
@@ -175,10 +177,10 @@ def _children() -> list[int]:
 
 
 class _Stream(io.FileIO):
-    """A standard stream that is written to as long as it can be.
+    """A standard stream that ignores errors of writing.
 
     Attributes:
-        error: why it could not be; that nobody reads it any more is none.
+        error: the first error of writing, None if there was none. A reader that has left is not an error.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -187,13 +189,13 @@ class _Stream(io.FileIO):
 
     @classmethod
     def replace(cls, name: str) -> "_Stream | None":
-        """Have sys.stdout or sys.stderr write through a new one; None if it is no file."""
+        """Make sys.stdout or sys.stderr write through a new stream and return it; None if it is not a file."""
         before = getattr(sys, name)
         try:
             stream = cls(before.fileno())
         except (AttributeError, OSError):
             return None
-        # A name that is no text, or that the encoding lacks, is shown with backslashes.
+        # File names that cannot be encoded are shown with backslashes.
         text = io.TextIOWrapper(
             io.BufferedWriter(stream),
             encoding=before.encoding,

@@ -1,4 +1,4 @@
-"""How long work tells of its progress."""
+"""How long work reports its progress."""
 
 import sys
 import threading
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-#: Where nobody watches a bar.
+#: Seconds between two progress lines where there is no terminal.
 SECONDS_BETWEEN_LINES: Final = 30.0
 
-#: From a stage's name and size to a function that is called with the steps done since the last call.
+#: Takes the name and size of a stage, and returns a function that takes the number of steps since its last call.
 StartStage = Callable[[str, int], Callable[[int], None]]
 
 
 def silent_stage(name: str, size: int) -> Callable[[int], None]:
-    """Start a stage whose progress nobody watches."""
+    """Start a stage that reports nothing."""
     return lambda steps: None
 
 
 @contextmanager
 def lines_now_and_then(line: Callable[[], str]) -> Iterator[None]:
-    """Print what `line` returns on stderr every 30 s, also while a step of the work takes longer."""
+    """Print what `line` returns on stderr every 30 s while the block runs, however long its steps take."""
     ended, stream = threading.Event(), sys.stderr
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""What the commands show while they work, and how they read what is typed."""
+"""What the commands show while they work, and how they parse numbers that users type."""
 
 import os
 import re
@@ -30,45 +30,44 @@ from nca_plugin.display.progress import StartStage, lines_now_and_then
 from nca_plugin.errors import NCAPluginError, empty_value
 from nca_plugin.typed_numbers import whole_number
 
-#: Of the work, from which on a rate is shown.
+#: The rate is shown only after this share of the work is done.
 _SHARE_THAT_TELLS: Final = 0.01
 _MAX_SHOWN: Final = 40
-#: No machine has more cores.
+#: More processes than any machine has cores.
 MAX_PROCESSES: Final = 4096
-#: A sequence is in memory as a whole.
+#: A sequence is held in memory as a whole.
 MAX_SEQ_LENGTH: Final = 1 << 24
 
 
 class Command(typer.core.TyperCommand):
-    """A command that refuses an empty value, as a shell passes for a variable that is not set.
+    """A command that refuses empty values, which a shell passes for a variable that is not set.
 
-    Read as a path it would stand for the folder that the command runs in. Where an empty value means something, it is
-    the default.
+    As a path, an empty value would mean the current folder. Options whose default is empty accept it.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # What typer makes of the values no longer tells an empty path from ".".
+        # typer's own parsing would make an empty path equal to ".".
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in self.params:
             value = given.get(parameter.name or "")
             if parameter.default != "" and "" in (value if isinstance(value, list | tuple) else (value,)):
-                # In capitals, as the help shows the name of an argument.
+                # The help shows the names of arguments in capitals.
                 name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
                 raise NCAPluginError(empty_value(name))
         return super().parse_args(ctx, args)
 
 
 def parse_count(text: str, name: str = "") -> int:
-    """Return the whole number that a text stands for, in every way in which this package prints numbers.
+    """Return the whole number that a text stands for, in any of the ways in which this package prints numbers.
 
     >>> [parse_count(text) for text in ("164M", "2.5B", "1e6", "1_000", "1,000", "164000000")]
     [164000000, 2500000000, 1000000, 1000, 1000, 164000000]
 
     Args:
-        name: what the number is, such as `--tokens`, for the message.
+        name: name of the option for the message, such as `--tokens`.
 
     Raises:
-        NCAPluginError: anything else, a fraction or a negative number among it.
+        NCAPluginError: the text is anything else, such as a fraction or a negative number.
     """
     count = whole_number(text.strip())
     if count is None:
@@ -83,15 +82,17 @@ def parse_count(text: str, name: str = "") -> int:
 
 
 def number_option(option: str, help: str, *, least: int = 1, most: int = (1 << 63) - 1, word: str | None = None) -> Any:
-    """Return a typer option for a whole number, typed in every way that `parse_count` takes.
+    """Return a typer option for a whole number, which accepts what `parse_count` accepts.
 
     Args:
-        option: as it is typed, such as `--tokens`.
-        word: what may be typed in place of a number; it is passed on as it is.
+        option: name of the option, such as `--tokens`.
+        least: smallest valid number.
+        most: largest valid number.
+        word: a word that is also accepted, and passed on unchanged.
     """
 
     def read(text: str | int) -> int | str:
-        # typer passes a default through it too.
+        # typer calls this for the default too.
         if text == word:
             return word
         count = parse_count(str(text), option)
@@ -104,7 +105,7 @@ def number_option(option: str, help: str, *, least: int = 1, most: int = (1 << 6
 
 
 def short(number: float) -> str:
-    """Return a number in at most four digits: 500, 9,765, 164M, 1.02G."""
+    """Return a number with at most four digits: 500, 9,765, 164M, 1.02G."""
     if number < 10_000:
         return f"{number:,.0f}"
     suffixes = iter("KMGT")
@@ -115,7 +116,7 @@ def short(number: float) -> str:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return (i, N) of `i/N`. Raises `NCAPluginError` for anything else."""
+    """Return (i, N) for `i/N`. Raises `NCAPluginError` for any other text."""
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not match:
         raise NCAPluginError(f"shard '{text}': must be i/N, such as 1/8 for the first of eight parts")
@@ -123,16 +124,16 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
-    # Not every system tells.
+    """Return the number of cores that this process may use."""
+    # sched_getaffinity does not exist on every system.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def stages(unit: str = "") -> Iterator[StartStage]:
-    """Show a bar with rate and time left for every stage of the work; without a terminal, a line every 30 s.
+    """Show a bar with rate and time left for each stage of the work; without a terminal, print a line every 30 s.
 
-    A stage of size 0 is one whose size is not known.
+    A stage of size 0 has an unknown size.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -157,10 +158,10 @@ def stages(unit: str = "") -> Iterator[StartStage]:
 
 @contextmanager
 def at_work(what: str) -> Iterator[Callable[[str], None]]:
-    """Say on stderr that the block, whose steps cannot be counted, is at work: without a terminal, a line every 30 s.
+    """Show that the block is working, if its steps cannot be counted; without a terminal, print a line every 30 s.
 
     Args:
-        what: such as "checking the stages"; the function that is yielded says what comes next.
+        what: the work, such as "checking the stages". The yielded function changes it.
     """
     console = Console(stderr=True)
     if console.is_terminal:
@@ -178,7 +179,7 @@ def at_work(what: str) -> Iterator[Callable[[str], None]]:
 
 
 class _Stage:
-    """A stage of the work, for people who read a log."""
+    """A stage of the work, as the lines of a log show it."""
 
     def __init__(self, name: str, unit: str, size: int) -> None:
         self._name, self._unit, self._size = name, f" {unit}" if unit else "", size
@@ -201,7 +202,7 @@ def _passed(began: float) -> timedelta:
 
 
 class _StepsColumn(ProgressColumn):
-    """Steps done and in all, and steps a second."""
+    """Shows the steps done, the steps in total and the steps per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -214,7 +215,7 @@ class _StepsColumn(ProgressColumn):
 
 
 class StudyProgress:
-    """A bar for all of the work and for each running task, and a line for each that has ended."""
+    """A bar for the whole study and one for each running task, and a line for each task that has ended."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -227,7 +228,7 @@ class StudyProgress:
         self._size = 0
         self._began = self._begun = time.monotonic()
         self._left = ""
-        # Started and ended with the bars.
+        # Holds the bars and the thread that prints lines.
         self._shown = ExitStack()
 
     def __enter__(self) -> "StudyProgress":
@@ -240,7 +241,7 @@ class StudyProgress:
         self._shown.close()
 
     def expect(self, total: int) -> None:
-        """Tell how many steps the tasks have that are not over: the first time, a bar for all of them begins."""
+        """Set the number of steps of all tasks that have not ended. The first call adds the bar for the whole study."""
         if self._total is None:
             self._done, self._first = {}, {}
             self._begun = time.monotonic()
@@ -256,7 +257,7 @@ class StudyProgress:
     def update(self, name: str, done: int) -> None:
         self._progress.update(self._tasks[name], completed=done)
         self._done[name] = done
-        # What an earlier start of the study has done tells nothing of the rate.
+        # Steps of an earlier start of the study do not count towards the rate.
         self._first.setdefault(name, done)
         if self._total is not None:
             self._tell_all(self._total)
@@ -273,14 +274,14 @@ class StudyProgress:
         done = sum(self._done.values())
         advanced = done - sum(self._first.values())
         rate = advanced / (now - self._begun + 1e-9)
-        # Before, the start of processes is all that a rate would tell.
+        # Earlier than this, the rate would measure how long processes take to start.
         is_telling = advanced > 0 and advanced >= _SHARE_THAT_TELLS * self._size
         left = f"{timedelta(seconds=round(max(self._size - done, 0) / rate))} left" if is_telling else ""
         self._left = left and f", {rate:.1f}/s, {left}"
         self._progress.update(total, completed=done, left=left)
 
     def _line(self) -> str:
-        """Return how far all of the work is, for people who read a log."""
+        """Return a log line about the progress of the whole study."""
         if self._total is None:
             return f"{', '.join(self._tasks) or 'starting'}: at work for {_passed(self._began)}"
         done = f"all: {sum(self._done.values()):,} of {self._size:,} updates"

@@ -1,4 +1,4 @@
-"""`python -m nca_plugin.doctor`: what works on this machine, where `nca-plugin` itself may not."""
+"""`python -m nca_plugin.doctor`, which works where the command `nca-plugin` itself may not."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A line of the screen."""
+"""The result of one check, which is a line of the screen."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 
 class Verdict(enum.Enum):
-    """What a finding means for a run, as the screen shows it."""
+    """What a result means for a run, as the screen shows it."""
 
     OK = "ok"
     WARN = "warn"
-    """A run may be another than was meant, be slower, or fail in some cases."""
+    """A run may differ from what was meant, be slower, or fail in some cases."""
     BROKEN = "BROKEN"
     ABSENT = "-"
-    """Not there, and nothing that is there needs it."""
+    """It is not installed, and nothing that is installed needs it."""
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Check:
     verdict: Verdict = Verdict.OK
     detail: str = ""
     fix: str = ""
-    """A command, with a note in brackets if it needs one; empty if there is nothing to do, or another line tells."""
+    """A command that fixes it, with a note in brackets if need be; empty if nothing is wrong or another line has it."""

@@ -1,4 +1,4 @@
-"""What there is on this machine, without a judgement."""
+"""The facts about this machine, which the checks judge."""
 
 from __future__ import annotations
 
@@ -24,76 +24,76 @@ from nca_plugin.doctor.imports import Outcome, import_in_process
 from nca_plugin.doctor.versions import EXTRAS, MEGATRON_CORE, MEGATRON_CORE_OF_NEMO, NEMO, REQUIRED, is_within
 from nca_plugin.megatron.fused_kernels import GRADIENT_EXTENSION, SOFTMAX_EXTENSION, Kernels
 
-#: Packages that Megatron uses where they are there, and that nca-plugin does not require.
+#: Packages that Megatron uses if they are installed, and that nca-plugin does not require.
 OPTIONAL: Final = ("transformer-engine", "apex", "nvidia-resiliency-ext")
 
 _STACKS: Final = ("nca-plugin", "megatron-bridge", "nemo-toolkit", "nemo-run")
-# torch from a network's file system takes its time.
+# Importing torch from a network file system takes long.
 _TIMEOUT: Final = 180.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is on this machine. The defaults are those of one where nothing is wrong."""
+    """The facts about this machine. The defaults are those of a machine on which nothing is wrong."""
 
     versions: Mapping[str, str]
-    """Of packages, by their names on the package index; those that are not installed are left out."""
+    """Versions of the installed packages, by their names on the package index."""
 
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    """Of the imports that were tried, by the names of their steps."""
+    """Outcomes of the imports that were tried, by the names of their steps."""
 
     python: str = platform.python_version()
     """Version of the interpreter."""
 
     interpreter: str = "python"
-    """How a shell starts it."""
+    """The command that starts the interpreter in a shell."""
 
     is_nvidia_apex: bool = True
-    """Whether the package named apex, if there is one, has what Megatron takes from NVIDIA's."""
+    """Whether the package named apex, if it is installed, is NVIDIA's."""
 
     missing_extensions: Sequence[str] = ()
-    """Modules that NVIDIA's Apex, if it is there, was built without."""
+    """Modules that the installed Apex was built without."""
 
     has_nemo_entry_point: bool = True
     """Whether NeMo-Run's command line finds nca-plugin."""
 
     has_nvidia_driver: bool = False
     visible_devices: str | None = None
-    """CUDA_VISIBLE_DEVICES."""
+    """The value of CUDA_VISIBLE_DEVICES."""
 
     has_compiler: bool = True
-    """Whether what Megatron compiles its dataset helper with is there."""
+    """Whether make and g++ are installed, with which Megatron compiles its dataset helper."""
 
     has_model_provider: bool = True
-    """Whether Megatron-LM's model_provider.py can be imported from here."""
+    """Whether Megatron-LM's model_provider.py can be imported from the current folder."""
 
     compressor: str = "zlib"
-    """What compresses."""
+    """Name and version of the deflate library."""
 
     deflate_sizes: Sequence[int] = deflate.SIZES_OF_ZLIB
-    """Of the known payloads; empty if it cannot compress them."""
+    """Sizes that the deflate library gives to the known payloads; empty if it cannot compress them."""
 
     is_zlib_replaced: bool = False
-    """Whether another Python package stands in for the module zlib."""
+    """Whether another Python package replaces the module zlib."""
 
     shared_memory: int | None = None
-    """Bytes of /dev/shm; None if there is none."""
+    """Size of /dev/shm in bytes; None if it does not exist."""
 
     open_files: int | None = None
-    """How many files a process may open; None if that is not limited."""
+    """Number of files that a process may open; None for no limit."""
 
     torchrun: str | None = None
-    """The one that the shell finds."""
+    """The torchrun that the shell finds."""
 
     is_own_torchrun: bool = True
-    """Whether it starts this interpreter."""
+    """Whether that torchrun starts this interpreter."""
 
     def error(self, step: str) -> str | None:
         """Return why a step of the imports failed; None if it succeeded or was not tried."""
         return self.outcomes[step].error if step in self.outcomes else None
 
     def told(self, step: str, name: str) -> Any:
-        """Return what a step of the imports found out; None if it failed or was not tried."""
+        """Return a fact that a step of the imports reported; None if the step failed or was not tried."""
         return self.outcomes[step].found.get(name) if step in self.outcomes else None
 
     @property
@@ -103,18 +103,18 @@ class Facts:
 
     @property
     def has_megatron(self) -> bool:
-        """Whether there is a release of Megatron that the launchers take."""
+        """Whether a release of Megatron is installed that the launchers support."""
         return is_within(self.versions.get("megatron-core", ""), MEGATRON_CORE)
 
     @property
     def has_nemo(self) -> bool:
-        """Whether there is NeMo 2 with the release of Megatron that it takes, which is not the launchers'."""
+        """Whether NeMo 2 is installed with the release of Megatron that it needs. Launchers do not support that one."""
         core = self.versions.get("megatron-core", "")
         return is_within(self.versions.get("nemo-toolkit", ""), NEMO) and is_within(core, MEGATRON_CORE_OF_NEMO)
 
     @property
     def kernels(self) -> Kernels:
-        """What Megatron finds of Transformer Engine and Apex."""
+        """Which kernels of Transformer Engine and Apex Megatron finds."""
         has_apex = "apex" in self.versions and self.is_nvidia_apex and self.error("apex") is None
         return Kernels(
             has_transformer_engine="transformer-engine" in self.versions and self.error("transformer-engine") is None,
@@ -128,19 +128,19 @@ class Facts:
         return f"{self.interpreter} -m pip {command}"
 
     def install(self, *names: str) -> str:
-        """Return the command that installs required packages in versions that are supported; empty if that of
-        nca-plugin itself does it."""
+        """Return the command that installs required packages in supported versions; empty if installing nca-plugin
+        itself does that."""
         if "nca-plugin" not in self.versions:
             return ""
         return self.pip(f"install {' '.join(shlex.quote(f'{name}{REQUIRED[name]}') for name in names)}")
 
     def show(self, statement: str) -> str:
-        """Return the command that shows all of an error."""
+        """Return the command that shows an error in full."""
         return f"{self.interpreter} -c '{statement}'"
 
 
 def gather() -> Facts:
-    """Look at this machine, which takes as long as the slowest import."""
+    """Collect the facts. This takes as long as the slowest import."""
     versions = _versions()
     chains = ["generator"]
     if "torch" in versions:
@@ -175,10 +175,10 @@ def gather() -> Facts:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in (*REQUIRED, *(name for extra in EXTRAS.values() for name in extra), *_STACKS, *OPTIONAL):
-        # What an interrupted installation left may be without a version.
+        # An interrupted installation may leave a package without a version.
         with suppress(metadata.PackageNotFoundError, KeyError):
             versions[name] = metadata.version(name) or "unknown"
-    # A checkout of Megatron-LM may be there instead, or on the path before what is installed.
+    # A checkout of Megatron-LM may come first on the path, or be there instead of an installed package.
     package_info = _find("megatron/core/package_info.py")
     if package_info is not None:
         numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", package_info.read_text(), re.MULTILINE))
@@ -187,7 +187,7 @@ def _versions() -> dict[str, str]:
 
 
 def _find(file: str) -> Path | None:
-    """Return a file that an import finds, from the folder that a command is started in or where packages are."""
+    """Return the path at which an import finds a file, in the current folder or on sys.path."""
     return next((path for path in (Path(entry, file) for entry in ("", *sys.path)) if path.is_file()), None)
 
 
@@ -195,7 +195,7 @@ def _interpreter() -> str:
     own = Path(sys.executable)
     for name in ("python", "python3"):
         found = Path(shutil.which(name) or "")
-        # An environment's interpreter is a link to the one that it was made with, which has other packages.
+        # The interpreter of a virtual environment may be a link to the one that made it, which has other packages.
         if found.parent == own.parent and found.samefile(own):
             return name
     return shlex.quote(sys.executable)
@@ -216,7 +216,7 @@ def _compressor() -> str:
 
 
 def _deflate_sizes() -> Sequence[int]:
-    # What stands in for zlib may not have its levels.
+    # A replacement of zlib may not have its levels.
     with suppress(Exception):
         return deflate.sizes_of_known_payloads()
     return ()
@@ -241,5 +241,5 @@ def _starts_this_interpreter(script: Path) -> bool:
     with script.open("rb") as file:
         first_line = file.readline().decode(errors="replace")
     starter = re.match(r"#!\s*(\S*/python[\d.]*)\s", first_line)
-    # Of another starter, such as a shell, it cannot be told.
+    # The interpreter behind another first line, such as a shell script's, is unknown.
     return starter is None or Path(starter[1]).parent == own

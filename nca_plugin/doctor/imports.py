@@ -1,4 +1,4 @@
-"""Imports that may fail, hang or crash, each chain of them in a process of its own that says how far it came."""
+"""Imports that may fail, hang or crash. Each chain of them runs in its own process, which reports each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 from nca_plugin.bridge import cpu as bridge_cpu
 from nca_plugin.megatron import device
 
-# Before what a process says of a step, since an import may print too.
+# Marks the lines that report a step, because an import may print lines too.
 _MARK: Final = "nca-plugin-doctor: "
 
 
@@ -26,22 +26,22 @@ class Outcome:
     """How a step of a chain went."""
 
     error: str | None = None
-    """None if it succeeded, else in one line."""
+    """None if the step succeeded, else the error in one line."""
 
     is_import_error: bool = False
-    """Whether it is an `ImportError`: what catches those takes the package for one that is not installed."""
+    """Whether the error is an `ImportError`. Code that catches it takes the package for one that is not installed."""
 
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What it found out."""
+    """Facts that the step reported."""
 
 
 def import_in_process(chain: str, timeout: float) -> dict[str, Outcome]:
-    """Return the outcome of each step of a chain, by name, up to the first that failed.
+    """Return the outcomes of the steps of a chain by name, up to the first step that failed.
 
     Args:
-        timeout: seconds after which the process is ended, and the step it was at has failed.
+        timeout: seconds after which the process is killed. The step that was running has then failed.
     """
-    # Files rather than pipes: a process that an import has started may keep a pipe open for ever.
+    # A file rather than a pipe, which a process that an import has started might keep open for ever.
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, chain], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -82,7 +82,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _megatron_core() -> dict[str, Any]:
-    # As a launcher: it comes before anything of Megatron.
+    # Launchers call this before they import anything of Megatron.
     device.prepare()
     import_module("megatron.core")
     return {}
@@ -141,7 +141,7 @@ def _apex() -> dict[str, Any]:
 
 
 def _resiliency() -> dict[str, Any]:
-    # What Megatron tries, before it asks for the version.
+    # These are the modules that Megatron imports before it checks the version.
     for module in ("core", "cached_metadata_filesystem_reader", "filesystem_async", "state_dict_saver"):
         import_module(f"nvidia_resiliency_ext.checkpointing.async_ckpt.{module}")
     return {}
@@ -176,11 +176,11 @@ def _run(chain: str) -> None:
             outcome = Outcome(found=step())
         except Exception as error:
             outcome = Outcome(_in_one_line(error), isinstance(error, ImportError))
-        # On a line of its own, whatever stands before it.
+        # An import may have printed half a line before.
         print(f"\n{_MARK}{json.dumps({'name': name, **vars(outcome)})}", flush=True)
         if outcome.error is not None:
             break
-    # Threads of what was imported shall not keep the process.
+    # Exits at once, because threads of imported packages could keep the process alive.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What each way to start a run would do here."""
+"""Whether each way to start a run would work here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nca_plugin.megatron.fused_kernels import OPTION, described_needs
 
 _Checks = Sequence[Callable[[Facts], "Check | None"]]
 
-# What a run with data.source=nca needs: the generator, then the launchers.
+# The checks that each kind of run needs to pass: those of the generator alone, and those of the launchers.
 _OF_GENERATOR: Final[_Checks] = (
     *(packages.check_plugin, packages.check_numpy, packages.check_numba),
     machine.check_deflate,
@@ -26,17 +26,17 @@ _OF_MEGATRON: Final[_Checks] = (
 
 
 def check_megatron(facts: Facts) -> Check:
-    """What `python -m nca_plugin.launch.megatron` would do."""
+    """Return whether `python -m nca_plugin.launch.megatron` would work."""
     return _megatron_or_hydra(facts, launch.MEGATRON)
 
 
 def check_hydra(facts: Facts) -> Check:
-    """What `python -m nca_plugin.launch.hydra` would do."""
+    """Return whether `python -m nca_plugin.launch.hydra` would work."""
     return _megatron_or_hydra(facts, launch.HYDRA)
 
 
 def check_bridge(facts: Facts) -> Check:
-    """What `python -m nca_plugin.launch.bridge` would do."""
+    """Return whether `python -m nca_plugin.launch.bridge` would work."""
     name = launch.BRIDGE
     if "megatron-bridge" not in facts.versions:
         return Check(name, "not here", Verdict.ABSENT, "Megatron-Bridge is not installed")
@@ -51,7 +51,7 @@ def check_bridge(facts: Facts) -> Check:
 
 
 def check_nemo(facts: Facts) -> Check:
-    """What NeMo 2's own command line would do."""
+    """Return whether the command line of NeMo 2 would work."""
     name = "nemo llm pretrain data=nca"
     nemo = packages.check_nemo(facts)
     if nemo.verdict is Verdict.ABSENT:
@@ -99,7 +99,7 @@ def _cannot_run(name: str, reason: str, fix: str = "") -> Check:
 
 
 def _broken(facts: Facts, checks: _Checks) -> str:
-    """Return the names of what is broken, for which another line has the fix."""
+    """Return a message with the names of the failed checks, whose lines have the fixes; empty if none failed."""
     done = [check(facts) for check in checks]
     names = ", ".join(check.name for check in done if check is not None and check.verdict is Verdict.BROKEN)
     return f"because of {names}" if names else ""

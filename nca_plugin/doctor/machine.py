@@ -1,4 +1,4 @@
-"""Whether the machine has what a run needs."""
+"""Checks of the machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from nca_plugin.deflate import SIZES_OF_ZLIB
 from nca_plugin.doctor.check import Check, Verdict
 from nca_plugin.doctor.facts import Facts
 
-# What NVIDIA recommends for containers; Docker gives 64 MB.
+# NVIDIA's recommendation for containers. Docker's default is 64 MB.
 _SHARED_MEMORY: Final = 10**9
 _OPEN_FILES: Final = 1024
 
 
 def check_device(facts: Facts) -> Check:
-    """Whether runs use CUDA or CPU mode, and whether that is what this machine is for."""
+    """Check whether runs use CUDA or CPU mode, and whether that is right for this machine."""
     if facts.told("torch", "devices") is None:
         return Check("device", "unknown", Verdict.ABSENT, "torch cannot be asked")
     cuda = facts.told("torch", "cuda")
@@ -34,7 +34,7 @@ def check_device(facts: Facts) -> Check:
 
 
 def check_deflate(facts: Facts) -> Check:
-    """Whether compression gives zlib's sizes, by which samples are chosen."""
+    """Check whether compression gives zlib's sizes, on which the choice of samples depends."""
     pairs = [(SIZES_OF_ZLIB[i], size) for i, size in enumerate(facts.deflate_sizes)]
     wrong = [f"{size} bytes for {expected}" for expected, size in pairs if size != expected]
     if pairs and not wrong:
@@ -53,7 +53,7 @@ def check_deflate(facts: Facts) -> Check:
 
 
 def check_dataset_helper(facts: Facts) -> Check | None:
-    """Whether Megatron's compiled part for datasets is there, or can be made. None if Megatron could not be asked."""
+    """Check whether Megatron's compiled dataset helper exists or can be compiled. None if Megatron was not imported."""
     if facts.told("dataset helper", "makefile") is None:
         return None
     name, has_makefile = "dataset helper", facts.told("dataset helper", "makefile")
@@ -69,7 +69,7 @@ def check_dataset_helper(facts: Facts) -> Check | None:
 
 
 def check_shared_memory(facts: Facts) -> Check | None:
-    """Whether data loaders have room to hand over batches. None where there is no /dev/shm."""
+    """Check whether shared memory is large enough for data loaders. None if /dev/shm does not exist."""
     if facts.shared_memory is None:
         return None
     found = f"{facts.shared_memory / 1e9:.3g} GB"
@@ -82,7 +82,7 @@ def check_shared_memory(facts: Facts) -> Check | None:
 
 
 def check_open_files(facts: Facts) -> Check | None:
-    """Whether a run may open the files that it needs. None where that is not limited."""
+    """Check whether a run may open enough files. None if there is no limit."""
     if facts.open_files is None:
         return None
     found = f"{facts.open_files:,}"
@@ -92,7 +92,7 @@ def check_open_files(facts: Facts) -> Check | None:
 
 
 def check_torchrun(facts: Facts) -> Check:
-    """Whether `torchrun` starts this interpreter."""
+    """Check whether `torchrun` starts this interpreter."""
     if "torch" not in facts.versions:
         return Check("torchrun", "absent", Verdict.ABSENT, "comes with torch")
     if facts.torchrun is None:

@@ -1,4 +1,4 @@
-"""Whether the packages that are there fit together."""
+"""Checks of the installed packages and their versions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from nca_plugin.doctor.versions import (
 from nca_plugin.megatron.fused_kernels import HYDRA_OVERRIDE, OPTION, Kernels, described_needs
 
 _NO_TRANSFORMER_ENGINE: Final = Kernels(has_transformer_engine=False)
-#: The variable that keeps numba from compiling.
+#: The variable that switches numba's compiler off.
 _DISABLED: Final = "NUMBA_DISABLE_JIT"
-# Packages with a line of their own.
+# Packages with a line of their own on the screen.
 _SHOWN: Final = ("torch", "megatron-core", "numpy", "numba")
-#: How to get what is to be trained with, where nothing is.
+#: The detail for missing training packages.
 _FOR_TRAINING: Final = "no run can be started here: pip install 'nca-plugin[megatron]' brings it"
 
 
 def check_python(version: str) -> Check:
-    """Whether nca-plugin runs on this interpreter."""
+    """Check whether nca-plugin supports this version of Python."""
     if is_within(version, PYTHON):
         return Check("Python", version, detail=f"supported: {PYTHON}")
     newer = next(filter(shutil.which, ("python3.12", "python3.13", "python3.14")), "python3.12")
@@ -42,7 +42,7 @@ def check_python(version: str) -> Check:
 
 
 def check_plugin(facts: Facts) -> Check:
-    """Whether it is installed, or what it needs at least, and its generator can be imported."""
+    """Check whether nca-plugin, or at least all that it needs, is installed and its generator can be imported."""
     found, error = facts.versions.get("nca-plugin", "not installed"), facts.error("generator")
     if "nca-plugin" not in facts.versions and not facts.versions.keys() >= REQUIRED.keys():
         fix = facts.pip("install . (in a clone of nca-plugin)")
@@ -53,7 +53,7 @@ def check_plugin(facts: Facts) -> Check:
 
 
 def check_torch(facts: Facts) -> Check:
-    """Whether a torch that is there can be imported."""
+    """Check whether torch, if it is installed, can be imported."""
     check, error = _of_the_environment(facts, "torch", TORCH), facts.error("torch")
     if error is None:
         return check
@@ -61,7 +61,7 @@ def check_torch(facts: Facts) -> Check:
 
 
 def check_megatron_core(facts: Facts) -> Check:
-    """Whether a Megatron that is there is a release that something here takes, and can be imported."""
+    """Check whether Megatron, if it is installed, is a supported release and can be imported."""
     name = "megatron-core"
     check, error = _of_the_environment(facts, name, MEGATRON_CORE), facts.error(name)
     if facts.has_nemo:
@@ -79,7 +79,7 @@ def check_megatron_core(facts: Facts) -> Check:
 
 
 def check_bridge(facts: Facts) -> Check:
-    """Whether Megatron-Bridge, if it is there, is the release that the launcher knows."""
+    """Check whether Megatron-Bridge, if it is installed, is the release that the launcher supports."""
     name, supported = "megatron-bridge", f"supported: {BRIDGE}, Python {PYTHON_OF_BRIDGE}"
     version = facts.versions.get(name)
     if version is None:
@@ -88,13 +88,13 @@ def check_bridge(facts: Facts) -> Check:
         fix = "python3.12 -m venv .venv-bridge (an environment of its own)"
         return Check(name, version, Verdict.BROKEN, f"needs Python {PYTHON_OF_BRIDGE}", fix)
     if not is_within(version, BRIDGE):
-        # A container's own is never replaced.
+        # The version in a container is never replaced.
         return Check(name, version, Verdict.WARN, f"tested with {BRIDGE}")
     return Check(name, version, detail=supported)
 
 
 def check_nemo(facts: Facts) -> Check:
-    """Whether a NeMo that is there has language models, and the release of Megatron that it takes."""
+    """Check whether NeMo, if it is installed, has language models and the release of Megatron that it needs."""
     name, supported = "nemo-toolkit", f"supported: {NEMO}, megatron-core {MEGATRON_CORE_OF_NEMO}"
     version = facts.versions.get(name)
     if version is None:
@@ -102,14 +102,14 @@ def check_nemo(facts: Facts) -> Check:
     if not is_within(version, NEMO):
         return Check(name, version, Verdict.ABSENT, f"has no language models; {supported}")
     if not facts.has_nemo:
-        # Where nothing else needs the release that is there, the line of megatron-core tells.
+        # If nothing else needs the installed release of Megatron, the line of megatron-core has the fix.
         fix = facts.pip("uninstall nemo-toolkit (NeMo 2 needs an environment of its own)") if facts.has_megatron else ""
         return Check(name, version, Verdict.BROKEN, f"needs megatron-core {MEGATRON_CORE_OF_NEMO}", fix)
     return Check(name, version, detail=supported)
 
 
 def check_transformer_engine(facts: Facts) -> Check:
-    """Whether Transformer Engine, if it is there, is whole: with a part of it Megatron cannot be imported."""
+    """Check whether Transformer Engine, if it is installed, is complete. Otherwise Megatron cannot be imported."""
     name = "transformer-engine"
     version = facts.versions.get(name)
     cuda = (facts.told("torch", "cuda") or "13").partition(".")[0]
@@ -123,14 +123,14 @@ def check_transformer_engine(facts: Facts) -> Check:
     error = facts.error(name)
     if error is None:
         return Check(name, version)
-    # Without a device there is nothing to install it for.
+    # Without a GPU it is not needed.
     install = facts.pip(f"install --no-build-isolation '{extras}=={version}'")
     fix = install if facts.devices else facts.pip(f"uninstall {name}")
     return Check(name, version, _verdict_of_import(facts, name), error, fix)
 
 
 def check_apex(facts: Facts) -> Check:
-    """Whether the package named apex, if there is one, is NVIDIA's rather than the package index's."""
+    """Check whether the package named apex, if it is installed, is NVIDIA's and not the one on the package index."""
     name = "apex"
     version = facts.versions.get(name)
     if version is None:
@@ -144,7 +144,7 @@ def check_apex(facts: Facts) -> Check:
         if facts.devices and (needs := _needs_of_apex(facts)):
             return Check(name, version, Verdict.WARN, f"built without extensions, {needs}")
         return Check(name, version, detail="NVIDIA's")
-    # Megatron asks no more than whether it can be imported, and then builds layers that it does not have.
+    # Megatron only checks whether apex can be imported, and would then use layers that the other package lacks.
     consequence = (
         "cannot be imported, so Megatron does without" if verdict is Verdict.WARN else "models cannot be built"
     )
@@ -153,7 +153,7 @@ def check_apex(facts: Facts) -> Check:
 
 
 def check_resiliency(facts: Facts) -> Check:
-    """Whether NVIDIA's resiliency extension, if it is there, is new: with an old one Megatron cannot be imported."""
+    """Check whether NVIDIA's resiliency extension, if it is installed, is recent enough for importing Megatron."""
     name, supported = "nvidia-resiliency-ext", f"supported: {RESILIENCY}"
     version = facts.versions.get(name)
     if version is None:
@@ -161,37 +161,37 @@ def check_resiliency(facts: Facts) -> Check:
     if is_within(version, RESILIENCY):
         return Check(name, version, detail=supported)
     if not facts.has_megatron:
-        # Releases before 0.18 do not mind.
+        # Megatron before 0.18 works with old releases.
         return Check(name, version)
     verdict = _verdict_of_import(facts, name)
     does_without = verdict is Verdict.WARN
     consequence = (
         "it cannot be imported, so Megatron does without" if does_without else "Megatron cannot be imported with it"
     )
-    # Only Megatron-Bridge needs it, and has a stand-in in CPU mode.
+    # Only Megatron-Bridge needs it, and in CPU mode that has a stand-in.
     is_needed = "megatron-bridge" in facts.versions and facts.devices
     fix = facts.pip(f"install '{name}{RESILIENCY}'" if is_needed else f"uninstall {name}")
     return Check(name, version, verdict, f"too old: {consequence}; {supported}", fix)
 
 
 def check_numpy(facts: Facts) -> Check:
-    """Whether numpy is there."""
+    """Check whether numpy is installed."""
     return _required(facts, "numpy")
 
 
 def check_numba(facts: Facts) -> Check:
-    """Whether numba is there, may compile, and has a folder for what it compiles."""
+    """Check whether numba is installed, may compile, and has a writable cache folder."""
     check, error = _required(facts, "numba"), facts.error("generator")
     if error is not None and _DISABLED in error:
         return Check("numba", check.found, Verdict.BROKEN, "is told not to compile", f"unset {_DISABLED}")
     if facts.told("generator", "is_kept") is not False:
         return check
     fix = "export NUMBA_CACHE_DIR=... (a folder with space that can be written to)"
-    return Check("numba", check.found, Verdict.WARN, "cannot keep what it compiles: ten seconds more a process", fix)
+    return Check("numba", check.found, Verdict.WARN, "cannot cache what it compiles: ten seconds per process", fix)
 
 
 def check_others(facts: Facts) -> Check:
-    """Whether the required packages without a line of their own are there."""
+    """Check whether the required packages without a line of their own are installed."""
     others = [name for name in REQUIRED if name not in _SHOWN]
     there = [name for name in others if name in facts.versions]
     name, found = "other packages", f"{len(there)} of {len(others)}"
@@ -206,7 +206,7 @@ def check_others(facts: Facts) -> Check:
 
 
 def check_extras(facts: Facts) -> Check:
-    """Whether what only some commands need is there."""
+    """Check whether the packages that only some commands need are installed."""
     missing = [
         f"{extra} ({', '.join(lacking)})"
         for extra, packages in EXTRAS.items()
@@ -219,7 +219,7 @@ def check_extras(facts: Facts) -> Check:
 
 
 def _of_the_environment(facts: Facts, name: str, ranges: str) -> Check:
-    """Check a package that an environment that trains brings itself, and that is never replaced."""
+    """Check a package that belongs to the training environment and is never replaced."""
     version = facts.versions.get(name)
     if version is None:
         return Check(name, "absent", Verdict.ABSENT, _FOR_TRAINING)
@@ -242,8 +242,8 @@ def _required(facts: Facts, name: str) -> Check:
 
 
 def _needs_of_apex(facts: Facts) -> str:
-    """Return what runs on CUDA need for want of Apex, beside what they need for want of Transformer Engine; empty if it
-    is nothing."""
+    """Return the message about what runs on CUDA need because Apex is incomplete, apart from what they need because
+    Transformer Engine is missing; empty if they need nothing."""
     needs = described_needs(facts.kernels, _NO_TRANSFORMER_ENGINE)
     return needs and f"needs {OPTION}: {needs}"
 
@@ -253,5 +253,5 @@ def _absent(name: str, supported: str = "optional") -> Check:
 
 
 def _verdict_of_import(facts: Facts, name: str) -> Verdict:
-    """Return what it means that a package is wrong: Megatron takes one that raises an `ImportError` for absent."""
+    """Return how bad a wrong package is: Megatron takes one that raises an `ImportError` for not installed."""
     return Verdict.WARN if facts.outcomes[name].is_import_error else Verdict.BROKEN

@@ -1,4 +1,4 @@
-"""All findings on one screen, with what to do."""
+"""The screen: all checks, and what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Sections = Mapping[str, Sequence[Check]]
 
 
 def run() -> int:
-    """Print what works here, and what to do about what does not. Returns the exit code: 2 if something is broken."""
+    """Print what works here and how to fix what does not. Return the exit code, 2 if something is broken."""
     python = packages.check_python(platform.python_version())
     if python.verdict is Verdict.OK:
         if sys.stderr.isatty():
@@ -37,7 +37,7 @@ def run() -> int:
 
 
 def examine(facts: Facts) -> Sections:
-    """Return the findings by section, in the order of the screen."""
+    """Return the results of all checks by section, in the order of the screen."""
     sections: Mapping[str, Sequence[Check | None]] = {
         "packages": [
             packages.check_python(facts.python),
@@ -73,7 +73,7 @@ def examine(facts: Facts) -> Sections:
 
 
 def screen(sections: Sections) -> str:
-    """Return the findings as text of lines of at most 100 characters, but for commands, which stay whole."""
+    """Return the results as text. Lines have at most 100 characters, except commands, which are not broken."""
     lines = [f"nca-plugin of {Path(__file__).parents[2]}, {sys.executable}"]
     for name, checks in sections.items():
         lines += [name, *(line for check in checks for line in _lines(check))]

@@ -1,4 +1,4 @@
-"""The versions that nca-plugin needs and those that it was tested with; setup.cfg repeats the floors."""
+"""The versions that nca-plugin needs and was tested with. setup.cfg repeats the lower bounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 PYTHON: Final = ">=3.12"
 
-#: What every command needs, by name on the package index: setup.cfg's install_requires.
+#: The packages that every command needs, by name on the package index: install_requires of setup.cfg.
 REQUIRED: Final[Mapping[str, str]] = {
     "numpy": ">=1.26",
     "numba": ">=0.59",
@@ -22,8 +22,8 @@ REQUIRED: Final[Mapping[str, str]] = {
     "fsspec": ">=2023.10",
 }
 
-#: What extras of setup.cfg bring. An environment that trains has torch and megatron-core of its own: the extra
-#: `megatron` is for a machine without.
+#: The packages of the extras in setup.cfg. A training environment has its own torch and megatron-core: the extra
+#: `megatron` is for other machines.
 EXTRAS: Final[Mapping[str, Mapping[str, str]]] = {
     "megatron": {"torch": ">=2.10", "megatron-core": ">=0.18", "tensorboard": ">=2.16", "psutil": ">=5.9"},
     "text": {"transformers": ">=4.57.1", "datasets": ">=3.0"},
@@ -37,16 +37,16 @@ TESTED_UP_TO: Final[Mapping[str, str]] = {"torch": "2.15", "megatron-core": "0.1
 BRIDGE: Final = "==0.6.2"
 PYTHON_OF_BRIDGE: Final = "==3.12.*"
 NEMO: Final = "==2.7.*"
-#: With newer ones its optimizer cannot be made.
+#: With newer releases, NeMo cannot build its optimizer.
 MEGATRON_CORE_OF_NEMO: Final = "==0.15.*"
-#: Below it, megatron-core 0.18 and 0.19 cannot be imported.
+#: With older releases, megatron-core 0.18 and 0.19 cannot be imported.
 RESILIENCY: Final = ">=0.6"
 
 
 def is_within(version: str, ranges: str) -> bool:
     """Whether a version lies in ranges such as `>=0.18,<0.20` or `==3.12.*`.
 
-    Suffixes do not count: those of NVIDIA's builds name a state of the release's branch.
+    Suffixes are ignored, because those of NVIDIA's builds name a commit of the release branch.
 
     >>> is_within("2.13.0a0+9186a08b2c.nv26.07", ">=2.13"), is_within("0.20.0rc1", ">=0.18,<0.20")
     (True, False)
@@ -57,7 +57,7 @@ def is_within(version: str, ranges: str) -> bool:
         if condition.startswith("=="):
             is_right = numbers[: len(bound)] == bound
         else:
-            # 2.0 is 2: both in as many numbers.
+            # Both are padded to the same length, so that 2.0 equals 2.
             size = max(len(numbers), len(bound))
             padded, limit = (each + (size - len(each)) * (0,) for each in (numbers, bound))
             is_right = padded >= limit if condition.startswith(">=") else padded < limit

@@ -1,14 +1,13 @@
-"""`nca-plugin eval`: several checkpoints, the same tasks and texts, side by side.
+"""`nca-plugin eval`: several checkpoints on the same tasks and texts, side by side.
 
-Every checkpoint has a folder below the output, with what is found in files of its own, so that interrupted work goes on
-after the last that is complete:
-
+Each checkpoint has a folder below the output, and each result a file of its own, so that an interrupted evaluation
+continues after the last complete result:
     OUT/LABEL/checkpoint.json  which checkpoint it is
-    OUT/LABEL/huggingface      the model as a Hugging Face folder, unless it is one already
-    OUT/LABEL/tokenizer        that it is given
-    OUT/LABEL/TASK.json        of a task, in lm-eval's own layout
+    OUT/LABEL/huggingface      the model as a Hugging Face folder, unless the checkpoint is one
+    OUT/LABEL/tokenizer        its tokenizer
+    OUT/LABEL/TASK.json        the results of a task, in lm-eval's layout
     OUT/LABEL/megatron.json    perplexity and accuracy on automata, see nca_plugin.launch.evaluate
-    OUT/table.md               all of it
+    OUT/table.md               all results
 """
 
 import json
@@ -35,13 +34,13 @@ from nca_plugin.tasks.tokenizer_folders import save_tokenizer, write_byte_tokeni
 from nca_plugin.text.prepare import BYTES
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 
-#: The tokenizer of a source's ids, which this package writes.
+#: The name of the tokenizer whose tokens are the ids of a source.
 _IDS: Final = "ids"
 _STAMP: Final = "checkpoint.json"
 _MEGATRON: Final = "megatron.json"
-#: Of a file of results, which holds every answer.
+#: The largest file of results in bytes. It holds every answer.
 _MAX_RESULT_BYTES: Final = 1 << 32
-#: Of the accuracies by frame, what the table has.
+#: The accuracies by frame that the table shows.
 _SHOWN: Final = {
     "patch": "patches predicted",
     "grid": "whole frames predicted",
@@ -52,18 +51,18 @@ _ERROR: Final = "nca-plugin: error: "
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be found out.
+    """What to evaluate.
 
     Attributes:
-        checkpoints: by label, save folders, iterations of them, or Hugging Face folders.
-        out: the folder to write.
-        tasks: of lm-eval.
-        settings: of the tasks.
-        tokenizer: `bytes`, `ids` for models of a source, or what `AutoTokenizer` loads; None for Hugging Face folders,
-            which bring their own.
+        checkpoints: save folders, folders of an iteration, or Hugging Face folders, by label.
+        out: folder to write.
+        tasks: names of tasks of lm-eval, including ours.
+        settings: settings of the tasks.
+        tokenizer: `bytes`, `ids` for models of a source, or a name or folder for `AutoTokenizer`; None if all
+            checkpoints are Hugging Face folders, which have their own.
         data: prefixes of indexed datasets to measure perplexity on.
         source: URI of automata to predict.
-        megatron_arguments: of the runs, for what their checkpoints do not say.
+        megatron_arguments: Megatron arguments that the checkpoints do not store.
     """
 
     checkpoints: dict[str, Path]
@@ -78,7 +77,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table: a number for each checkpoint, with its standard error where there is one."""
+    """A row of the table: a value for each checkpoint, with its standard error if it has one."""
 
     name: str
     values: tuple[float | None, ...]
@@ -90,21 +89,21 @@ def evaluate(
     start_stage: StartStage = silent_stage,
     on_begin: Callable[[str], None] = lambda _: None,
 ) -> list[Figure]:
-    """Find out what is missing, write it, and return all of it.
+    """Evaluate what is missing, write it, and return all results.
 
     Args:
-        on_begin: called with what begins.
+        on_begin: called with a description of each evaluation that begins.
 
     Raises:
-        NCAPluginError: nothing to do; a task, a checkpoint or a tokenizer that will not do; a file of an earlier call
-            that was about something else.
+        NCAPluginError: there is nothing to do; a task, checkpoint or tokenizer cannot be used; or a file of another
+            evaluation is in the way.
     """
     if not evaluation.tasks and not evaluation.data and evaluation.source is None:
         raise NCAPluginError("nothing to evaluate: name --tasks, --perplexity or --source")
     if evaluation.source is not None:
         parse(evaluation.source)
     check_folder(evaluation.out)
-    # Before the first is evaluated, which may take hours.
+    # All checkpoints are checked before the first one is evaluated, which may take hours.
     identities: dict[str, str] = {}
     for label, path in evaluation.checkpoints.items():
         with in_context(label):
@@ -112,7 +111,7 @@ def evaluate(
             if evaluation.tasks and evaluation.tokenizer is None and not _is_huggingface(path):
                 raise NCAPluginError(
                     f"checkpoint {path} needs a tokenizer: name it with --tokenizer: `bytes`, `ids` for a model of "
-                    "automata, or what AutoTokenizer loads"
+                    "automata, or a name or folder for AutoTokenizer"
                 )
     if _is_loaded(evaluation):
         load_auto_tokenizer(str(evaluation.tokenizer))
@@ -122,7 +121,7 @@ def evaluate(
         folder = evaluation.out / label
         folder.mkdir(parents=True, exist_ok=True)
         with in_context(label):
-            # What is exported is told by nothing else.
+            # Nothing else records what was exported.
             about = {"checkpoint": identities[label], "tokenizer": evaluation.tokenizer}
             if _is_missing(folder / _STAMP, about):
                 _store(folder / _STAMP, about, {})
@@ -150,14 +149,14 @@ def evaluate(
 
 
 def markdown(figures: Sequence[Figure], labels: Sequence[str]) -> str:
-    """Return a table of figures, a checkpoint a column."""
+    """Return the results as a Markdown table with a column for each checkpoint."""
     rows = [["", *labels], ["---", *("---:" for _ in labels)]]
     rows += [[figure.name, *cells(figure)] for figure in figures]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def cells(figure: Figure) -> list[str]:
-    """Return the numbers of a row for people, with their standard errors."""
+    """Return the values of a row as text, with their standard errors."""
     return [
         "" if value is None else f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
         for value, error in zip(figure.values, figure.errors, strict=True)
@@ -165,7 +164,7 @@ def cells(figure: Figure) -> list[str]:
 
 
 def _identity(path: Path) -> str:
-    """Return what a checkpoint is called, so that a later one of the same run is not taken for it."""
+    """Return the full path of a checkpoint's iteration, which tells it from a later one of the same run."""
     return str(path.resolve() if _is_huggingface(path) else find_checkpoint(path).resolve())
 
 
@@ -176,7 +175,7 @@ def _of_task(evaluation: Evaluation, task: str) -> dict[str, Any]:
 
 
 def _is_missing(path: Path, about: dict[str, Any]) -> bool:
-    """Whether there is no result yet. Raises `NCAPluginError` if there is one of something else."""
+    """Whether a result is missing. Raises `NCAPluginError` if the file holds the result of another evaluation."""
     if not path.exists():
         return True
     if read_object(path, _MAX_RESULT_BYTES).get("nca_plugin") != about:
@@ -190,7 +189,7 @@ def _store(path: Path, about: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: StartStage) -> Path:
-    """Return the Hugging Face folder of a checkpoint, exported if need be."""
+    """Return the Hugging Face folder of a checkpoint. It is exported first if need be."""
     if _is_huggingface(path):
         return path
     assert evaluation.tokenizer is not None
@@ -209,7 +208,7 @@ def _huggingface(evaluation: Evaluation, label: str, path: Path, start_stage: St
 
 
 def _is_loaded(evaluation: Evaluation) -> bool:
-    """Whether the tokenizer is to be loaded by its name, for a checkpoint that has not been given it yet."""
+    """Whether a tokenizer has to be loaded by its name for a checkpoint that does not have it yet."""
     return (
         bool(evaluation.tasks)
         and evaluation.tokenizer not in (None, BYTES, _IDS)
@@ -225,7 +224,7 @@ def _tokenizer_folder(evaluation: Evaluation, label: str) -> Path:
 
 
 def _num_ids(path: Path) -> int:
-    """Return how many ids a checkpoint's model has, its rows where it does not tell."""
+    """Return the vocabulary size of a checkpoint's model, or the number of its rows if that is not stored."""
     model = read_checkpoint(path).model
     return int(model.vocab_size or model.need("padded_vocab_size"))
 
@@ -235,10 +234,10 @@ def _is_huggingface(path: Path) -> bool:
 
 
 def _by_megatron(evaluation: Evaluation, path: Path, folder: Path) -> dict[str, Any]:
-    """Return what `nca_plugin.launch.evaluate` finds, in a process of its own: Megatron has global state."""
+    """Return the results of `nca_plugin.launch.evaluate`, run in its own process because Megatron has global state."""
     if _is_huggingface(path):
         raise NCAPluginError(
-            f"{path} is a Hugging Face folder: --perplexity and --source need a checkpoint of Megatron's "
+            f"{path} is a Hugging Face folder: --perplexity and --source need a Megatron checkpoint "
             "(nca-plugin export --from hf)"
         )
     checkpoint = find_checkpoint(path)
@@ -247,7 +246,7 @@ def _by_megatron(evaluation: Evaluation, path: Path, folder: Path) -> dict[str, 
         load += ["--ckpt-step", checkpoint.name.removeprefix("iter_")]
     out = folder / ".megatron.json"
     command = [sys.executable, "-m", launch.EVALUATE, "--use-checkpoint-args", *load]
-    # Ids rather than text, and no more of them than the model has rows.
+    # A NullTokenizer, because the data are ids. The model must have rows for all of them.
     command += [
         "--tokenizer-type",
         "NullTokenizer",
@@ -274,7 +273,7 @@ def _by_megatron(evaluation: Evaluation, path: Path, folder: Path) -> dict[str, 
 
 
 def _figures(evaluation: Evaluation) -> list[Figure]:
-    """Return the rows of the table: of all checkpoints, in the order of the first that has them."""
+    """Return the rows of the table for all checkpoints, in the order in which they first occur."""
     found = [_numbers(evaluation, evaluation.out / label) for label in evaluation.checkpoints]
     names = dict.fromkeys(name for numbers in found for name in numbers)
     return [
@@ -288,11 +287,11 @@ def _figures(evaluation: Evaluation) -> list[Figure]:
 
 
 def _numbers(evaluation: Evaluation, folder: Path) -> dict[str, tuple[float | None, float | None]]:
-    """Return the numbers of a checkpoint, with their standard errors."""
+    """Return the values of a checkpoint with their standard errors, by name."""
     numbers: dict[str, tuple[float | None, float | None]] = {}
     for task in evaluation.tasks:
         result = json.loads((folder / f"{task}.json").read_text())
-        # Of a group, the mean over its tasks comes first.
+        # The mean of a group comes before its tasks.
         for name in dict.fromkeys([*result.get("groups", {}), *result["results"]]):
             for metric, (value, error) in task_metrics(result, name).items():
                 numbers[f"{name} {metric}"] = value, error
@@ -305,7 +304,7 @@ def _numbers(evaluation: Evaluation, folder: Path) -> dict[str, tuple[float | No
             numbers["automata: tokens predicted"] = in_context["accuracy"], None
             for name, what in _SHOWN.items() if in_context["frames"] else ():
                 for seen, value in zip(in_context["frames"], in_context[name], strict=True):
-                    # Powers of two tell how it grows; the file has all of them.
+                    # The table shows powers of two; the file has all frames.
                     if value is not None and not seen & (seen - 1):
                         numbers[f"automata: {what}, {seen} frames seen"] = value, None
     return numbers

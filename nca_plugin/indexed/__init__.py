@@ -1,1 +1,1 @@
-"""Sources on disk, in the .bin and .idx that Megatron reads: written, joined, verified and read without Megatron."""
+"""Datasets that `nca-plugin generate` writes: Megatron's .bin and .idx, written, merged, verified and read."""

@@ -1,4 +1,4 @@
-"""Megatron's .idx, as far as documents of one length need it: every byte is a function of three numbers.
+"""Megatron's .idx for documents of one length: every byte follows from the type, the number and the length of them.
 
 The file is `MMIDIDX\\0\\0`, version (uint64 1), type code (uint8), number of sequences (uint64), number of
 documents + 1 (uint64), then the length of each sequence (int32), its offset in the .bin in bytes (int64), and the first
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-#: Megatron's codes of the types that it writes tokens in.
+#: Megatron's codes for the types in which it writes tokens.
 DTYPE_CODES: Final = {"int32": 4, "uint16": 8}
 
 MAGIC: Final = b"MMIDIDX\x00\x00"
@@ -23,7 +23,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Return the type that Megatron writes ids 0 .. vocab_size - 1 in."""
+    """Return the type in which Megatron writes ids 0 .. vocab_size - 1."""
     return "uint16" if vocab_size < 65_500 else "int32"
 
 
@@ -37,17 +37,17 @@ class IndexLayout:
 
     @property
     def size(self) -> int:
-        """Bytes of the .idx."""
+        """The size of the .idx in bytes."""
         *_, (_, start, count, item, _) = self._arrays()
         return start + count * item.itemsize
 
     @property
     def document_bytes(self) -> int:
-        """Bytes of a document in the .bin."""
+        """The size of a document in the .bin in bytes."""
         return self.document_length * np.dtype(self.dtype).itemsize
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes start .. stop of the file."""
+        """Return bytes start .. stop - 1 of the file."""
         header = HEADER.pack(MAGIC, 1, DTYPE_CODES[self.dtype], self.num_documents, self.num_documents + 1)
         parts = [header[start:stop]]
         for _, at, count, item, values in self._arrays():
@@ -64,7 +64,7 @@ class IndexLayout:
             yield self.read(start, start + _CHUNK_BYTES)
 
     def describe(self, offset: int) -> str:
-        """Return what stands at a byte of the file."""
+        """Return the name of the field that holds a byte of the file, for a message."""
         for name, at, count, item, _ in reversed(self._arrays()):
             if offset >= at:
                 return f"the {name} of document {min((offset - at) // item.itemsize, count - 1):,}"
@@ -74,7 +74,7 @@ class IndexLayout:
     def _arrays(
         self,
     ) -> tuple[tuple[str, int, int, np.dtype, Callable[[NDArray[np.int64]], NDArray[np.int64]]], ...]:
-        """Return name, offset, number of items, type and item i as a function of i, for each array of the file."""
+        """Return for each array of the file its name, offset, length and type, and item i as a function of i."""
         int32, int64 = np.dtype("<i4"), np.dtype("<i8")
         lengths_at = HEADER.size
         pointers_at = lengths_at + self.num_documents * int32.itemsize

@@ -1,4 +1,4 @@
-"""What a corpus holds, and the file that says so: PREFIX.json beside PREFIX.bin, PREFIX.idx and PREFIX.next."""
+"""What a dataset holds, and its manifest PREFIX.json, which lies beside PREFIX.bin, PREFIX.idx and PREFIX.next."""
 
 import json
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout, token_dtype
 from nca_plugin.sources import Source
 
-#: The files of a corpus by their suffix, in the order in which they appear. Only a complete corpus has a manifest.
+#: The suffixes of a dataset's files, in the order in which they get their final names. The manifest comes last.
 SUFFIXES: Final = (".bin", ".next", ".idx", ".json")
 
-#: How every manifest begins.
+#: The first bytes of every manifest.
 MANIFEST_START: Final = b'{\n "format": "nca-plugin corpus",\n'
 
 _CHECKSUM_START: Final = b',\n "manifest_xxh3_128": '
 _END: Final = b"\n}\n"
 _FORMAT_VERSION: Final = 1
 _TOKENS_PER_BLOCK: Final = 1 << 20
-# A block is at least one document, and in memory.
+# A block holds at least one document and is in memory as a whole.
 _MAX_SEQ_LENGTH: Final = 1 << 24
 # Megatron counts documents in int32.
 _MAX_DOCUMENTS: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusSpec:
-    """A whole corpus: document i is the inputs of sample i, for i in 0 .. num_documents - 1.
+class DatasetSpec:
+    """A whole dataset: document i holds the inputs of sample i, for i in 0 .. num_documents - 1.
 
     Attributes:
-        uri: the source, canonical.
-        seq_length: S, tokens of every document.
+        uri: canonical URI of the source.
+        seq_length: tokens of each document.
         vocab_size: ids are 0 .. vocab_size - 1.
-        supervised: (start, stop) of the targets that count, for every document alike.
+        supervised: (start, stop) of each range of targets that count towards the loss, the same in every document.
     """
 
     uri: str
@@ -49,10 +49,10 @@ class CorpusSpec:
 
     @classmethod
     def from_source(cls, source: Source, num_tokens: int, seq_length: int) -> Self:
-        """Return the smallest corpus of `num_tokens` or more.
+        """Return the smallest dataset of at least `num_tokens` tokens.
 
         Raises:
-            NCAPluginError: no tokens, more documents than Megatron counts, or what the source refuses.
+            NCAPluginError: no tokens, more documents than Megatron can count, or a length that the source refuses.
         """
         if seq_length > _MAX_SEQ_LENGTH:
             raise NCAPluginError(f"sequence length {seq_length}: must be at most {_MAX_SEQ_LENGTH}")
@@ -61,7 +61,7 @@ class CorpusSpec:
         if not 1 <= num_documents <= _MAX_DOCUMENTS:
             raise NCAPluginError(
                 f"{num_tokens:,} tokens make {num_documents:,} documents of {seq_length:,}: must be 1 .. 2^31 - 1, "
-                "which Megatron can count; write several corpora, or take a longer --seq-length"
+                "which Megatron can count; write several datasets, or take a longer --seq-length"
             )
         return cls(
             uri=source.uri,
@@ -77,7 +77,7 @@ class CorpusSpec:
 
     @property
     def loss_mask(self) -> NDArray[np.bool_]:
-        """Whether target i of a document counts, bool [seq_length]."""
+        """Whether target i of a document counts towards the loss, bool [seq_length]."""
         mask = np.zeros(self.seq_length, np.bool_)
         for start, stop in self.supervised:
             mask[start:stop] = True
@@ -85,7 +85,7 @@ class CorpusSpec:
 
     @property
     def block_documents(self) -> int:
-        """Documents of a block, the unit of checksums, of resuming and of shards: about a million tokens."""
+        """Documents per block, about a million tokens. A block is the unit of checksums, resuming and shards."""
         return max(1, _TOKENS_PER_BLOCK // self.seq_length)
 
     @property
@@ -95,20 +95,20 @@ class CorpusSpec:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Blocks first_block .. stop_block - 1 of a corpus: all of them, or a shard."""
+    """Blocks first_block .. stop_block - 1 of a dataset, which may be all of them."""
 
-    spec: CorpusSpec
+    spec: DatasetSpec
     first_block: int
     stop_block: int
 
     @classmethod
-    def numbered(cls, spec: CorpusSpec, number: int, count: int) -> Self:
-        """Return part `number` of 1 .. `count`. Raises `NCAPluginError` if it would be empty."""
+    def numbered(cls, spec: DatasetSpec, number: int, count: int) -> Self:
+        """Return shard `number` of 1 .. `count`. Raises `NCAPluginError` if it would be empty."""
         if not 1 <= number <= count:
             raise NCAPluginError(f"shard {number}/{count}: must be i/N with i in 1 .. N")
         if count > spec.num_blocks:
             raise NCAPluginError(
-                f"shard {number}/{count}: the corpus has {spec.num_blocks} blocks of {spec.block_documents:,} "
+                f"shard {number}/{count}: the dataset has {spec.num_blocks} blocks of {spec.block_documents:,} "
                 f"documents, so at most {spec.num_blocks} shards"
             )
         return cls(spec, (number - 1) * spec.num_blocks // count, number * spec.num_blocks // count)
@@ -127,7 +127,7 @@ class Shard:
 
     @property
     def supervised_tokens(self) -> int:
-        """Targets that count."""
+        """The number of targets that count towards the loss."""
         return self.num_documents * sum(stop - start for start, stop in self.spec.supervised)
 
     @property
@@ -140,26 +140,26 @@ class Shard:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files of known size, by suffix."""
+        """The sizes in bytes of .bin, .next and .idx."""
         tokens = self.num_documents * self.layout.document_bytes
         return {".bin": tokens, ".next": tokens // self.spec.seq_length, ".idx": self.layout.size}
 
     def documents(self, block: int) -> range:
-        """Return the documents of a block, counted from the start of the part."""
+        """Return the documents of a block, counted from the start of the shard."""
         start = block * self.spec.block_documents
         return range(start, min(start + self.spec.block_documents, self.num_documents))
 
     def num_tokens(self, block: int) -> int:
-        """Return the tokens of a block."""
+        """Return the number of tokens in a block."""
         return len(self.documents(block)) * self.spec.seq_length
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What wrote a corpus.
+    """The versions that wrote a dataset.
 
     Attributes:
-        versions: package -> version; several, if parts came from different ones.
+        versions: version by package; several joined by "and", if its shards were written by different ones.
         deflate: fingerprint of the deflate library that scored the automata.
     """
 
@@ -168,21 +168,22 @@ class Origin:
 
     @classmethod
     def here(cls) -> Self:
-        """Return this process's."""
+        """Return the versions in this process."""
         versions = {package: version(package) for package in ("nca-plugin", "numba", "numpy")}
         return cls(versions, deflate_fingerprint())
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was written.
+    """What is in the files of a dataset or of one shard.
 
     Attributes:
-        bin_digests, next_digests: of each block of these files.
-        idx_digest: of this file.
+        bin_digests: digest of each block of the .bin.
+        next_digests: digest of each block of the .next.
+        idx_digest: digest of the .idx.
     """
 
-    part: Shard
+    shard: Shard
     origin: Origin
     bin_digests: tuple[str, ...]
     next_digests: tuple[str, ...]
@@ -190,18 +191,18 @@ class Manifest:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
-        part, spec = self.part, self.part.spec
-        of_all = "" if part.num_documents == spec.num_documents else f" of {spec.num_documents:,}"
+        """One line for the user."""
+        shard, spec = self.shard, self.shard.spec
+        of_all = "" if shard.num_documents == spec.num_documents else f" of {spec.num_documents:,}"
         return (
-            f"{part.num_documents:,}{of_all} documents of {spec.seq_length:,} tokens, "
-            f"{part.num_documents * spec.seq_length:,} in all, {part.supervised_tokens:,} targets supervised, "
+            f"{shard.num_documents:,}{of_all} documents of {spec.seq_length:,} tokens, "
+            f"{shard.num_documents * spec.seq_length:,} in all, {shard.supervised_tokens:,} targets supervised, "
             f"ids 0 .. {spec.vocab_size - 1:,} as {spec.dtype}"
         )
 
     def to_bytes(self) -> bytes:
-        """Return the file: the same content gives the same bytes."""
-        part, spec, sizes = self.part, self.part.spec, self.part.sizes
+        """Return the bytes of the manifest file. Equal manifests give equal bytes."""
+        shard, spec, sizes = self.shard, self.shard.spec, self.shard.sizes
         content = {
             "format": "nca-plugin corpus",
             "format_version": _FORMAT_VERSION,
@@ -211,13 +212,13 @@ class Manifest:
             "dtype": spec.dtype,
             "supervised_targets": [f"{start}:{stop}" for start, stop in spec.supervised],
             "documents": {
-                "first": part.first_document,
-                "stop": part.stop_document,
+                "first": shard.first_document,
+                "stop": shard.stop_document,
                 "of": spec.num_documents,
                 "per_block": spec.block_documents,
             },
-            "input_tokens": part.num_documents * spec.seq_length,
-            "supervised_tokens": part.supervised_tokens,
+            "input_tokens": shard.num_documents * spec.seq_length,
+            "supervised_tokens": shard.supervised_tokens,
             "versions": self.origin.versions,
             "deflate": self.origin.deflate,
             "bin": {"bytes": sizes[".bin"], "blocks_xxh3_128": list(self.bin_digests)},
@@ -228,16 +229,16 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
-        """Return the manifest that the file `name` holds. Raises `NCAPluginError` if it is none, or was altered."""
+        """Return the manifest in `data`, read from file `name`. Raises `NCAPluginError` if it is damaged or not one."""
         if not data.startswith(MANIFEST_START):
-            raise NCAPluginError(f"{name} is not the manifest of a corpus that nca-plugin wrote")
-        altered = NCAPluginError(f"{name} is damaged: restore it, or write the corpus again")
+            raise NCAPluginError(f"{name} is not the manifest of a dataset that nca-plugin wrote")
+        altered = NCAPluginError(f"{name} is damaged: restore it, or write the dataset again")
         try:
             content = json.loads(data)
             if content["format_version"] > _FORMAT_VERSION:
                 raise NCAPluginError(
-                    f"{name} has format version {content['format_version']}, newer than {_FORMAT_VERSION}, which this "
-                    "nca-plugin reads: update it"
+                    f"{name} has format version {content['format_version']}, but this nca-plugin reads at most "
+                    f"{_FORMAT_VERSION}: update nca-plugin"
                 )
             if data != _with_checksum(data.rpartition(_CHECKSUM_START)[0] + _END):
                 raise altered
@@ -247,7 +248,7 @@ class Manifest:
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
-        spec = CorpusSpec(
+        spec = DatasetSpec(
             uri=content["uri"],
             seq_length=content["seq_length"],
             vocab_size=content["vocab_size"],
@@ -257,7 +258,7 @@ class Manifest:
         first = content["documents"]["first"] // spec.block_documents
         digests, next_digests = (tuple(content[file]["blocks_xxh3_128"]) for file in ("bin", "next"))
         return cls(
-            part=Shard(spec, first, first + len(digests)),
+            shard=Shard(spec, first, first + len(digests)),
             origin=Origin(content["versions"], content["deflate"]),
             bin_digests=digests,
             next_digests=next_digests,
@@ -266,7 +267,7 @@ class Manifest:
 
 
 def digest(data: bytes | memoryview | NDArray[Any]) -> str:
-    """Return the 128-bit XXH3 of `data` as hexadecimal digits: for damage, not against forgery."""
+    """Return the 128-bit XXH3 of `data` in hexadecimal. It detects damage, not forgery."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
@@ -286,5 +287,5 @@ def _text(content: dict[str, Any]) -> bytes:
 
 
 def _with_checksum(text: bytes) -> bytes:
-    """Return the text of a mapping with its own checksum as the last entry."""
+    """Return the JSON text of an object with its own checksum added as the last entry."""
     return text.removesuffix(_END) + _CHECKSUM_START + f'"{digest(text)}"'.encode() + _END

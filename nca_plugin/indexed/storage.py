@@ -1,4 +1,4 @@
-"""Where corpora lie: folders of this machine, or any file system that fsspec has a driver for, such as s3://."""
+"""Where datasets are stored: in local folders, or in any file system that fsspec has a driver for, such as s3://."""
 
 import hashlib
 import os
@@ -13,41 +13,41 @@ from nca_plugin.files import check_folder
 from nca_plugin.indexed.manifest import MANIFEST_START, SUFFIXES, Manifest, Shard
 
 _READ_BYTES: Final = 1 << 23
-#: Of a corpus of 10^13 tokens.
+#: The size of the manifest of a dataset of 10^13 tokens.
 _MAX_MANIFEST_BYTES: Final = 1 << 30
 
 
 def prefix_of(name: str) -> str:
-    """Return the prefix that `name`, a prefix or one of its files, stands for.
+    """Return the prefix of a dataset, given by its prefix or by one of its files.
 
     Raises:
-        NCAPluginError: a folder, or a suffix without a name.
+        NCAPluginError: `name` is a folder, or a suffix without a name.
     """
     prefix = name.removeprefix("file://")
     suffix = next((suffix for suffix in SUFFIXES if prefix.endswith(suffix)), "")
     prefix = prefix.removesuffix(suffix)
     if prefix.rpartition("/")[2] in ("", ".", ".."):
-        raise NCAPluginError(f"'{name}' names no corpus: a folder and a name are needed, such as corpora/web")
+        raise NCAPluginError(f"'{name}' is not a prefix for files: give a folder and a name, such as datasets/web")
     return prefix
 
 
 def output_prefix(name: str) -> str:
-    """Return the prefix of the files to write that `name`, a prefix or one of its files, stands for.
+    """Return the prefix of the files to write, given by the prefix or by one of the files.
 
     Raises:
-        NCAPluginError: a folder, or a prefix in one that cannot be written to.
+        NCAPluginError: `name` is a folder, or the folder cannot be written to.
     """
     prefix = prefix_of(name)
     if not is_remote(prefix):
         check_folder(Path(prefix).parent)
-        # Unlike Path.is_dir, this takes a name that is too long for a file's.
+        # Path.is_dir would raise an error for a name that is too long; this returns False.
         if os.path.isdir(prefix):  # noqa: PTH112
             raise NCAPluginError(f"output {name} is a folder: name the files to write in it, such as {prefix}/text")
     return prefix
 
 
 def local_output(name: str) -> Path:
-    """Return what `output_prefix` does. Raises `NCAPluginError` also for a prefix elsewhere than on this machine."""
+    """Return what `output_prefix` returns. Raises `NCAPluginError` also for a prefix that is not on this machine."""
     prefix = output_prefix(name)
     if is_remote(prefix):
         raise NCAPluginError(f"output {name} is not on this machine: name a path, and copy its .bin and .idx")
@@ -55,12 +55,12 @@ def local_output(name: str) -> Path:
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is for fsspec to open."""
+    """Whether `path` is a URL that fsspec opens."""
     return "://" in path
 
 
 def size_of(path: str) -> int | None:
-    """Return the bytes of a file, None if there is none."""
+    """Return the size of a file in bytes, None if it does not exist."""
     if not is_remote(path):
         return os.stat(path).st_size if os.path.isfile(path) else None  # noqa: PTH116, PTH113
     fs, name = _file_system(path)
@@ -68,7 +68,7 @@ def size_of(path: str) -> int | None:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a file to read. Raises `NCAPluginError` if that is impossible."""
+    """Open a file for reading. Raises `NCAPluginError` if that fails."""
     if not is_remote(path):
         with read_errors(path):
             return Path(path).open("rb")
@@ -79,62 +79,62 @@ def open_file(path: str) -> BinaryIO:
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Turn what the system, or a driver, says of a file that cannot be read into an `NCAPluginError`."""
+    """Turn an error of the system or of a driver while `path` is read into an `NCAPluginError`."""
     try:
         yield
     except NCAPluginError:
         raise
     except Exception as error:
-        # Drivers raise errors of many classes, of which none is ours to handle.
+        # Drivers raise errors of many classes.
         if not isinstance(error, OSError) and not is_remote(str(path)):
             raise
         raise NCAPluginError(f"cannot read {path}: {_reason(error)}") from error
 
 
 def read_manifest(prefix: str) -> Manifest:
-    """Return the manifest under `prefix`. Raises `NCAPluginError` if it is none or damaged."""
+    """Return the manifest under `prefix`. Raises `NCAPluginError` if the file is not a manifest or is damaged."""
     name = prefix + ".json"
     with open_file(name) as file, read_errors(name):
         data = file.read(len(MANIFEST_START))
-        # Another file may be larger than memory.
+        # The rest is read only if this is a manifest: another file may be larger than memory.
         if data == MANIFEST_START:
             data += file.read(_MAX_MANIFEST_BYTES)
     return Manifest.from_bytes(data, name)
 
 
 def load_manifest(prefix: str) -> Manifest:
-    """Return the manifest of the corpus under `prefix`, whose files are looked at but not read.
+    """Return the manifest of the dataset under `prefix`, after checking the sizes of its files.
 
     Raises:
-        NCAPluginError: a manifest that is missing or damaged, or a file of another size than it says.
+        NCAPluginError: the manifest is missing or damaged, or a file is missing or has a wrong size.
     """
     name = prefix + ".json"
     if size_of(name) is None:
-        raise NCAPluginError(f"{name} does not exist: {prefix} is no corpus that nca-plugin generate has finished")
+        raise NCAPluginError(f"{name} does not exist: {prefix} is not a dataset that nca-plugin generate has completed")
     manifest = read_manifest(prefix)
     for fault in size_faults(prefix, manifest):
         raise NCAPluginError(f"{fault}: restore it, or remove all files of {prefix} and write them again")
     return manifest
 
 
-def check_same(manifest: Manifest, part: Shard, prefix: str) -> None:
-    """Raise `NCAPluginError` unless the corpus that lies under `prefix` is the one that is to be written there."""
-    if manifest.part != part:
-        raise NCAPluginError(f"{prefix}.json describes another corpus: choose another name, or remove its files")
+def check_same(manifest: Manifest, shard: Shard, prefix: str) -> None:
+    """Raise `NCAPluginError` unless the dataset under `prefix` is the one that is to be written there."""
+    if manifest.shard != shard:
+        raise NCAPluginError(f"{prefix}.json describes another dataset: choose another name, or remove its files")
 
 
 def size_faults(prefix: str, manifest: Manifest) -> Iterator[str]:
-    """Yield what is wrong with the existence and the sizes of the files beside a manifest."""
-    for suffix, expected in manifest.part.sizes.items():
+    """Yield a message for each file that is missing or has another size than the manifest says."""
+    for suffix, expected in manifest.shard.sizes.items():
         found = size_of(prefix + suffix)
         if found is None:
             yield f"{prefix}{suffix} does not exist"
         elif found != expected:
-            yield f"{prefix}{suffix} has {found:,} bytes, must have {expected:,}"
+            yield f"{prefix}{suffix} has {found:,} bytes, not {expected:,}"
 
 
 def names_after(prefix: str) -> list[str]:
-    """Return how the names of the files go on that begin with `prefix`."""
+    """Return what follows `prefix` in the names of the files that begin with it."""
     if not is_remote(prefix):
         folder = Path(prefix).parent
         with read_errors(folder):
@@ -148,10 +148,10 @@ def names_after(prefix: str) -> list[str]:
 
 
 def staging_prefix(prefix: str) -> Path:
-    """Return where a corpus for a remote prefix is written first: the same place for the same prefix.
+    """Return the local prefix where a dataset for a remote prefix is written first. It depends on `prefix` alone.
 
     Raises:
-        NCAPluginError: a folder of this name that is another user's.
+        NCAPluginError: the folder for it cannot be used or belongs to another user.
     """
     user_folder = Path(tempfile.gettempdir()) / f"nca-plugin-{os.getuid()}"
     try:
@@ -160,18 +160,20 @@ def staging_prefix(prefix: str) -> Path:
     except OSError:
         is_own = False
     if not is_own:
-        raise NCAPluginError(f"{user_folder} cannot be used or is another user's: set TMPDIR to a folder of your own")
+        raise NCAPluginError(
+            f"{user_folder} cannot be used or belongs to another user: set TMPDIR to a folder of your own"
+        )
     name = hashlib.blake2b(prefix.encode(), digest_size=8).hexdigest()
     return user_folder / name / prefix.rpartition("/")[2]
 
 
 def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
-    """Copy the files of a complete corpus to a remote prefix, the manifest last, unless they are there.
+    """Copy the files of a complete dataset to a remote prefix, the manifest last. Files that are there are skipped.
 
-    A file has another name until it is complete: not every driver has transactions.
+    Each file has the suffix .partial until it is complete, because not every driver has transactions.
 
     Args:
-        advance: called with the bytes of the .bin that are copied.
+        advance: called with the number of bytes of the .bin that were copied.
     """
     fs, name = _file_system(prefix)
 
@@ -192,19 +194,19 @@ def upload(staged: Path, prefix: str, advance: Callable[[int], None]) -> None:
 
 
 def _file_system(path: str) -> tuple[Any, str]:
-    # Only who asks for a remote path pays for the import.
+    # Imported here, because only remote paths need it.
     from fsspec.core import url_to_fs
 
     try:
         fs, name = url_to_fs(path)
-    # Drivers may connect here, and raise whatever they do.
+    # A driver may connect here and raise any error.
     except Exception as error:
         raise NCAPluginError(f"cannot open {path}: {_reason(error)}") from error
     return fs, name
 
 
 def _remote[T](path: str, action: Callable[[], T]) -> T:
-    """Return what `action` does to `path`."""
+    """Return what `action` returns, and turn its errors into an `NCAPluginError` that names `path`."""
     try:
         return action()
     except Exception as error:
@@ -212,6 +214,6 @@ def _remote[T](path: str, action: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line what an error says."""
+    """Return the message of an error in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether the files of a corpus are what was written, and whether that is what its source makes."""
+"""Checking a dataset: that every byte is as it was written, and that documents are what the source makes."""
 
 import itertools
 import random
@@ -16,13 +16,13 @@ from nca_plugin.sources import parse, short_uri
 
 
 def verify(prefix: str, num_documents: int, start_stage: StartStage = silent_stage) -> list[str]:
-    """Return what is wrong with a corpus, one line for each fault, none if it is right.
+    """Return the faults of a dataset as messages, an empty list if there are none.
 
-    Every file is read and compared with the manifest; `num_documents` documents, the first, the last and random ones,
-    are generated anew.
+    Every file is read and compared with the manifest. In addition `num_documents` documents (the first, the last and
+    random ones between) are generated anew and compared.
 
     Raises:
-        NCAPluginError: a manifest that is missing, damaged or from a newer version, since there is nothing to compare
+        NCAPluginError: the manifest is missing, damaged or from a newer version, so that there is nothing to compare
             with.
     """
     if num_documents < 0:
@@ -31,31 +31,31 @@ def verify(prefix: str, num_documents: int, start_stage: StartStage = silent_sta
     if size_of(name) is None:
         raise NCAPluginError(f"{name} does not exist{_what_else(prefix)}")
     manifest = read_manifest(prefix)
-    part = manifest.part
+    shard = manifest.shard
     faults = list(size_faults(prefix, manifest))
     if size_of(prefix + ".idx") is not None:
-        faults += _index_faults(prefix, part.layout)
-    advance = start_stage("reading", part.num_documents * part.spec.seq_length)
+        faults += _index_faults(prefix, shard.layout)
+    advance = start_stage("reading", shard.num_documents * shard.spec.seq_length)
     for suffix, digests in ((".bin", manifest.bin_digests), (".next", manifest.next_digests)):
         if size_of(prefix + suffix) is None:
             continue
         with open_file(prefix + suffix) as file:
             damaged = []
             for block, expected in enumerate(digests):
-                if digest(_read(prefix + suffix, file, part, suffix, part.documents(block))) != expected:
+                if digest(_read(prefix + suffix, file, shard, suffix, shard.documents(block))) != expected:
                     damaged.append(block)
                 if suffix == ".bin":
-                    advance(part.num_tokens(block))
-        faults += [_damage(prefix, part, suffix, first, last) for first, last in _runs(damaged)]
+                    advance(shard.num_tokens(block))
+        faults += [_damage(prefix, shard, suffix, first, last) for first, last in _runs(damaged)]
     try:
-        faults += _generation_faults(prefix, part, num_documents, start_stage)
+        faults += _generation_faults(prefix, shard, num_documents, start_stage)
     except NCAPluginError as error:
         faults.append(f"{prefix} cannot be compared with its source: {error}")
     return faults
 
 
 def _index_faults(prefix: str, layout: IndexLayout) -> Iterator[str]:
-    """Yield the first difference from the only .idx that there can be."""
+    """Yield the first difference from the .idx that the manifest determines."""
     name = prefix + ".idx"
     start = 0
     with read_errors(name), open_file(name) as file:
@@ -72,9 +72,9 @@ def _index_faults(prefix: str, layout: IndexLayout) -> Iterator[str]:
             start += len(expected)
 
 
-def _damage(prefix: str, part: Shard, suffix: str, first: int, last: int) -> str:
-    rows = range(part.documents(first).start, part.documents(last).stop)
-    size = part.sizes[suffix] // part.num_documents
+def _damage(prefix: str, shard: Shard, suffix: str, first: int, last: int) -> str:
+    rows = range(shard.documents(first).start, shard.documents(last).stop)
+    size = shard.sizes[suffix] // shard.num_documents
     return (
         f"{prefix}{suffix} is not as it was written in documents {rows.start:,} .. {rows.stop - 1:,} (bytes "
         f"{rows.start * size:,} .. {rows.stop * size - 1:,})"
@@ -88,22 +88,22 @@ def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
         yield numbers[0], numbers[-1]
 
 
-def _generation_faults(prefix: str, part: Shard, count: int, start_stage: StartStage) -> Iterator[str]:
-    """Yield the documents, out of `count`, that are not what the source makes."""
-    spec = part.spec
+def _generation_faults(prefix: str, shard: Shard, count: int, start_stage: StartStage) -> Iterator[str]:
+    """Generate `count` documents anew, and yield a message for each that differs from the files."""
+    spec = shard.spec
     if not count or any(size_of(prefix + suffix) is None for suffix in (".bin", ".next")):
         return
-    last = part.num_documents - 1
+    last = shard.num_documents - 1
     between = random.sample(range(1, last), min(max(0, count - 2), max(0, last - 1)))
     chosen = sorted({0, last, *between})[:count]
     advance = start_stage("generating", len(chosen) * spec.seq_length)
     source, uri = parse(spec.uri), short_uri(spec.uri)
     with open_file(prefix + ".bin") as tokens, open_file(prefix + ".next") as following:
         for document in chosen:
-            index = part.first_document + document
+            index = shard.first_document + document
             rows = range(document, document + 1)
             files = ((tokens, ".bin"), (following, ".next"))
-            data = b"".join(_read(prefix + suffix, file, part, suffix, rows) for file, suffix in files)
+            data = b"".join(_read(prefix + suffix, file, shard, suffix, rows) for file, suffix in files)
             sample = source.sample(index, spec.seq_length)
             expected = sample.tokens.astype(np.dtype(spec.dtype).newbyteorder("<")).tobytes()
             if data != expected:
@@ -113,18 +113,18 @@ def _generation_faults(prefix: str, part: Shard, count: int, start_stage: StartS
             advance(spec.seq_length)
 
 
-def _read(name: str, file: BinaryIO, part: Shard, suffix: str, rows: range) -> bytes:
-    """Return the bytes of documents in the file `name`; fewer, if it ends before."""
-    size = part.sizes[suffix] // part.num_documents
+def _read(name: str, file: BinaryIO, shard: Shard, suffix: str, rows: range) -> bytes:
+    """Return the bytes of some documents from the file `name`, fewer if the file ends before."""
+    size = shard.sizes[suffix] // shard.num_documents
     with read_errors(name):
         file.seek(rows.start * size)
         return file.read(len(rows) * size)
 
 
 def _what_else(prefix: str) -> str:
-    """Return what there is under a prefix without a manifest."""
+    """Return the end of the message for a missing manifest: which other files lie under the prefix, and what to do."""
     if size_of(prefix + ".journal") is not None:
-        return f", but {prefix}.journal, so it is not finished: run the command that writes it again"
+        return f", but {prefix}.journal does: the dataset is unfinished; run the command that writes it again"
     if size_of(prefix + ".idx") is None:
         return f", nor {prefix}.idx: there is nothing to verify"
     with open_file(prefix + ".idx") as file:

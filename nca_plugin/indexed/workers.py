@@ -1,4 +1,4 @@
-"""Blocks made by several processes, which write them to their places themselves."""
+"""Worker processes that generate blocks and write them to their places."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from nca_plugin.indexed.draft import BlockWriter, WrittenBlock
 from nca_plugin.indexed.manifest import Shard
 from nca_plugin.sources import Source, parse, short_uri
 
-# The next one waits in the pipe, so that no worker waits while the disk is synchronised.
+# The next block waits in the pipe, so that no worker is idle while the disk is flushed.
 _BLOCKS_AHEAD: Final = 2
 _EXIT_SECONDS: Final = 5.0
 
 
 def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) -> Iterator[list[WrittenBlock]]:
-    """Generate `blocks` of a draft and write them. Yields them as they are done, several where that is how they come.
+    """Generate `blocks` of a draft in worker processes, which write them. Yields the blocks that are done, in batches.
 
     Raises:
         NCAPluginError: the source cannot make a sample, or a worker was killed or could not be started.
         OSError: the disk fails.
     """
-    # New processes, because a fork would copy the threads' locks of this one.
+    # Spawned, because a fork would copy locks that other threads of this process hold.
     context = multiprocessing.get_context("spawn")
     queue = iter(blocks)
     workers: dict[Connection, BaseProcess] = {}
@@ -37,11 +37,11 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
     try:
         for _ in range(min(num_workers, len(blocks))):
             ours, theirs = context.Pipe()
-            worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.part), daemon=True)
+            worker: BaseProcess = context.Process(target=_work, args=(theirs, writer.shard), daemon=True)
             with without_interrupts():
                 worker.start()
             workers[ours] = worker
-            # The worker has its own; once that is closed, nothing is left to wait for.
+            # With this copy closed, a worker that dies closes the last one, and recv() ends with EOFError.
             theirs.close()
             with suppress(BrokenPipeError):
                 for file in writer.files:
@@ -63,39 +63,39 @@ def generate_blocks(writer: BlockWriter, blocks: list[int], num_workers: int) ->
             worker.join()
 
 
-def block_arrays(source: Source, part: Shard, block: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def block_arrays(source: Source, shard: Shard, block: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the documents of a block, [documents, seq_length], and the token after each, [documents].
 
     Raises:
-        NCAPluginError: a sample whose loss mask is not that of the corpus, or with ids beyond its vocabulary.
+        NCAPluginError: a sample has another loss mask than the dataset, or an id outside its vocabulary.
     """
-    spec = part.spec
-    documents = part.documents(block)
+    spec = shard.spec
+    documents = shard.documents(block)
     loss_mask = spec.loss_mask
     tokens = np.empty((len(documents), spec.seq_length + 1), np.int32)
     for row, document in enumerate(documents):
-        index = part.first_document + document
+        index = shard.first_document + document
         sample = source.sample(index, spec.seq_length)
         if not np.array_equal(sample.loss_mask, loss_mask):
             raise NCAPluginError(
-                f"sample {index} of {short_uri(spec.uri)} has another loss mask than sample 0: a corpus has one mask "
+                f"sample {index} of {short_uri(spec.uri)} has another loss mask than sample 0: a dataset has one mask "
                 "for all documents; train on this source online"
             )
         tokens[row] = sample.tokens
     if tokens.min() < 0 or tokens.max() >= spec.vocab_size:
         raise NCAPluginError(
-            f"source {short_uri(spec.uri)} made an id outside 0 .. {spec.vocab_size - 1}: it is at fault"
+            f"source {short_uri(spec.uri)} made an id outside 0 .. {spec.vocab_size - 1}: this is a bug of the source"
         )
     typed = tokens.astype(spec.dtype)
     return typed[:, :-1], typed[:, -1]
 
 
 def _send_next(connection: Connection, blocks: Iterator[int]) -> int:
-    """Send the next block, if there is one. Returns how many were sent."""
+    """Send the next block, if there is one. Returns the number of blocks sent, 0 or 1."""
     block = next(blocks, None)
     if block is None:
         return 0
-    # A worker that has died is found where its result is awaited.
+    # _receive reports a worker that has died.
     with suppress(BrokenPipeError):
         connection.send(block)
     return 1
@@ -108,22 +108,22 @@ def _receive(connection: Connection, worker: BaseProcess) -> WrittenBlock:
         worker.join(_EXIT_SECONDS)
         raise NCAPluginError(
             f"a process that generated samples ended early (exit code {worker.exitcode}; -9 may be a lack of memory): "
-            "the same command continues"
+            "run the same command again to continue"
         ) from None
     if isinstance(result, Exception):
         raise result
     return cast(WrittenBlock, result)
 
 
-def _work(connection: Connection, part: Shard) -> None:
-    """Write the blocks that arrive, until the other end is gone."""
+def _work(connection: Connection, shard: Shard) -> None:
+    """Write the blocks that arrive until the parent closes the connection."""
     try:
         try:
-            writer = BlockWriter(part, (recv_handle(connection), recv_handle(connection)))
-            source = parse(part.spec.uri)
+            writer = BlockWriter(shard, (recv_handle(connection), recv_handle(connection)))
+            source = parse(shard.spec.uri)
             while True:
                 block = connection.recv()
-                connection.send(writer.write(block, *block_arrays(source, part, block)))
+                connection.send(writer.write(block, *block_arrays(source, shard, block)))
         except (NCAPluginError, OSError) as error:
             connection.send(error)
     except (EOFError, ConnectionError):

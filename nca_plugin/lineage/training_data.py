@@ -201,10 +201,10 @@ def _options(path: str) -> tuple[str, dict[str, str]]:
 def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
     """Return the URI and the fingerprint of a data path."""
     # Only who trains makes samples: a command that moves weights loads no generator, which would be compiled.
-    from nca_plugin.indexed.source import IndexedSource, is_corpus
+    from nca_plugin.indexed.source import IndexedSource, is_generated
     from nca_plugin.sources import is_source, parse
 
-    if is_corpus(path):
+    if is_generated(path):
         corpus = IndexedSource(path)
         return corpus.uri, fingerprint(corpus, seq_length, range(min(_SAMPLES, corpus.num_documents)))
     if is_source(path):

@@ -1,6 +1,6 @@
 """The lines of a run's log that prove what it trains on."""
 
-from nca_plugin.indexed.source import is_corpus
+from nca_plugin.indexed.source import is_generated
 from nca_plugin.lineage.training_data import DataPath, TrainingData
 from nca_plugin.megatron.dataset import open_path
 from nca_plugin.megatron.repeated import repeated
@@ -30,7 +30,7 @@ def _described(part: DataPath, seq_length: int) -> str:
     source = open_path(part.path)
     share = float(source.sample(0, seq_length).loss_mask.mean())
     uri = short_uri(part.uri)
-    name = f"{part.path}, written from {uri}" if is_corpus(part.path) else uri
+    name = f"{part.path}, written from {uri}" if is_generated(part.path) else uri
     return (
         f"{weight}{name} (vocabulary {source.vocab_size}, {share:.1%} of targets supervised, fingerprint "
         f"{part.fingerprint})"

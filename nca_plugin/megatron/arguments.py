@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from nca_plugin.automata import PRESETS, NCAConfig
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.indexed.source import IndexedSource, is_generated
 from nca_plugin.megatron import fused_kernels
 from nca_plugin.sources import is_source, parse, schemes
 from nca_plugin.sources.section import with_options
@@ -239,7 +239,7 @@ def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
 
 def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
     """Return the arguments of a NullTokenizer for sources, or corpora of them, unless `argv` has a tokenizer."""
-    if not paths or not all(is_source(path) or is_corpus(path) for path in paths):
+    if not paths or not all(is_source(path) or is_generated(path) for path in paths):
         return []
     parser = _parser()
     parser.add_argument("--tokenizer-type")
@@ -247,6 +247,6 @@ def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
     given = parser.parse_known_args(argv)[0]
     if given.tokenizer_type is not None:
         return []
-    sizes = [(IndexedSource(path) if is_corpus(path) else parse(path)).vocab_size for path in paths]
+    sizes = [(IndexedSource(path) if is_generated(path) else parse(path)).vocab_size for path in paths]
     size = [] if given.vocab_size is not None else ["--vocab-size", str(max(sizes))]
     return ["--tokenizer-type", "NullTokenizer", *size]

@@ -212,7 +212,7 @@ def _has_validation(args: Any, blend: Any, blend_per_split: Any) -> bool:
 def _check_full_validation(args: Any, paths: Sequence[str]) -> None:
     for path in filter(is_source, paths):
         raise NCAPluginError(
-            f"--full-validation needs an end, and source {path} has none: validate on a corpus that nca-plugin "
+            f"--full-validation needs an end, and source {path} has none: validate on a dataset that nca-plugin "
             "generate wrote from it, or leave out --full-validation"
         )
     if args.virtual_pipeline_model_parallel_size is not None:

@@ -19,7 +19,7 @@ from megatron.core.datasets.utils import Split
 from megatron.core.utils import log_single_rank
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.indexed.source import IndexedSource, is_generated
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.sources import Sample, Source, is_source, parse, short_uri
 
@@ -143,39 +143,39 @@ class _Documents:
 
     def __init__(
         self,
-        corpus: IndexedSource,
+        dataset: IndexedSource,
         split: Split,
         num_samples: int | None,
         config: GPTDatasetConfig,
     ) -> None:
         # Without --split, each split has data paths of its own.
         low, high = (0.0, 1.0) if config.split_matrix is None else config.split_matrix[split.value]
-        self._corpus = corpus
-        self._first = round(low * corpus.num_documents)
-        self.num_documents = round(high * corpus.num_documents) - self._first
+        self._dataset = dataset
+        self._first = round(low * dataset.num_documents)
+        self.num_documents = round(high * dataset.num_documents) - self._first
         if not self.num_documents and num_samples != 0:
             raise NCAPluginError(
-                f"the {split.name} split of corpus {corpus.prefix} holds none of its {corpus.num_documents} documents: "
-                "give it more in --split, or data of its own"
+                f"the {split.name} split of dataset {dataset.prefix} holds none of its {dataset.num_documents} "
+                "documents: give it more in --split, or data of its own"
             )
         epochs = (num_samples or 0) / max(1, self.num_documents)
         # A blend asks for more than it takes.
         if epochs > 1 + config.mid_level_dataset_surplus:
-            message = f"the {split.name} split reads the documents of {corpus.prefix} {epochs:.2f} times"
+            message = f"the {split.name} split reads the documents of {dataset.prefix} {epochs:.2f} times"
             log_single_rank(_logger, logging.WARNING, message)
 
     def sample(self, index: int, seq_length: int) -> Sample:
-        return self._corpus.sample(self._first + index % self.num_documents, seq_length)
+        return self._dataset.sample(self._first + index % self.num_documents, seq_length)
 
 
 def is_ours(path: str) -> bool:
     """Whether a data path names a source or a corpus, rather than an indexed dataset of other origin."""
-    return is_source(path) or is_corpus(path)
+    return is_source(path) or is_generated(path)
 
 
 def open_path(path: str) -> Source | IndexedSource:
     """Return the corpus or the source that a data path names. Raises `NCAPluginError` if it cannot be."""
-    return IndexedSource(path) if is_corpus(path) else parse(path)
+    return IndexedSource(path) if is_generated(path) else parse(path)
 
 
 def check_ids(batch: Mapping[str, torch.Tensor | None], rows: int, what: str) -> None:
@@ -204,7 +204,7 @@ def check_vocabulary(source: Source | IndexedSource, vocab_size: int, way_out: s
         way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
     """
     if vocab_size < source.vocab_size:
-        name = f"corpus {source.prefix}" if isinstance(source, IndexedSource) else f"source {short_uri(source)}"
+        name = f"dataset {source.prefix}" if isinstance(source, IndexedSource) else f"source {short_uri(source)}"
         raise NCAPluginError(
             f"vocabulary of {vocab_size} is smaller than the {source.vocab_size} ids of {name}: "
             f"{way_out.format(source.vocab_size)}, or use a source of fewer ids"

@@ -115,9 +115,9 @@ def check_arguments(args: Any) -> None:
         check_weights(paths, weights)
     check_loading(args, any(map(is_ours, data_paths(args))))
     for path in filter(is_object_storage_path, data_paths(args)):
-        if _is_corpus_in_object_storage(path):
+        if _is_dataset_in_object_storage(path):
             raise NCAPluginError(
-                f"corpus {path} is in object storage, where Megatron would train on every target: copy it to a folder"
+                f"dataset {path} is in object storage, where Megatron would train on every target: copy it to a folder"
             )
     if args.sft:
         _check_examples(args)
@@ -147,7 +147,7 @@ def _check_examples(args: Any) -> None:
             )
 
 
-def _is_corpus_in_object_storage(path: str) -> bool:
+def _is_dataset_in_object_storage(path: str) -> bool:
     try:
         return size_of(path + ".next") is not None
     except NCAPluginError:

@@ -3,7 +3,7 @@
 from itertools import combinations
 from pathlib import Path
 
-from nca_plugin.indexed.source import is_corpus
+from nca_plugin.indexed.source import is_generated
 from nca_plugin.lineage.training_data import DataPath, TrainingData
 from nca_plugin.sources import parse, short_uri
 from nca_plugin.sources.details import generators
@@ -25,11 +25,11 @@ def _warning(first: DataPath, second: DataPath) -> str | None:
         names, way_out = [first.path, second.path], "name it once, with the sum of the weights"
     elif first.uri is None or second.uri is None:
         return None
-    elif is_corpus(first.path) or is_corpus(second.path):
+    elif is_generated(first.path) or is_generated(second.path):
         # Parts of one corpus have one URI, and other samples.
         if first.fingerprint != second.fingerprint:
             return None
-        names = [part.path if is_corpus(part.path) else short_uri(part.path) for part in (first, second)]
+        names = [part.path if is_generated(part.path) else short_uri(part.path) for part in (first, second)]
         way_out = "leave one of them out"
     else:
         if set(generators(parse(first.uri))).isdisjoint(generators(parse(second.uri))):

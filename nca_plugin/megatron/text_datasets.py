@@ -20,7 +20,7 @@ from megatron.core.datasets.utils import Split
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import HEADER, MAGIC
-from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.indexed.source import IndexedSource, is_generated
 from nca_plugin.sources import is_source
 
 #: Numbers that Megatron reads, with what people put between and around them.
@@ -116,7 +116,7 @@ def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], se
         # A source, object storage, or a scheme of neither, which is told when it is opened.
         if "://" in part.path:
             continue
-        is_ours = is_corpus(part.path)
+        is_ours = is_generated(part.path)
         # A corpus without samples to read is left alone, unlike text.
         if is_ours and num_samples[Split[part.split].value] == 0:
             continue
@@ -126,7 +126,7 @@ def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], se
         of_path = lengths[part.path]
         first, last = (round(share * float(len(of_path))) for share in (part.low, part.high))
         if first == last:
-            name = f"corpus {part.path}" if is_ours else f"data path {part.path}"
+            name = f"dataset {part.path}" if is_ours else f"data path {part.path}"
             raise NCAPluginError(
                 f"the {part.split} split of {name} holds none of its {len(of_path)} documents: give it more in "
                 f"{option}, or data of its own"

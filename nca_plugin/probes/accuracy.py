@@ -1,7 +1,7 @@
-"""How often the most likely next token is the true one, over all targets and frame by frame. numpy only.
+"""How often the most likely next token is the true one, over all targets and frame by frame. It needs only numpy.
 
-A model that infers the rule of an automaton from the frames that it has seen gets better from frame to frame. Repeating
-the previous frame is the baseline: where few cells change it scores high without any rule.
+A model that infers the rule of an automaton from the frames it has seen improves from frame to frame. The baseline is
+to repeat the previous frame: where few cells change, it scores high without any rule.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from nca_plugin.sources import FrameLayout
 class FrameAccuracy:
     """Accuracies under teacher forcing, one for each frame of a sequence, each in 0 .. 1.
 
-    The first frame is a random state, which no model can know and which is no training target; it is here to compare
-    with. A frame that the end of the sequence cuts off counts with the patches that are there.
+    The first frame is a random state that no model can know. It is not a training target, and is here for comparison. A
+    frame that the end of the sequence cuts off counts with the patches that are there.
 
     Attributes:
-        num_frames_seen: complete frames before: 0, 1, 2, ...
-        patch: share of the patch tokens that are predicted.
-        cell: share of the cells that are right in the patches predicted; all of a patch's are wrong where a delimiter
-            or an id that is no patch is predicted.
-        grid: share of the frames of which every patch is predicted; None if the frame is cut off.
-        copy: `patch` of repeating the same patch of the previous frame; None for the first.
+        num_frames_seen: number of complete frames before: 0, 1, 2, ...
+        patch: share of patch tokens that are predicted.
+        cell: share of cells that are right in the predicted patches. If a delimiter or an id that is not a patch is
+            predicted, all cells of the patch count as wrong.
+        grid: share of frames in which every patch is predicted; None if the frame is cut off.
+        copy: `patch` if the same patch of the previous frame is repeated; None for the first frame.
     """
 
     num_frames_seen: tuple[int, ...]
@@ -39,12 +39,12 @@ class FrameAccuracy:
 def supervised_accuracy(
     tokens: NDArray[np.int32], predictions: NDArray[np.int32], loss_mask: NDArray[np.bool_]
 ) -> float:
-    """Return the share of the targets that count which are predicted, 0 .. 1.
+    """Return the share of supervised targets that are predicted, 0 .. 1.
 
     Args:
         tokens: int32 [samples, S + 1].
-        predictions: int32 [samples, S]; prediction t is of token t + 1.
-        loss_mask: bool [samples, S]; whether target t, token t + 1, counts.
+        predictions: int32 [samples, S]; prediction t is for token t + 1.
+        loss_mask: bool [samples, S]; whether target t, which is token t + 1, counts.
 
     Raises:
         NCAPluginError: no target counts.
@@ -59,15 +59,15 @@ def frame_accuracy(tokens: NDArray[np.int32], predictions: NDArray[np.int32], la
 
     Args:
         tokens: int32 [samples, S + 1]; each sample begins with a frame.
-        predictions: int32 [samples, S]; prediction t is of token t + 1.
-        layout: of the tokens in frames.
+        predictions: int32 [samples, S]; prediction t is for token t + 1.
+        layout: how the tokens encode frames.
     """
     num_tokens, length = tokens.shape[1], layout.frame_length
     patch: list[float] = []
     cell: list[float] = []
     grid: list[float | None] = []
     copy: list[float | None] = []
-    # A frame counts from its first patch on, which follows its opening delimiter.
+    # A frame starts here at its first patch, after its opening delimiter.
     for start in range(1, num_tokens, length):
         end = min(start + layout.patches_per_frame, num_tokens)
         true, predicted = tokens[:, start:end] - layout.offset, predictions[:, start - 1 : end - 1] - layout.offset
@@ -83,7 +83,7 @@ def frame_accuracy(tokens: NDArray[np.int32], predictions: NDArray[np.int32], la
 
 
 def _right_cells(true: NDArray[np.int32], predicted: NDArray[np.int32], layout: FrameLayout) -> NDArray[np.bool_]:
-    """Return bool [samples, patches, cells of a patch] for int32 [samples, patches], ids from 0 on."""
+    """Return which cells are right, bool [samples, patches, cells], for int32 [samples, patches] without offset."""
     places = layout.num_colors ** np.arange(layout.cells_per_patch)
     is_same = (true[..., None] // places - predicted[..., None] // places) % layout.num_colors == 0
     is_patch = (predicted >= 0) & (predicted < layout.num_patches)

@@ -1,7 +1,7 @@
-"""The attention of a Megatron model's layers, recomputed from the queries and keys that its core attention is given.
+"""The attention of a Megatron model's layers, recomputed from the queries and keys of its core attention.
 
-Transformer Engine's fused kernels never hold the probabilities, and the local implementation keeps them to itself; both
-are given the same queries and keys, after rotary embedding. Only scores are kept, not probabilities.
+Transformer Engine's fused kernels never compute the probabilities, and the local implementation does not return them.
+Both get the same queries and keys, after rotary embedding. Only scores are kept, not probabilities.
 """
 
 import math
@@ -37,7 +37,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, scale: float) -> to
 
 
 def attention_scale(config: TransformerConfig) -> float:
-    """Return what a layer's products of queries and keys are multiplied by.
+    """Return the factor of a layer's products of queries and keys.
 
     `--apply-query-key-layer-scaling` divides by the layer's number and multiplies by it again.
     """
@@ -46,16 +46,16 @@ def attention_scale(config: TransformerConfig) -> float:
 
 @contextmanager
 def induction_scores(chunks: Sequence[torch.nn.Module], period: int) -> Iterator[LayerScores]:
-    """Collect the prefix-matching scores of every head in the forward passes of the block.
+    """Collect the prefix-matching scores of all heads in forward passes within the block.
 
-    Layers without attention have none. Nor have those that predict tokens further ahead.
+    Layers without attention, and layers for multi-token prediction, have no scores.
 
     Args:
         chunks: the parts of the model on this rank.
-        period: of the sequences that are passed, see `prefix_matching_scores`.
+        period: period of the sequences, see `prefix_matching_scores`.
 
     Raises:
-        NCAPluginError: an attention that is not the softmax of all tokens so far.
+        NCAPluginError: a layer's attention is not the softmax over all previous tokens.
     """
     scores: LayerScores = {}
     handles = []
@@ -91,7 +91,7 @@ def _collect(
     query, key = inputs[:2]
     heads_per_group = query.size(2) // key.size(2)
     of_heads = []
-    # Head by head: at once, a layer's probabilities may be larger than what is left of a GPU.
+    # Head by head, because the probabilities of a whole layer may not fit in GPU memory.
     for head in range(query.size(2)):
         group = head // heads_per_group
         probabilities = causal_attention(query[:, :, head : head + 1], key[:, :, group : group + 1], scale)

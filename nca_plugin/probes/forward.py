@@ -1,7 +1,7 @@
-"""The model of a Megatron run and its forward passes, whatever its tensor, pipeline and data parallelism.
+"""The model of a Megatron run and its forward passes, at any tensor, pipeline and data parallelism.
 
-Every rank calls these functions, with the same arguments: model, checkpoint and schedule are Megatron's own, and what
-comes back is whole on every rank.
+Every rank calls these functions with the same arguments and gets the complete results. Model, checkpoint and schedule
+are Megatron's own.
 """
 
 from argparse import Namespace
@@ -33,8 +33,8 @@ class InductionScores:
     """Prefix-matching scores of a model.
 
     Attributes:
-        layers: the layers that have attention, from 1 on, in order.
-        scores: float64 [heads] for each, 0 .. 1.
+        layers: numbers of the layers with attention, from 1, in order.
+        scores: float64 [heads] for each of these layers, 0 .. 1.
     """
 
     layers: tuple[int, ...]
@@ -42,8 +42,8 @@ class InductionScores:
 
 
 def build_model(args: Namespace) -> list[torch.nn.Module]:
-    """Return the parts of the model of Megatron's arguments on this rank, as `pretrain` makes them, without what only
-    training needs; starts Megatron's process groups.
+    """Return the parts of the model on this rank, as `pretrain` builds them but without what only training needs. This
+    starts Megatron's process groups.
 
     Raises:
         NCAPluginError: with megatron-core 0.18, Megatron-LM's files are not on the path.
@@ -59,22 +59,22 @@ def build_model(args: Namespace) -> list[torch.nn.Module]:
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(), wrap_with_ddp=False
         )
     for chunk in model:
-        # The builder leaves what --use-cpu-initialization made on the CPU.
+        # With --use-cpu-initialization the builder leaves the weights on the CPU.
         chunk.cuda(torch.cuda.current_device())
         chunk.eval()
     return model
 
 
 def load_weights(model: list[torch.nn.Module], args: Namespace) -> int:
-    """Load the weights of the checkpoint `--load`, and return its iteration, 0 for one that starts a stage.
+    """Load the weights of the checkpoint `--load`. Return its iteration, 0 for a start checkpoint.
 
     Raises:
-        NCAPluginError: it cannot be loaded into this model.
+        NCAPluginError: the checkpoint cannot be loaded into this model.
     """
     failure: BaseException
     try:
         return int(load_checkpoint(model, None, None)[0])
-    # torch's error of a checkpoint is no Exception, and Megatron ends the process on some of its own.
+    # CheckpointException is not an Exception, and Megatron exits the process on some errors.
     except CheckpointException as error:
         failure = next(iter(error.failures.values()))[0]
     except (Exception, SystemExit) as error:
@@ -88,11 +88,11 @@ def load_weights(model: list[torch.nn.Module], args: Namespace) -> int:
 def predictions(
     model: list[torch.nn.Module], tokens: NDArray[np.int32], micro_batch_size: int, num_ids: int
 ) -> NDArray[np.int32]:
-    """Return the most likely next token at each position, int32 [samples, S]; of equal ones the lowest.
+    """Return the most likely next token at each position, int32 [samples, S]; the lowest id if several are equal.
 
     Args:
-        tokens: int32 [samples, S], inputs.
-        num_ids: rows of the output above, which pad the vocabulary, are no ids.
+        tokens: int32 [samples, S], the inputs.
+        num_ids: vocabulary size; output rows above it are padding.
     """
     shares = _Shares.of(tokens.shape[0], micro_batch_size)
     output = _forward(model, tokens, shares, partial(_most_likely, num_ids=num_ids))
@@ -102,10 +102,10 @@ def predictions(
 
 
 def token_losses(model: list[torch.nn.Module], tokens: NDArray[np.int32], micro_batch_size: int) -> NDArray[np.float32]:
-    """Return the model's loss of each target, Megatron's own, in nats, float32 [samples, S].
+    """Return Megatron's own loss of each target in nats, float32 [samples, S].
 
     Args:
-        tokens: int32 [samples, S + 1], inputs and the last target.
+        tokens: int32 [samples, S + 1], the inputs and the last target.
     """
     shares = _Shares.of(tokens.shape[0], micro_batch_size)
     output = _forward(model, tokens, shares, lambda losses: losses.float(), of_targets=True)
@@ -117,13 +117,13 @@ def token_losses(model: list[torch.nn.Module], tokens: NDArray[np.int32], micro_
 def model_induction_scores(
     model: list[torch.nn.Module], tokens: NDArray[np.int32], period: int, micro_batch_size: int
 ) -> InductionScores:
-    """Return the prefix-matching scores of every head of the model.
+    """Return the prefix-matching scores of all heads of the model.
 
     Args:
         tokens: int32 [samples, S], which repeat blocks of `period` tokens.
 
     Raises:
-        NCAPluginError: an attention whose probabilities cannot be recomputed.
+        NCAPluginError: the probabilities of an attention cannot be recomputed.
     """
     shares = _Shares.of(tokens.shape[0], micro_batch_size)
     with induction_scores(model, period) as scores:
@@ -137,15 +137,15 @@ def model_induction_scores(
             of_rank = heads.setdefault(layer, {}).setdefault(tp_rank, np.empty((tokens.shape[0], rows.shape[1])))
             of_rank[indices] = rows[: indices.size]
     layers = tuple(sorted(heads))
-    # A tensor-parallel rank holds consecutive heads. Summed over samples in one order, whichever rank had them.
+    # Tensor-parallel ranks hold consecutive heads. The mean is over samples in one order, whichever rank had them.
     whole = (np.concatenate([by_rank for _, by_rank in sorted(heads[layer].items())], axis=1) for layer in layers)
     return InductionScores(layers, tuple(of_layer.mean(axis=0) for of_layer in whole))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Which samples each data-parallel rank passes through the model; each rank as many micro-batches as the others,
-    since experts may be spread over them."""
+    """Which samples each data-parallel rank passes through the model. All ranks pass the same number of micro-batches,
+    because experts may be spread over them."""
 
     num_samples: int
     micro_batch_size: int
@@ -157,17 +157,17 @@ class _Shares:
         num_ranks = mpu.get_data_parallel_world_size()
         num_micro_batches = -(-num_samples // (num_ranks * micro_batch_size))
         if mpu.get_virtual_pipeline_model_parallel_world_size() is not None:
-            # Megatron's interleaved schedule passes groups of as many micro-batches as there are stages.
+            # The interleaved schedule needs a multiple of the number of pipeline stages.
             stages = mpu.get_pipeline_model_parallel_world_size()
             num_micro_batches = -(-num_micro_batches // stages) * stages
         return cls(num_samples, micro_batch_size, num_ranks, num_micro_batches)
 
     def samples_of(self, rank: int) -> NDArray[np.int64]:
-        """Return the indices of a rank's samples, in the order in which it passes them."""
+        """Return the indices of a rank's samples, in the order in which the rank passes them."""
         return np.arange(rank, self.num_samples, self.num_ranks)
 
     def micro_batches(self, tokens: NDArray[np.int32], rank: int) -> Iterator[torch.Tensor]:
-        """Yield int64 [micro_batch_size, S] on the device; the first sample fills up what is left at the end."""
+        """Yield int64 [micro_batch_size, S] on the device. Sample 0 fills the empty places at the end."""
         indices = np.zeros(self.num_micro_batches * self.micro_batch_size, np.int64)
         own = self.samples_of(rank)
         indices[: own.size] = own
@@ -178,17 +178,17 @@ class _Shares:
 def _forward(
     model: list[torch.nn.Module], tokens: NDArray[np.int32], shares: _Shares, reduce: Any, of_targets: bool = False
 ) -> list[Any]:
-    """Pass this rank's samples through the model. Returns `reduce(output)` for each micro-batch on the last stage.
+    """Pass this rank's samples through the model. Return `reduce(output)` for each micro-batch on the last stage.
 
     Args:
-        of_targets: whether the last token of a sample is a target only, and the output the loss of each target.
+        of_targets: whether the last token of a sample is only a target, and the output is the loss of each target.
     """
 
     def forward_step(data_iterator: Iterator[torch.Tensor], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         batch = next(data_iterator)
         inputs, labels = (batch[:, :-1], batch[:, 1:].contiguous()) if of_targets else (batch, None)
         positions = torch.arange(inputs.size(1), device=batch.device).expand_as(inputs)
-        # Without a mask attention is causal; without labels the output is logits, [batch, S, rows of this rank].
+        # Without a mask, attention is causal. Without labels, the output is logits, [batch, S, rows of this rank].
         return chunk(inputs, positions, None, labels=labels), lambda output, non_loss_data: reduce(output)
 
     rank = mpu.get_data_parallel_rank()
@@ -208,8 +208,8 @@ def _forward(
 
 
 def _collect(output: list[torch.Tensor], shares: _Shares, result: NDArray[Any]) -> None:
-    """Fill in `result`, a row a sample, on every rank with what `_forward` returned on each."""
-    # Only the last stage has an output, and every tensor-parallel rank of it the same.
+    """Fill `result`, which has a row for each sample, on every rank with the outputs of `_forward` on all ranks."""
+    # Only the last stage has an output, which is the same on all its tensor-parallel ranks.
     is_mine = output and mpu.get_tensor_model_parallel_rank() == 0
     mine = np.concatenate([batch.cpu().numpy() for batch in output]) if is_mine else None
     for rank, rows in _gathered((mpu.get_data_parallel_rank(), mine)):
@@ -219,7 +219,7 @@ def _collect(output: list[torch.Tensor], shares: _Shares, result: NDArray[Any]) 
 
 
 def _most_likely(logits: torch.Tensor, num_ids: int) -> torch.Tensor:
-    """Return int32 [batch, S], the ids of the largest of all ranks' logits; those here are [batch, S, rows]."""
+    """Return the ids of the largest logits of all ranks, int32 [batch, S], for this rank's [batch, S, rows]."""
     group = mpu.get_tensor_model_parallel_group()
     first = mpu.get_tensor_model_parallel_rank() * logits.size(-1)
     logits[..., max(0, num_ids - first) :] = -torch.inf
@@ -227,7 +227,7 @@ def _most_likely(logits: torch.Tensor, num_ids: int) -> torch.Tensor:
     values, ids = ([torch.empty_like(tensor) for _ in range(group.size())] for tensor in (best, rows))
     torch.distributed.all_gather(values, best, group=group)
     torch.distributed.all_gather(ids, rows + first, group=group)
-    # The first of equal ones, here as within a rank.
+    # argmax takes the first of equal values, as within a rank.
     winner = torch.stack(values).argmax(dim=0, keepdim=True)
     return torch.stack(ids).gather(0, winner)[0].int()
 

@@ -1,8 +1,8 @@
 """Prefix matching: whether attention heads look up what followed the current token the last time.
 
-The score of Olsson et al. 2022, "In-context Learning and Induction Heads" (prefix matching score): on random tokens
-that repeat, where nothing but the repetition helps, the mean attention from a token to the one after its previous
-occurrence. An induction head scores near 1.
+This is the prefix matching score of Olsson et al. 2022, "In-context Learning and Induction Heads". It is measured on
+random tokens that repeat, where only the repetition helps, as the mean attention from a token to the one after its
+previous occurrence. An induction head scores near 1.
 """
 
 import numpy as np
@@ -15,21 +15,21 @@ from nca_plugin.errors import NCAPluginError
 def repeated_sequences(
     generator: np.random.Generator, num_sequences: int, period: int, num_repetitions: int, vocab_size: int
 ) -> NDArray[np.int32]:
-    """Return sequences that are a random block of tokens and its repetitions.
+    """Return sequences that repeat a random block of tokens.
 
-    No id occurs twice in a block, so that a token has one previous occurrence; if the vocabulary is smaller than the
+    No id occurs twice in a block, so that each token has one previous occurrence. If the vocabulary is smaller than a
     block, ids are drawn with replacement.
 
     Args:
-        period: tokens of a block, at least 2.
-        num_repetitions: how often a sequence has its block, at least 2.
+        period: tokens per block, at least 2.
+        num_repetitions: blocks per sequence, at least 2.
         vocab_size: ids are 0 .. vocab_size - 1.
 
     Returns:
         int32 [num_sequences, num_repetitions * period].
 
     Raises:
-        NCAPluginError: nothing to repeat.
+        NCAPluginError: one of these numbers is below 2.
     """
     if period < 2 or num_repetitions < 2 or vocab_size < 2:
         raise NCAPluginError(
@@ -41,11 +41,10 @@ def repeated_sequences(
 
 
 def prefix_matching_scores(probabilities: torch.Tensor, period: int) -> torch.Tensor:
-    """Return how much each head attends to the token that followed the previous occurrence of the current one.
+    """Return how much each head attends to the token that followed the previous occurrence of the current token.
 
-    That is position t - P + 1 for a position t from the second repetition on, P <= t < S. A head's score is the mean
-    over the sequences.
-
+    For position t that is position t - P + 1, from the second block on (P <= t < S). The score of a head is the mean
+    over positions.
     Args:
         probabilities: [batch, heads, S, S], rows sum to 1; the sequences repeat a block of P tokens.
         period: P, at least 2 and below S.
@@ -53,10 +52,10 @@ def prefix_matching_scores(probabilities: torch.Tensor, period: int) -> torch.Te
     Returns:
         [batch, heads], each in 0 .. 1.
     """
-    # Entries (t, t - P + 1), from t = P - 1 on, which is still in the first block.
+    # Entries (t, t - P + 1). The first one, t = P - 1, is left out because it is still in the first block.
     return probabilities.diagonal(1 - period, -2, -1)[..., 1:].mean(-1)
 
 
 def chance_score(seq_length: int, period: int) -> float:
-    """Return the score of a head that attends to all positions so far alike: the mean of 1 / (t + 1), P <= t < S."""
+    """Return the score of a head that attends to all positions so far equally: the mean of 1 / (t + 1), P <= t < S."""
     return float(np.mean(1 / np.arange(period + 1, seq_length + 1)))

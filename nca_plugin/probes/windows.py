@@ -1,4 +1,4 @@
-"""The tokens of an indexed dataset as sequences, so that each of them is predicted once."""
+"""The tokens of an indexed dataset as sequences in which each token is predicted once."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.indexed.source import IndexedSource, is_corpus
+from nca_plugin.indexed.source import IndexedSource, is_generated
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Windows:
-    """Sequences, and which of their targets count.
+    """Sequences and their supervised targets.
 
     Attributes:
         tokens: int32 [sequences, S + 1].
-        counts: bool [sequences, S].
+        counts: bool [sequences, S]; whether target i counts.
     """
 
     tokens: NDArray[np.int32]
@@ -24,9 +24,11 @@ class Windows:
 
 
 class IndexedWindows:
-    """An indexed dataset, cut where a sequence is full, documents one after another as in training; the last token of a
-    sequence is the first of the next one. Of a corpus of this package, a document is a sequence, with the loss mask of
-    its source.
+    """An indexed dataset as sequences.
+
+    The documents follow each other as in training, and a sequence ends where it is full. Its last token is the first of
+    the next sequence. In a dataset of `nca-plugin generate`, each document is a sequence with the loss mask of its
+    source.
 
     Raises:
         NCAPluginError: files that cannot be read, documents of another length, or fewer than two tokens.
@@ -34,11 +36,11 @@ class IndexedWindows:
 
     def __init__(self, prefix: str, seq_length: int) -> None:
         self._seq_length = seq_length
-        self._corpus: IndexedSource | None = None
-        if is_corpus(prefix):
-            self._corpus = IndexedSource(prefix)
-            self._corpus.check_seq_length(seq_length)
-            self.num_sequences = self._corpus.num_documents
+        self._generated: IndexedSource | None = None
+        if is_generated(prefix):
+            self._generated = IndexedSource(prefix)
+            self._generated.check_seq_length(seq_length)
+            self.num_sequences = self._generated.num_documents
             return
         try:
             self._dataset = IndexedDataset(prefix)
@@ -50,9 +52,9 @@ class IndexedWindows:
         self.num_sequences = -(-(self._num_tokens - 1) // seq_length)
 
     def read(self, start: int, stop: int) -> Windows:
-        """Return sequences `start` .. `stop - 1`; zeros that do not count fill up the last of all."""
-        if self._corpus is not None:
-            samples = [self._corpus.sample(index, self._seq_length) for index in range(start, stop)]
+        """Return sequences `start` .. `stop - 1`. Zeros that do not count fill the last sequence of the dataset."""
+        if self._generated is not None:
+            samples = [self._generated.sample(index, self._seq_length) for index in range(start, stop)]
             tokens = np.stack([sample.tokens for sample in samples])
             return Windows(tokens, np.stack([sample.loss_mask for sample in samples]))
         first = start * self._seq_length

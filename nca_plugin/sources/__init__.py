@@ -1,4 +1,4 @@
-"""What `data.source` can name: token sources, each a pure function of its configuration and an index.
+"""Token sources: what `data.source` can name. Each is a pure function of its configuration and an index.
 
 >>> from nca_plugin.sources import parse
 >>> source = parse("nca://web?seed=7")

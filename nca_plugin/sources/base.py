@@ -1,4 +1,4 @@
-"""The contract of a source."""
+"""The interface of a source, and the types that it uses."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ class Sample:
 
     Attributes:
         tokens: int32 [S + 1]; inputs are tokens[:-1], targets tokens[1:].
-        loss_mask: bool [S]; whether target i counts. Set by position, never by token value.
+        loss_mask: bool [S]; whether target i counts towards the loss. It depends on the position, never on the token.
     """
 
     tokens: NDArray[np.int32]
@@ -23,18 +23,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """How the tokens of a source are frames of cells.
+    """How the tokens of a source encode frames of cells.
 
-    A sample is one frame after the other from its first token on; the sequence may cut off the last one. A frame is a
-    delimiter, its patches in raster order, and more delimiters up to `frame_length` tokens. The id of a patch, less
-    `offset`, is the number whose base-`num_colors` digits are its cells in raster order, units first.
+    A sample consists of frames from its first token on; the last one may be cut off. A frame is a delimiter, its
+    patches in raster order, and more delimiters up to `frame_length` tokens. The id of a patch minus `offset` is a
+    number whose base-`num_colors` digits are the patch's cells in raster order, lowest digit first.
 
     Attributes:
-        num_colors: states of a cell.
+        num_colors: number of states of a cell.
         grid: height and width of a frame in cells.
         patch: height and width of a patch in cells.
-        frame_length: tokens of a frame.
-        offset: of every id.
+        frame_length: tokens per frame.
+        offset: added to every id.
     """
 
     num_colors: int
@@ -53,7 +53,7 @@ class FrameLayout:
 
     @property
     def num_patches(self) -> int:
-        """Different patches: less `offset`, the ids 0 .. num_patches - 1 are patches and all others delimiters."""
+        """Number of different patches: ids minus `offset` below it are patches, all others are delimiters."""
         return int(self.num_colors**self.cells_per_patch)
 
     def shifted(self, offset: int) -> Self:
@@ -61,20 +61,20 @@ class FrameLayout:
         return replace(self, offset=self.offset + offset)
 
     def patches(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the patches of the frames whose patches are all there, int32 [..., num_frames, patches_per_frame].
+        """Return the patches of all complete frames, int32 [..., num_frames, patches_per_frame].
 
         Args:
-            tokens: int32 [..., length], the beginning of samples.
+            tokens: int32 [..., length], the first tokens of samples.
         """
         num_frames = (tokens.shape[-1] + self.frame_length - 1 - self.patches_per_frame) // self.frame_length
         starts = self.frame_length * np.arange(num_frames)[:, None] + 1
         return tokens[..., starts + np.arange(self.patches_per_frame)] - np.int32(self.offset)
 
     def frames(self, tokens: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Return the frames whose patches are all there, uint8 [..., num_frames, height, width].
+        """Return the cells of all complete frames, uint8 [..., num_frames, height, width].
 
         Args:
-            tokens: int32 [..., length], the beginning of samples.
+            tokens: int32 [..., length], the first tokens of samples.
         """
         patches = self.patches(tokens)
         (height, width), (patch_height, patch_width) = self.grid, self.patch
@@ -85,7 +85,7 @@ class FrameLayout:
 
 
 class Source(Protocol):
-    """A pure function from an index to a sample: no state, no order of calls, no dependence on process or rank."""
+    """A pure function from an index to a sample. It has no state and does not depend on process, rank or call order."""
 
     @property
     def vocab_size(self) -> int:
@@ -93,17 +93,17 @@ class Source(Protocol):
 
     @property
     def uri(self) -> str:
-        """The complete identity of the source: `parse(uri)` gives an equal one."""
+        """The canonical URI, which identifies the source: `parse(uri)` returns an equal source."""
 
     @property
     def frames(self) -> FrameLayout | None:
-        """How all samples are frames of cells; None for a source whose tokens are none."""
+        """How the tokens of every sample encode frames of cells; None if they do not."""
 
     def for_split(self, split: str) -> Self:
-        """Return the stream of a split: train, valid or test. The same source, other random numbers."""
+        """Return the source for a split (train, valid or test), which has random numbers of its own."""
 
     def check_seq_length(self, seq_length: int) -> None:
-        """Raise `NCAPluginError` if samples of `seq_length` inputs cannot be made."""
+        """Raise `NCAPluginError` unless samples of `seq_length` inputs can be made."""
 
     def sample(self, index: int, seq_length: int) -> Sample:
-        """Return sample `index`, 0 .. 2^63 - 1, with `seq_length` inputs."""
+        """Return sample `index` (0 .. 2^63 - 1) with `seq_length` inputs."""

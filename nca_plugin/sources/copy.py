@@ -1,4 +1,4 @@
-"""Repetition: the language ww."""
+"""The copy language ww: words that are repeated."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CopyConfig(FormalConfig):
-    """What a sequence of copies is drawn from."""
+    """The options of `copy://`."""
 
     kind = "copy"
 
     vocab_size: int = 64
-    """Symbols, 1 .. 2^20 (Hu et al.: 64)."""
+    """Number of different symbols, 1 .. 2^20 (Hu et al.: 64)."""
 
     min_length: int = 10
-    """Fewest symbols of w, >= 1 (Hu et al.: 10)."""
+    """Shortest length of w, at least 1 (Hu et al.: 10)."""
 
     max_length: int = 510
-    """Most symbols of w, `min_length` .. 2^20 (Hu et al.: 510)."""
+    """Longest length of w, `min_length` .. 2^20 (Hu et al.: 510)."""
 
     def _checks(self) -> tuple[Check, ...]:
         return (
@@ -35,11 +35,11 @@ class CopyConfig(FormalConfig):
 
 
 class CopySource(FormalSource):
-    """`copy://?vocab_size=64&min_length=10&max_length=510`: a random word w and w again, then the next pair.
+    """`copy://?vocab_size=64&min_length=10&max_length=510`: a random word w, w again, then the next pair.
 
-    The language ww of Hu et al. 2025 (arXiv 2502.19249), as their released code draws it: lengths and symbols uniform,
-    pairs one after another without a delimiter, the last one cut. Every target counts, as there: that a word has ended
-    is to be inferred, and no position is predictable before.
+    This is the language ww of Hu et al. 2025 (arXiv 2502.19249) as their released code draws it: lengths and symbols
+    are uniform, pairs follow each other without a delimiter, and the last pair is cut off. Every target counts, also
+    those of the first copy, which cannot be predicted. A model has to infer where the second copy begins.
     """
 
     config: CopyConfig
@@ -62,7 +62,7 @@ class CopySource(FormalSource):
 
 @compiled
 def _repeat(symbols: np.ndarray, lengths: np.ndarray) -> None:
-    """Overwrite the second half of each pair of `symbols` with its first; word i has lengths[i] symbols."""
+    """Overwrite the second half of each pair of `symbols` with its first half. Word i has lengths[i] symbols."""
     start = 0
     for length in lengths:
         for i in range(start + length, min(start + 2 * length, symbols.size)):

@@ -1,8 +1,8 @@
-"""Brackets, the formal-language controls: k-Dyck and k-Shuffle Dyck.
+"""Nested brackets: k-Dyck and k-Shuffle Dyck, the formal-language controls.
 
 Source: Hu et al. 2025, "Between Circuits and Chomsky: Pre-pretraining on Formal Languages Imparts Linguistic Biases"
-(arXiv 2502.19249), and their released code. There a sequence is filled with words that end at depth 0, the last one
-cut; so are these. Their k-Dyck words are closed at 510 tokens, these go on.
+(arXiv 2502.19249), and their released code. There and here a sequence is filled with words that end at depth 0, and
+the last word is cut off. Their code also closes k-Dyck words at 510 tokens; ours does not.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DyckConfig(FormalConfig):
-    """What a bracket sequence is drawn from."""
+    """The options of `dyck://` and `shuffle_dyck://`."""
 
     kind = "dyck"
 
     k: int = 64
-    """Kinds of brackets, 1 .. 2^20 (Hu et al.: 64; the default of their code for k-Dyck is 30)."""
+    """Number of bracket types, 1 .. 2^20 (Hu et al.: 64; the default of their code for k-Dyck is 30)."""
 
     p: float = 0.5
-    """Probability of opening a bracket where both are possible, 0 < p < 1 (Hu et al.: 0.5; versions of their code
-    differ for k-Shuffle Dyck, 0.5 or 0.51)."""
+    """Probability of opening a bracket where opening and closing are both possible, 0 < p < 1 (Hu et al.: 0.5; versions
+    of their code have 0.5 or 0.51 for k-Shuffle Dyck)."""
 
     max_depth: int = 16
-    """Most brackets open at once, of all kinds together, 1 .. 65,536 (Hu et al.: 16; versions of their code differ for
-    k-Shuffle Dyck, 16 or 8)."""
+    """Largest number of open brackets of all types together, 1 .. 65,536 (Hu et al.: 16; versions of their code have 16
+    or 8 for k-Shuffle Dyck)."""
 
     def _checks(self) -> tuple[Check, ...]:
         return (
@@ -43,10 +43,10 @@ class DyckConfig(FormalConfig):
 
 
 class DyckSource(FormalSource):
-    """`dyck://?k=64&p=0.5&max_depth=16`: well-nested brackets of k kinds.
+    """`dyck://?k=64&p=0.5&max_depth=16`: well-nested brackets of k types.
 
-    Ids 0 .. k-1 open, k .. 2k-1 close. A sequence starts at depth 0 and may end inside open brackets. Every target
-    counts; the closing ones are the predictable half.
+    Ids 0 .. k-1 open a bracket, ids k .. 2k-1 close it. A sequence starts at depth 0 and may end with open brackets.
+    Every target counts. The closing brackets are the predictable half.
     """
 
     config: DyckConfig
@@ -71,10 +71,10 @@ class DyckSource(FormalSource):
 
 
 class ShuffleDyckSource(DyckSource):
-    """`shuffle_dyck://?k=64&p=0.5&max_depth=16`: brackets of k kinds, balanced within each kind, nested across none.
+    """`shuffle_dyck://?k=64&p=0.5&max_depth=16`: brackets of k types, balanced within each type but not across types.
 
-    Ids as for `dyck`. A bracket to close is of a kind drawn uniformly from those that are open (as released), so that
-    dependencies cross.
+    The ids are those of `dyck`. The type of a closing bracket is drawn uniformly from the types that are open (as in
+    the released code), so that dependencies cross.
     """
 
     scheme = "shuffle_dyck"
@@ -84,9 +84,9 @@ class ShuffleDyckSource(DyckSource):
 
 @compiled
 def _brackets(u: np.ndarray, k: int, p: float, max_depth: int, is_nested: bool) -> np.ndarray:
-    """Return the walk of `u`, float64 [2 * length]: one number of a pair opens or closes, one chooses the kind."""
+    """Return the brackets for `u`, float64 [2 * length]: one number opens or closes, the next chooses the type."""
     tokens = np.empty(u.size // 2, np.int32)
-    # Nested: the kinds of the open brackets in order. Otherwise: the kinds that are open, and how often.
+    # If nested: the types of the open brackets in order. Otherwise: the types that are open, and how many of each.
     kinds, counts = np.empty(max_depth, np.int32), np.zeros(max_depth, np.int32)
     num_kinds = depth = 0
     for i in range(tokens.size):

@@ -1,4 +1,4 @@
-"""Elementary cellular automata: two colours, one dimension, 256 rules."""
+"""Elementary cellular automata: one dimension, two colours, 256 rules."""
 
 import functools
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from nca_plugin.errors import Check, NCAPluginError
 from nca_plugin.sources.base import FrameLayout
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
-# Wolfram's classes of the 88 rules that differ by more than reflection and exchange of the colours (Wolfram, "A New
+# Wolfram's classes of the 88 rules that remain if reflections and exchanged colours are identified (Wolfram, "A New
 # Kind of Science", 2002; table in Martinez, "A note on elementary cellular automata classification", J. Cellular
-# Automata 8, 2013, arXiv 1306.5577). Class 2 is all the others.
+# Automata 8, 2013, arXiv 1306.5577). All other rules are in class 2.
 _CLASSES: Final = {
     1: (0, 8, 32, 40, 128, 136, 160, 168),
     3: (18, 22, 30, 45, 60, 90, 105, 122, 126, 146, 150),
@@ -25,31 +25,31 @@ _CLASSES: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ECAConfig(FormalConfig):
-    """What an elementary automaton is drawn from."""
+    """The options of `eca://`."""
 
     kind = "eca"
 
     rule: int | None = None
-    """Wolfram's number of the rule, 0 .. 255: bit 4 left + 2 self + right is the next state. None draws one for every
+    """Wolfram's number of the rule, 0 .. 255: bit 4 left + 2 self + right is the next state. None draws a rule for each
     sample."""
 
     wolfram_class: int | None = None
-    """Draw rules of this class alone: 1 uniform, 2 periodic, 3 chaotic, 4 complex. None draws from all 256."""
+    """Draw only rules of this class: 1 uniform, 2 periodic, 3 chaotic, 4 complex. None draws from all 256."""
 
     width: int = 64
-    """Cells of the ring, 3 .. 4,096, a multiple of `patch`."""
+    """Number of cells in the ring, 3 .. 4,096, a multiple of `patch`."""
 
     patch: int = 8
-    """Neighbouring cells of a token, 1 .. 16."""
+    """Number of neighbouring cells per token, 1 .. 16."""
 
     burn_in: int = 0
-    """Steps before the first row, 0 .. 10,000."""
+    """Number of steps before the first row, 0 .. 10,000."""
 
     def _checks(self) -> tuple[Check, ...]:
         return (
             (self.rule is None or 0 <= self.rule <= 255, "rule", "must lie in 0 .. 255"),
             (self.wolfram_class in (None, 1, 2, 3, 4), "wolfram_class", "must be 1, 2, 3 or 4"),
-            (self.rule is None or self.wolfram_class is None, "rule", "leaves nothing for wolfram_class to choose"),
+            (self.rule is None or self.wolfram_class is None, "rule", "is fixed, so wolfram_class has no effect"),
             (1 <= self.patch <= 16, "patch", "must lie in 1 .. 16"),
             (3 <= self.width <= 4096, "width", "must lie in 3 .. 4,096"),
             (self.width % max(self.patch, 1) == 0, "width", f"must be a multiple of patch={self.patch}"),
@@ -60,12 +60,12 @@ class ECAConfig(FormalConfig):
 class ECASource(FormalSource):
     """`eca://?wolfram_class=4&width=64&patch=8`: rows of an elementary automaton from a random first row.
 
-    A row is `<row>` (id 2^patch) and its cells, `patch` to a token, left to right, the leftmost the lowest bit. As in
-    the NCA stream the first row is never a target, and the rule is to be inferred from the rows before.
+    A row is the token `<row>` (id 2^patch) and its cells from left to right, `patch` cells per token, the leftmost in
+    the lowest bit. As in the NCA stream the first row is never a target, and the rule has to be inferred.
 
-    After Zhang et al. 2024, "Intelligence at the Edge of Chaos" (arXiv 2410.02536), who pre-train on one rule at a
-    time. What differs: they cut windows from a wider automaton, whose edges the window does not determine, and predict
-    whole rows of cells; here the ring is whole, so that the rule determines every row, and rows are ordinary tokens.
+    It follows Zhang et al. 2024, "Intelligence at the Edge of Chaos" (arXiv 2410.02536), who pre-train on one rule at a
+    time. They cut windows from a wider automaton, so that a window does not determine its edges, and predict whole rows
+    of cells. Here the ring is complete, so that the rule determines every row, and rows are ordinary tokens.
     """
 
     config: ECAConfig
@@ -79,7 +79,7 @@ class ECASource(FormalSource):
 
     @property
     def frames(self) -> FrameLayout:
-        """Frames of one row."""
+        """Each frame is one row."""
         return FrameLayout(2, (1, self.config.width), (1, self.config.patch), self.row_length)
 
     def described(self, index: int) -> str:
@@ -87,7 +87,7 @@ class ECASource(FormalSource):
 
     @property
     def row_length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return self.config.width // self.config.patch + 1
 
     def check_seq_length(self, seq_length: int) -> None:
@@ -120,7 +120,7 @@ class ECASource(FormalSource):
 
 
 def rules_of_class(wolfram_class: int) -> tuple[int, ...]:
-    """Return the numbers of all rules of a class, 1 .. 4, equivalent ones included."""
+    """Return the numbers of all rules of a class, 1 .. 4, including equivalent ones."""
     return tuple(rule for rule in range(256) if _class_of(rule) == wolfram_class)
 
 
@@ -131,18 +131,18 @@ def _class_of(rule: int) -> int:
 
 
 def _reflected(rule: int) -> int:
-    """The rule that does to the right what `rule` does to the left."""
+    """Return the rule that does to the right what `rule` does to the left."""
     mirrored = (0, 4, 2, 6, 1, 5, 3, 7)
     return sum((rule >> mirrored[i] & 1) << i for i in range(8))
 
 
 def _exchanged(rule: int) -> int:
-    """The rule that does to 0 what `rule` does to 1."""
+    """Return the rule that does to colour 0 what `rule` does to colour 1."""
     return sum((1 - (rule >> (7 - i) & 1)) << i for i in range(8))
 
 
 def evolve(first: NDArray[np.uint8], rule: int, steps: int) -> NDArray[np.uint8]:
-    """Return the rows of a ring: `first`, uint8 [width] of 0 and 1, and the `steps` that follow, [steps + 1, width]."""
+    """Return the rows of a ring from `first`, uint8 [width] of 0 and 1, on: uint8 [steps + 1, width]."""
     rows = np.empty((steps + 1, first.size), np.uint8)
     rows[0] = first
     _evolve(rows, rule)

@@ -1,4 +1,4 @@
-"""What the sources of plain token sequences share: a configuration, a split, random numbers by index."""
+"""The base of sources of plain token sequences: configuration, split, and random numbers by index."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormalConfig:
-    """Options that every such source has. Raises `NCAPluginError` if a value is out of range."""
+    """The options that all these sources have. Raises `NCAPluginError` if a value is out of range."""
 
     seed: int = 1234
     """Seed of every random number, 0 .. 2^63 - 1."""
@@ -28,15 +28,15 @@ class FormalConfig:
         check_options(self.kind, self, (0 <= self.seed < 1 << 63, "seed", "must lie in 0 .. 2^63 - 1"), *self._checks())
 
     def _checks(self) -> tuple[Check, ...]:
-        """Return the checks of a subclass's own options."""
+        """Return the checks of the subclass's own options."""
         return ()
 
 
 @dataclass(frozen=True)
 class FormalSource(ABC):
-    """A source whose samples are a function of its configuration and the random numbers of (split, index).
+    """A source whose samples depend only on its configuration and the random numbers of (split, index).
 
-    A subclass names its scheme, the class of its configuration and the purpose of its random numbers.
+    A subclass sets its scheme, the class of its configuration, and the purpose of its random numbers.
     """
 
     config: Any
@@ -82,13 +82,13 @@ class FormalSource(ABC):
 
     @abstractmethod
     def _tokens(self, index: int, length: int) -> NDArray[np.int32]:
-        """Return the first `length` tokens of sequence `index`."""
+        """Return the first `length` tokens of sample `index`."""
 
     def _loss_mask(self, seq_length: int) -> NDArray[np.bool_]:
         return np.ones(seq_length, np.bool_)
 
     def _uniforms(self, index: int, count: int, stream: int = 0) -> NDArray[np.float64]:
-        """Return `count` numbers in (0, 1); a sequence may draw from several streams."""
+        """Return `count` random numbers in (0, 1) for sample `index`; a sample may have several streams."""
         key = rng.stream_key(self.config.seed, self.split, self.purpose)
         uniforms: NDArray[np.float64] = rng.uniforms(key, index, stream, count)
         return uniforms

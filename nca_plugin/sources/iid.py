@@ -1,4 +1,4 @@
-"""Independent tokens: nothing to learn but their frequencies."""
+"""Independent tokens, which have nothing to learn but their frequencies."""
 
 import functools
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from nca_plugin.sources.formal import FormalConfig, FormalSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IIDConfig(FormalConfig):
-    """What independent tokens are drawn from."""
+    """The options of `iid://`."""
 
     kind = "iid"
 
     vocab_size: int = 10_002
-    """Ids, 1 .. 2^20 (default: as many as an NCA of 10 colours has)."""
+    """Number of ids, 1 .. 2^20 (default: that of an NCA of 10 colours)."""
 
     exponent: float = 0.0
-    """Id r has a probability proportional to (r + 1)^-exponent, 0 .. 2.5: 0 is uniform, 1 is Zipf's law."""
+    """Id r has a probability proportional to (r + 1)^-exponent, 0 .. 2.5. 0 is uniform, 1 is Zipf's law."""
 
     def _checks(self) -> tuple[Check, ...]:
         return (
@@ -34,8 +34,8 @@ class IIDConfig(FormalConfig):
 class IIDSource(FormalSource):
     """`iid://?vocab_size=10002&exponent=0`: independent draws from a fixed distribution.
 
-    The control without any structure: what a warm-up on it changes comes from the optimizer's steps alone. Not from a
-    paper.
+    This control has no structure: whatever a warm-up on it changes comes from the optimizer steps alone. It is not
+    from a paper.
     """
 
     config: IIDConfig
@@ -53,7 +53,7 @@ class IIDSource(FormalSource):
         return np.minimum(ids, self.config.vocab_size - 1).astype(np.int32)
 
 
-# A megabyte and more for large vocabularies: made once, not for every sample.
+# Cached, because this is megabytes for large vocabularies.
 @functools.lru_cache(maxsize=8)
 def _cumulative(vocab_size: int, exponent: float) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = _powers(vocab_size, exponent)
@@ -62,7 +62,7 @@ def _cumulative(vocab_size: int, exponent: float) -> NDArray[np.float64]:
 
 @compiled
 def _powers(count: int, exponent: float) -> np.ndarray:
-    """Return r^-exponent for r = 1 .. count, the same bits on every machine."""
+    """Return r^-exponent for r = 1 .. count, with the same bits on every machine."""
     powers = np.empty(count, np.float64)
     for i in range(count):
         powers[i] = rng.exp(-exponent * rng.log(i + 1.0))

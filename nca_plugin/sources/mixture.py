@@ -1,4 +1,4 @@
-"""Presets mixed by weight, sample by sample."""
+"""Mixtures of NCA presets by weight, sample by sample."""
 
 import dataclasses
 import itertools
@@ -18,10 +18,10 @@ _SUM_TOLERANCE: Final = 1e-6
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """`nca://web:0.7,code:0.3?seed=7&code.burn_in=20`: sample i is sample i of one preset, drawn by weight.
+    """`nca://web:0.7,code:0.3?seed=7&code.burn_in=20`: sample i is sample i of one preset, which is drawn by weight.
 
-    An option holds for all presets, or for one if the preset's name and a dot stand before it. The draw is a function
-    of the first preset's seed, the split and the index.
+    An option applies to all presets, or to one if it is written as `preset.option`. The draw depends on the first
+    preset's seed, the split and the index.
     """
 
     presets: tuple[NCASource, ...]
@@ -36,13 +36,13 @@ class MixtureSource:
                     "and sum to 1, as in web:0.7,code:0.3"
                 )
         if abs(sum(self.weights) - 1) > _SUM_TOLERANCE:
-            raise NCAPluginError(f"{context}: the weights sum to {sum(self.weights):g}, they must sum to 1")
+            raise NCAPluginError(f"{context}: the weights sum to {sum(self.weights):g}, but must sum to 1")
         if len({source.preset for source in self.presets}) < len(self.presets):
             raise NCAPluginError(f"{context}: a preset is named twice")
         if len({source.split for source in self.presets}) > 1:
-            raise NCAPluginError(f"{context}: the presets must be of one split")
+            raise NCAPluginError(f"{context}: the presets must have the same split")
         if len({(source.config.num_colors, source.config.patch_size) for source in self.presets}) > 1:
-            raise NCAPluginError(f"{context}: the presets must share num_colors and patch_size, which give ids meaning")
+            raise NCAPluginError(f"{context}: the presets must share num_colors and patch_size, which define the ids")
 
     @classmethod
     def from_uri(cls, parsed: ParsedURI) -> Self:
@@ -70,10 +70,10 @@ class MixtureSource:
                 of_one[name][field] = value
             elif name in of_one:
                 raise NCAPluginError(
-                    f"mixture {parsed.preset}: option '{option}': {field} holds for all presets; write {field}={value}"
+                    f"mixture {parsed.preset}: option '{option}': {field} applies to all presets; write {field}={value}"
                 )
             else:
-                raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' is of no preset of it")
+                raise NCAPluginError(f"mixture {parsed.preset}: option '{option}' names a preset that is not in it")
         presets = (NCASource.from_uri(ParsedURI(parsed.scheme, name, of_all | of_one[name])) for name in names)
         return cls(tuple(presets), tuple(weights))
 
@@ -112,7 +112,7 @@ class MixtureSource:
 
     @property
     def frames(self) -> FrameLayout | None:
-        """The layout of all presets; None if they have different ones."""
+        """The layout that all presets share; None if they differ."""
         layouts = {source.frames for source in self.presets}
         return layouts.pop() if len(layouts) == 1 else None
 
@@ -124,7 +124,7 @@ class MixtureSource:
         return f"of {self.generator_of(index).preset}"
 
     def generator_of(self, index: int) -> NCASource:
-        """Return the preset that sample `index` is of."""
+        """Return the preset that sample `index` is drawn from."""
         check_index(index)
         key = rng.stream_key(self.seed, self.split, rng.MIXTURE)
         u = rng.uniforms(key, index, 0, 1)[0]
@@ -139,7 +139,7 @@ class MixtureSource:
 
 
 def nca_from_uri(parsed: ParsedURI) -> NCASource | MixtureSource:
-    """Return the source of a URI with one preset or with several and their weights."""
+    """Return the source of an `nca://` URI, with one preset or with several and their weights."""
     return (
         MixtureSource.from_uri(parsed) if ":" in parsed.preset or "," in parsed.preset else NCASource.from_uri(parsed)
     )

@@ -14,7 +14,7 @@ from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
 
 @dataclass(frozen=True)
 class NCASource:
-    """`nca://<preset>?<options>`: every field of `NCAConfig` is an option; `web` is the preset if none is named."""
+    """`nca://<preset>?<options>`. Every field of `NCAConfig` is an option; the default preset is `web`."""
 
     config: NCAConfig
     preset: str = dataclasses.field(default="web", compare=False)

@@ -1,4 +1,4 @@
-"""A source whose ids begin where another vocabulary ends."""
+"""A source whose ids are shifted past those of another vocabulary."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _MAX_VOCAB_SIZE: Final = 1 << 31
 
 @dataclass(frozen=True)
 class OffsetSource:
-    """`<source>?vocab_offset=50257`: every id plus the offset, so that none is also an id of the text that it is
-    blended with. The ids below the offset do not occur."""
+    """`<source>?vocab_offset=50257`: the offset is added to every id, so that ids differ from those of the text that
+    the source is blended with. Ids below the offset do not occur."""
 
     source: Source
     offset: int
@@ -66,7 +66,7 @@ class OffsetSource:
 
 
 def split_offset(parsed: ParsedURI) -> tuple[ParsedURI, int]:
-    """Return the URI without its offset, and the offset, 0 if absent. Raises `NCAPluginError` if it is no number."""
+    """Return the URI without its offset, and the offset (default: 0). Raises `NCAPluginError` if it is not a number."""
     text = parsed.options.get(VOCAB_OFFSET, "0")
     try:
         offset = number(int, text)

@@ -1,7 +1,7 @@
-"""The registry: which scheme makes which source.
+"""The registry of sources by the scheme of their URI.
 
-A package adds its own through the entry-point group `nca_plugin.sources`: the entry's name is the scheme, its object a
-function from `ParsedURI` to `Source`.
+Other packages add sources through the entry-point group `nca_plugin.sources`. The name of an entry is the scheme, and
+its object a function from `ParsedURI` to `Source`.
 """
 
 import functools
@@ -35,7 +35,7 @@ _FACTORIES: dict[str, SourceFactory] = {
 
 
 def register(scheme: str, factory: SourceFactory) -> None:
-    """Add a source to this process. Raises `NCAPluginError` if the scheme is taken; capitals do not count."""
+    """Add a source to this process. Raises `NCAPluginError` if the scheme, in upper or lower case, is taken."""
     scheme = scheme.lower()
     if scheme in _known():
         raise NCAPluginError(f"source scheme '{scheme}' is already registered")
@@ -44,18 +44,18 @@ def register(scheme: str, factory: SourceFactory) -> None:
 
 
 def schemes() -> tuple[str, ...]:
-    """Return the names of all sources, installed packages' included."""
+    """Return the schemes of all sources, including those of installed packages."""
     return tuple(_known())
 
 
 def is_source(path: str) -> bool:
-    """Whether a data path names a source rather than files. `s3://` and the like are files."""
+    """Whether a data path is the URI of a source rather than the name of files. `s3://` and the like are files."""
     scheme, separator, _ = path.partition("://")
     return bool(separator) and scheme.lower() in _known()
 
 
 def check_schemes(names: Iterable[str]) -> None:
-    """Raise `NCAPluginError` if some of the names are no sources; a name may have been meant as a preset of `nca`."""
+    """Raise `NCAPluginError` if some names are not sources. The message also suggests presets of `nca`."""
     known = _known()
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -80,9 +80,9 @@ def parse(uri: str) -> Source:
 
 
 def short_uri(source: Source | str) -> str:
-    """Return the URI of a source with only those options that differ from its preset's, for people to read.
+    """Return the URI of a source for messages, with only those options that differ from its preset's.
 
-    `parse` gives the same source back. What is no URI of a source that is known here stays as it is.
+    `parse` returns the same source for it. A text that is not the URI of a known source is returned unchanged.
     """
     given = source if isinstance(source, str) else source.uri
     try:
@@ -113,7 +113,7 @@ def _installed() -> dict[str, SourceFactory]:
 
 
 class _Deferred:
-    """An installed source that is imported when it is first used."""
+    # Cached, because reading the metadata of all installed packages takes milliseconds.
 
     def __init__(self, entries: list[EntryPoint]) -> None:
         self._entries = entries

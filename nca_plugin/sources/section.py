@@ -1,4 +1,4 @@
-"""The `data` section of a configuration file: `data.source` names a source and `data.<source>.<option>` its options, or
+"""The `data` section of a configuration file. `data.source` names a source and `data.<source>.<option>` its options, or
 `data.path` is a blend, such as `[0.1, nca://web, 0.9, my_text_document]`."""
 
 from collections.abc import Callable, Collection, Mapping
@@ -11,14 +11,14 @@ from nca_plugin.suggestions import near_name, unknown_names
 
 
 def data_path(data: Mapping[str, Any]) -> list[str] | None:
-    """Return what Megatron-LM's `--data-path` takes for a `data` section, None if the section names no data.
+    """Return the value of Megatron-LM's `--data-path` for a `data` section, None if the section names no data.
 
-    `{"source": "nca", "nca": {"preset": "code", "band": [0.3, 0.4]}}` is the canonical URI of
+    For example, `{"source": "nca", "nca": {"preset": "code", "band": [0.3, 0.4]}}` gives the canonical URI of
     `nca://code?band=0.3:0.4`.
 
     Raises:
-        NCAPluginError: unknown keys, or a source that does not exist; options of another source than the one named, or
-            what the source refuses. The message names the key as a user writes it, `data.nca.band`.
+        NCAPluginError: an unknown key or source, options of another source than the one named, or options that the
+            source refuses. The message names keys as the user writes them, such as `data.nca.band`.
     """
     known = ("source", "path", *schemes())
     unknown = [f"data.{key}" for key in data if key not in known]
@@ -52,21 +52,21 @@ def data_path(data: Mapping[str, Any]) -> list[str] | None:
 def source_uri(
     source: str, options: Mapping[str, Any], spelling: Callable[[str], str], others: Collection[str] = ()
 ) -> str:
-    """Return the canonical URI of `source` with the options given beside it, `preset` among them.
+    """Return the canonical URI of `source` with options that are given beside it, including `preset`.
 
     Args:
-        options: values as a configuration file has them, or as text.
-        spelling: how the user writes the option of a name.
-        others: what else may stand beside the options of a source, which a misspelt name may have meant.
+        options: values as they are in a configuration file, or as text.
+        spelling: returns how the user writes an option of a given name.
+        others: names of other keys beside the options, as candidates for a misspelt name.
 
     Raises:
-        NCAPluginError: what the source refuses, or an option that is none of its, with the nearest name that is.
+        NCAPluginError: the source refuses an option or does not know it. The message names the nearest option.
     """
     texts = {str(name): format_value(_tuples(value)) for name, value in options.items()}
     try:
         return parse(with_options(source, texts, spelling)).uri
     except NCAPluginError as error:
-        # A source knows its options; what stands beside them is a matter of the section.
+        # The source knows only its own options, so names that stand for keys beside them are looked up here.
         beside = ("preset", *others)
         refused = [name for name in texts if "unknown option" in str(error) and f"'{name}'" in str(error)]
         misspelt = [name for name in refused if name not in beside and near_name(name, beside) is not None]
@@ -82,13 +82,13 @@ def source_uri(
 
 
 def with_options(source: str, options: Mapping[str, str], spelling: Callable[[str], str]) -> str:
-    """Return `source` as a URI that holds the options given beside it, `preset` among them.
+    """Return `source` as a URI that includes options given beside it, and `preset`.
 
     Args:
-        spelling: how the user writes the option of a name.
+        spelling: returns how the user writes an option of a given name.
 
     Raises:
-        NCAPluginError: an option that the URI holds too.
+        NCAPluginError: the URI already has one of the options.
     """
     if not options:
         return source
@@ -97,11 +97,11 @@ def with_options(source: str, options: Mapping[str, str], spelling: Callable[[st
     if parsed.preset not in ("", preset):
         raise NCAPluginError(f"{spelling('preset')}: {preset} contradicts source {source}: give one of them")
     for name in options.keys() & parsed.options.keys():
-        raise NCAPluginError(f"{spelling(name)} is given in source {source} too: give it once")
+        raise NCAPluginError(f"{spelling(name)} is also given in source {source}: give it once")
     query = {**parsed.options, **options}.items()
     return f"{parsed.scheme}://{preset}?{'&'.join(f'{k}={v}' for k, v in query if k != 'preset')}".removesuffix("?")
 
 
 def _tuples(value: Any) -> Any:
-    """Return a band given as a list as the pair that it is."""
+    """Return a list, such as a band, as a tuple, and any other value unchanged."""
     return tuple(value) if isinstance(value, list) else value

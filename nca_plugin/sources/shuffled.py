@@ -1,4 +1,4 @@
-"""NCA tokens in random order, as a control."""
+"""NCA tokens in random order, a control."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from nca_plugin.sources.uri import ParsedURI
 
 @dataclass(frozen=True)
 class ShuffledSource:
-    """`shuffled://<preset>?<options>`: the tokens of the NCA sample in random order.
+    """`shuffled://<preset>?<options>`: the tokens of each NCA sample in random order.
 
-    A control: the same unigram statistics, sequence by sequence, without the rule that orders them. The loss mask
-    stays in place.
+    This control keeps the token frequencies of each sequence and removes the rule that orders them. The loss mask is
+    not shuffled.
     """
 
     source: NCASource | MixtureSource

@@ -1,4 +1,4 @@
-"""The splits of a source in its URI: absent for train."""
+"""The split of a source as an option of its URI, which is left out for train."""
 
 from nca_plugin.automata import SPLITS
 from nca_plugin.errors import NCAPluginError
@@ -12,5 +12,5 @@ def checked_split(split: str) -> str:
 
 
 def split_option(split: str) -> dict[str, object]:
-    """Return the split as a URI option, absent for train."""
+    """Return the split as an option of a URI, none for train."""
     return {} if split == "train" else {"split": split}

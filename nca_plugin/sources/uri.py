@@ -1,4 +1,4 @@
-"""`scheme://preset?option=value&...` to the fields of a configuration dataclass, and back."""
+"""Conversion between `scheme://preset?option=value&...` and the fields of a configuration dataclass."""
 
 import dataclasses
 import re
@@ -11,17 +11,17 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.suggestions import unknown_names
 from nca_plugin.typed_numbers import UnderflowError, number
 
-#: Options that every source has, beside the fields of its configuration.
+#: Options of every source, beside the fields of its configuration.
 VOCAB_OFFSET: Final = "vocab_offset"
 COMMON_OPTIONS: Final = ("split", VOCAB_OFFSET)
 
-#: Where a question mark is missing, or was escaped.
-_OF_OPTIONS: Final = re.compile(r"[&=;?#]|%3[Ff]")
+#: Characters that show that options follow, though the question mark is missing or was escaped.
+_OPTION_MARKS: Final = re.compile(r"[&=;?#]|%3[Ff]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParsedURI:
-    """A URI taken apart: `options` are raw strings."""
+    """The parts of a URI. The values in `options` are raw text."""
 
     scheme: str
     preset: str
@@ -29,27 +29,27 @@ class ParsedURI:
 
 
 def split_uri(uri: str) -> ParsedURI:
-    """Take a URI, or a scheme alone, apart. Raises `NCAPluginError` if it is malformed or names an option twice."""
+    """Split a URI or a lone scheme into parts. Raises `NCAPluginError` if it is malformed or repeats an option."""
     if not unquote(uri).isprintable():
-        raise NCAPluginError(f"source {uri!r}: holds a control character, or one that cannot be seen")
+        raise NCAPluginError(f"source {uri!r}: holds a control character or an invisible character")
     scheme, separator, rest = uri.partition("://")
     preset, _, query = rest.partition("?")
     preset = preset.removesuffix("/")
     context = f"source '{uri}'"
-    if not separator and _OF_OPTIONS.search(uri):
-        raise NCAPluginError(f"{context}: options follow {_OF_OPTIONS.split(uri)[0]}://?, as in nca://?seed=1")
+    if not separator and _OPTION_MARKS.search(uri):
+        raise NCAPluginError(f"{context}: options follow {_OPTION_MARKS.split(uri)[0]}://?, as in nca://?seed=1")
     if "://" in rest:
         raise NCAPluginError(f"{context}: names a scheme twice; name one source, or several as a blend")
-    if _OF_OPTIONS.search(preset):
+    if _OPTION_MARKS.search(preset):
         raise NCAPluginError(
-            f"{context}: options follow a question mark, as in {scheme}://{_OF_OPTIONS.split(preset)[0]}?seed=1"
+            f"{context}: options follow a question mark, as in {scheme}://{_OPTION_MARKS.split(preset)[0]}?seed=1"
         )
     if "/" in preset or "#" in rest:
         raise NCAPluginError(f"{context}: must look like scheme://preset?option=value&option=value")
     if "?" in query or ";" in query:
         raise NCAPluginError(f"{context}: options are separated by &, as in option=value&option=value")
     try:
-        # A plus sign is one, as in 1e+16, not a space.
+        # parse_qsl would read a plus sign, as in 1e+16, as a space.
         pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         raise NCAPluginError(f"{context}: options must look like option=value&option=value") from None
@@ -62,16 +62,16 @@ def split_uri(uri: str) -> ParsedURI:
 
 
 def join_uri(scheme: str, preset: str, options: dict[str, object]) -> str:
-    """Return the URI whose options are `options`, as text that `parse_options` reads back."""
+    """Return the URI with these options, in a form that `parse_options` reads back."""
     query = "&".join(f"{name}={quote(format_value(value), safe=':,@+')}" for name, value in options.items())
     return f"{scheme}://{preset}?{query}"
 
 
 def parse_options(config: type, options: dict[str, str], context: str) -> dict[str, Any]:
-    """Return `options` converted to the types of the fields of dataclass `config`.
+    """Return `options` converted to the types of the fields of the dataclass `config`.
 
     Raises:
-        NCAPluginError: unknown options, or a value of the wrong type.
+        NCAPluginError: an unknown option, or a value of the wrong type.
     """
     hints = typing.get_type_hints(config)
     field_types = {field.name: hints[field.name] for field in dataclasses.fields(config)}
@@ -91,13 +91,13 @@ def parse_options(config: type, options: dict[str, str], context: str) -> dict[s
 
 
 def format_value(value: object) -> str:
-    """Return the text of an option's value: floats to the last bit, a band as low:high, None as none."""
+    """Return the text of an option's value: floats with all bits, a band as low:high, None as none."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
         return (":" if isinstance(value[0], int | float) else ",").join(map(format_value, value))
     if isinstance(value, float):
-        # float(): NumPy's is one too, and shows itself otherwise. + 0.0: a negative zero is no other value.
+        # float() because NumPy's floats have another repr; + 0.0 turns a negative zero into 0.
         return repr(float(value) + 0.0).removesuffix(".0")
     return str(value)
 

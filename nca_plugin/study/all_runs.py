@@ -1,4 +1,4 @@
-"""All runs of a study, by what they are for."""
+"""All runs of a study, by their purpose."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def all_runs(plan: Plan, compute: Compute, best: Mapping[str, Arguments]) -> lis
 
 
 def stage1_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[tuple[str, str, int], Run]:
-    """Return stage 1 by domain, arm and seed, with the best arguments of each domain's sweep."""
+    """Return the stage-1 runs by domain, arm and seed, with the best arguments of each domain's sweep."""
     arms = [name for name, arm in plan.study.arms.items() if not arm.is_scratch]
     return {
         (domain, arm, seed): plan.stage1(arm, seed, best[domain])
@@ -32,7 +32,7 @@ def stage1_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[tuple[str, st
 
 
 def language_runs(plan: Plan, best: Mapping[str, Arguments], compute: Compute) -> dict[LanguageKey, Run]:
-    """Return the language runs, those of the baseline that are longer by an arm's stage 1 among them."""
+    """Return the language runs, including the longer baseline runs for equal compute."""
     study = plan.study
     keys = []
     for seed in study.seeds:

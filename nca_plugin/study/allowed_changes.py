@@ -1,36 +1,36 @@
-"""Whether a study that is continued is the one that was begun."""
+"""Which settings of a study may change when it continues."""
 
 from collections.abc import Iterator
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError
 
-#: What may change: it has no effect on a run that is there.
+#: Settings that may change, because existing runs do not depend on them.
 _FREE: Final = ("output", "seeds", "parallel_runs", "runs_per_device", "baseline", "equal_compute")
 _FREE_IN_PARTS: Final = ("label", "paper")
-#: Parts that may be added and left out by name.
+#: Sections whose entries may be added and left out.
 _NAMED: Final = ("arms", "domains", "tasks")
 
 
 def check_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `NCAPluginError` if runs of a study that was begun would be others now.
+    """Raise `NCAPluginError` if existing runs of a study would differ with the new settings.
 
     Args:
         before, now: the settings of both, as plain values.
     """
-    # Its sweep is among the runs.
+    # The runs of the sweep depend on the baseline.
     free = _FREE if not now["sweep"]["arguments"] else tuple(name for name in _FREE if name != "baseline")
     changed = [key for key in now if key not in free and key not in _NAMED and before.get(key) != now[key]]
     for section in _NAMED:
-        # A study of an older version has no tasks.
+        # Studies of an older version have no tasks.
         common = before.get(section, {}).keys() & now[section].keys()
         changed += [f"{section}.{name}" for name in common if _differ(before[section][name], now[section][name])]
     differences = [line for key in changed for line in _differences(key, _value(before, key), _value(now, key))]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise NCAPluginError(
-            f"it was begun with other settings: {'; '.join(differences[:3])}{more}: set them back, give what you have "
-            "changed of arms and domains another name, or choose another output=..."
+            f"it was begun with other settings: {'; '.join(differences[:3])}{more}: set them back, give the changed "
+            "arms and domains another name, or choose another output=..."
         )
 
 

@@ -1,7 +1,7 @@
-"""What a study computes from the losses of its runs: pure functions of numbers.
+"""What a study computes from the losses of its runs, as pure functions of numbers.
 
-A curve is a list of (tokens, loss): language tokens trained on so far, and the mean loss on the held-out text in nats a
-token. Definitions are those of arXiv 2603.10055 where it has one.
+A curve is a list of (tokens, loss): the number of language tokens trained on so far, and the mean loss on the held-out
+text in nats per token. Definitions follow arXiv 2603.10055 where the paper has one.
 """
 
 import math
@@ -26,9 +26,9 @@ class Estimate:
     """A mean over seeds with its confidence interval.
 
     Attributes:
-        mean: of the values.
-        low, high: Student's t interval of the mean; None for one value.
-        values: one for each seed.
+        mean: mean of the values.
+        low, high: Student's t interval of the mean; None if there is only one value.
+        values: one value for each seed.
     """
 
     mean: float
@@ -38,16 +38,16 @@ class Estimate:
 
     @property
     def is_shown(self) -> bool:
-        """Whether 0 lies outside the interval: a difference is shown at its level."""
+        """Whether the interval excludes 0, so that a difference is shown at its level."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of one value for each seed with its interval (Student's t, two-sided).
+    """Return the mean of one value per seed, with its interval (Student's t, two-sided).
 
-    For values that are differences of runs with the same seed, it is the paired comparison.
+    If the values are differences between runs with the same seed, this is the paired comparison.
     """
-    # Only here, because scipy takes half a second to import.
+    # Imported here, because scipy takes half a second to import.
     from scipy import stats
 
     array = np.asarray(values, np.float64)
@@ -59,15 +59,15 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def gain_percent(baseline_loss: float, loss: float) -> float:
-    """Return by how many per cent the perplexity is below the baseline's: from 14.66 to 13.82, 5.7 (the paper's)."""
+    """Return the gain in perplexity over the baseline in per cent: 5.7 from 14.66 to 13.82 (the paper's numbers)."""
     return 100 * (1 - math.exp(loss - baseline_loss))
 
 
 def tokens_to_reach(curve: Curve, loss: float) -> float | None:
-    """Return after how many tokens a curve first reaches a loss, None if it never does.
+    """Return the number of tokens at which a curve first reaches a loss, None if it never does.
 
-    Between two evaluations the perplexity is taken to be linear in tokens (the paper's way). A curve that begins below
-    the loss reached it at its first evaluation at the latest: that one is returned.
+    Between two evaluations the perplexity is taken to be linear in tokens, as in the paper. If a curve begins below the
+    loss, the tokens of its first evaluation are returned.
     """
     target = math.exp(loss)
     points = [(tokens, math.exp(value)) for tokens, value in curve]
@@ -81,9 +81,9 @@ def tokens_to_reach(curve: Curve, loss: float) -> float | None:
 
 
 def speed_up(baseline: Curve, curve: Curve) -> float | None:
-    """Return tokens at the end of the baseline / tokens at which `curve` first reaches its final perplexity.
+    """Return the baseline's tokens / the tokens at which `curve` first reaches the baseline's final perplexity.
 
-    None if it never does; 1.62 for the paper's CodeParrot.
+    None if it never does. The paper's value for CodeParrot is 1.62.
     """
     tokens, loss = baseline[-1]
     reached = tokens_to_reach(curve, loss)
@@ -91,10 +91,10 @@ def speed_up(baseline: Curve, curve: Curve) -> float | None:
 
 
 def power(effect: float, deviation: float, num_seeds: int) -> float:
-    """Return how likely a paired comparison over `num_seeds` >= 2 shows a true difference of `effect`.
+    """Return the probability that a paired comparison over `num_seeds` >= 2 shows a true difference of `effect`.
 
-    Two-sided t test of normal differences with this standard deviation: the non-central t distribution, as the mean
-    over quantiles of the deviation that the seeds would show (scipy's own ends in NaN for few seeds).
+    This is a two-sided t test of normal differences with this standard deviation. The non-central t distribution is
+    computed as a mean over quantiles of the sample deviation, because scipy's own gives NaN for few seeds.
     """
     from scipy import stats
 
@@ -107,10 +107,11 @@ def power(effect: float, deviation: float, num_seeds: int) -> float:
 
 
 def seeds_needed(effect: float, deviation: float) -> int | None:
-    """Return the fewest seeds that show a true difference of `effect` with a probability of 80 %; None above 10,000.
+    """Return the smallest number of seeds that show a true difference of `effect` with a probability of 80 %; None above
+    10,000.
 
     Args:
-        effect: other than 0, in the unit of `deviation`.
+        effect: not 0, in the unit of `deviation`.
         deviation: standard deviation of the paired differences over seeds, above 0.
     """
     counts = range(2, _MOST_SEEDS + 1)
@@ -125,5 +126,5 @@ def smallest_effect(deviation: float, num_seeds: int) -> float:
     def missing(ratio: float) -> float:
         return power(ratio, 1.0, num_seeds) - POWER
 
-    # For two seeds, the fewest, it is 12 standard deviations.
+    # For two seeds, the fewest, the ratio is 12.
     return deviation * float(optimize.brentq(missing, 1e-6, 100.0))

@@ -1,4 +1,4 @@
-"""Whether Megatron takes the arguments of a study's runs, and what the runs take, as Megatron counts it."""
+"""Checks that Megatron accepts the arguments of a study's runs, and their compute as Megatron counts it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,22 +15,22 @@ from nca_plugin.study.plan import LanguageKey, Plan, task_runs, unprepared
 from nca_plugin.study.run import Run, digest_of, megatron_options
 from nca_plugin.study.sweep import combinations
 
-#: In a study's folder, the file that remembers what was found to be right.
+#: The file in a study's folder that stores the outcome of these checks.
 CHECKED: Final = "checked.json"
-#: Equal compute is one to so many parts of the language stage.
+#: Equal compute is matched to one part in this many of the language stage.
 _EXTRA_STEPS: Final = 100
-#: They name files that may not be there yet.
+#: Arguments that name files which may not exist yet.
 _OF_TEXT: Final = ("train-data-path", "valid-data-path", "data-cache-path")
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What runs take, as Megatron counts it.
+    """The compute of the runs, as Megatron counts it.
 
     Attributes:
-        stage1: floating-point operations a token of a training step, by arm.
+        stage1: floating-point operations per token of a training step, by arm.
         language: the same by domain.
-        parameters: of the largest model; None where Megatron does not tell.
+        parameters: number of parameters of the largest model; None if Megatron does not report it.
     """
 
     stage1: dict[str, float]
@@ -38,23 +38,23 @@ class Compute:
     parameters: int | None
 
     def extra_updates(self, plan: Plan, domain: str, arm: str) -> int:
-        """Return the updates of a language run that take the compute of an arm's stage 1, to 1 % of the run's."""
+        """Return how many language updates take the compute of an arm's stage 1, to 1 % of the run's length."""
         updates = plan.language_updates(domain)
         flops = plan.stage1_updates(arm) * tokens_per_update(plan.study, "stage1") * self.stage1[arm]
         extra = flops / (tokens_per_update(plan.study, "language") * self.language[domain])
-        # So that arms that hardly differ are compared with one run.
+        # Rounded, so that arms with almost equal compute share one baseline run.
         step = max(1, updates // _EXTRA_STEPS)
         return max(1, round(extra / step)) * step
 
 
 def checked(study: Study, *, is_run: bool) -> Compute:
-    """Return the compute of the runs, after checking that Megatron takes all their arguments.
+    """Check that Megatron accepts the arguments of all runs, and return their compute.
 
     Args:
-        is_run: whether the study's folder may remember what was found to be right.
+        is_run: whether the study is run, so that its folder may store the outcome.
 
     Raises:
-        NCAPluginError: it does not, with the part of the study file that is to blame.
+        NCAPluginError: Megatron refuses arguments. The message names the part of the study file.
     """
     config, plan = study.config, unprepared(study.config)
     seed, best = config.seeds[0], combinations(config)[0]
@@ -70,7 +70,7 @@ def checked(study: Study, *, is_run: bool) -> Compute:
     for (domain, number), run in plan.sweep().items():
         runs[f"domains.{domain}", f"sweep, combination {number + 1}"] = run
     sets = [_argument_set(run) for run in runs.values()]
-    # Most arms differ in nothing that Megatron sees.
+    # Most arms have the same arguments for Megatron.
     unique = list({digest_of(asdict(arguments)): arguments for arguments in sets}.values())
     outcomes = _outcomes(study, unique, is_run)
     flops, parameters = {}, []
@@ -84,8 +84,8 @@ def checked(study: Study, *, is_run: bool) -> Compute:
         for arm in config.arms:
             if flops[f"domains.{domain}", f"arms.{arm}"] != flops[f"domains.{domain}", f"arms.{config.baseline}"]:
                 raise NCAPluginError(
-                    f"study file {study.path}: arms.{arm}: its model takes other compute a token than that of "
-                    f"{config.baseline}: arms of a study have one model"
+                    f"study file {study.path}: arms.{arm}: its model takes other compute per token than that of "
+                    f"{config.baseline}: all arms of a study must have the same model"
                 )
     return Compute(
         stage1={name[1]: value for name, value in flops.items() if name[0] == "stage1"},
@@ -95,7 +95,7 @@ def checked(study: Study, *, is_run: bool) -> Compute:
 
 
 def check_lengths(plan: Plan, compute: Compute) -> None:
-    """Raise `NCAPluginError` if a text is too short for the runs on it."""
+    """Raise `NCAPluginError` if a text has too few tokens for the runs on it."""
     study = plan.study
     for name, domain in study.domains.items():
         wanted, why = max(plan.language_updates(name), plan.sweep_updates(name)), ""
@@ -123,16 +123,16 @@ def _check_length(text: StudyCorpus, corpus: CorpusConfig, wanted: int, why: str
 
 
 def _argument_set(run: Run) -> ArgumentSet:
-    # Examples are there already.
+    # The files of examples exist already.
     missing = () if run.tuning is not None else _OF_TEXT
     options = {name: value for name, value in megatron_options(run).items() if name not in missing}
-    # Nothing of it is there yet, or is made.
+    # The outputs of a run do not exist yet, and the check must not create them.
     options |= {"load": None, "save": None, "pretrained-checkpoint": None, "tensorboard-dir": None}
     return ArgumentSet(megatron_arguments(options), unset_options(run.arguments))
 
 
 def _outcomes(study: Study, sets: list[ArgumentSet], is_run: bool) -> list[dict[str, Any]]:
-    """Return what follows from arguments. What is right is remembered, since it takes a quarter of a minute."""
+    """Return the outcome of each argument set. It is stored if all are right, because the check takes 15 seconds."""
     path = study.output / CHECKED
     key = digest_of([asdict(arguments) for arguments in sets])
     if path.is_file():

@@ -1,4 +1,4 @@
-"""The text of a study: prepared once, with documents held out for validation."""
+"""The text of a study. It is prepared once, and some documents are held out for validation."""
 
 import json
 import os
@@ -19,18 +19,18 @@ from nca_plugin.study.design import CorpusConfig
 from nca_plugin.text.prepare import prepare
 
 _STAMP: Final = "corpus.json"
-#: Of the draw of held-out documents, the same for all seeds of a study.
+#: Seed of the choice of held-out documents, the same for all seeds of a study.
 _HELD_OUT_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StudyCorpus:
-    """A text in two parts, both of whole documents.
+    """A text in two parts of whole documents.
 
     Attributes:
-        folder: of `train` and `validation`, prefixes of `.bin/.idx`.
-        vocab_size: ids of its tokenizer.
-        train_tokens, validation_tokens: how many tokens they have.
+        folder: holds the `.bin/.idx` of `train` and `validation`.
+        vocab_size: vocabulary size of its tokenizer.
+        train_tokens, validation_tokens: number of tokens in each part.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class StudyCorpus:
 
     @property
     def facts(self) -> dict[str, int]:
-        """What there is to know of it, wherever its files are."""
+        """The facts about the text that do not depend on where its files are."""
         return {name: getattr(self, name) for name in ("vocab_size", "train_tokens", "validation_tokens")}
 
     @property
@@ -55,17 +55,16 @@ class StudyCorpus:
 def study_corpus(
     config: CorpusConfig, folder: Path, validation_tokens: int, on_progress: Callable[[int], None]
 ) -> StudyCorpus:
-    """Return a corpus, prepared if `folder` does not hold it yet.
+    """Return the text of a study. It is prepared if `folder` does not hold it yet.
 
-    Documents are held out at random, without looking at them, until they have one token more than `validation_tokens`,
-    which makes as many targets; which documents depends on the corpus alone. The tokens are not copied: two indices
-    refer to one `.bin`.
+    Random documents are held out until they have `validation_tokens` + 1 tokens, which make `validation_tokens`
+    targets. The choice depends on the corpus alone. The tokens are not copied: two .idx refer to one .bin.
 
     Args:
-        on_progress: called with the bytes of text read since the last call.
+        on_progress: called with the number of bytes of text read since the last call.
 
     Raises:
-        NCAPluginError: see `prepare`; files that Megatron cannot read; too little text to hold any out.
+        NCAPluginError: see `prepare`; or Megatron cannot read the files, or there is too little text to hold any out.
     """
     stamp = folder / _STAMP
     if stamp.is_file():
@@ -85,8 +84,8 @@ def study_corpus(
 
 
 def _divide(prefix: Path, folder: Path, validation_tokens: int) -> dict[str, int]:
-    """Write the indices of both parts, and return how many tokens each has."""
-    # Only here, because importing Megatron takes seconds.
+    """Write the indices of both parts, and return their numbers of tokens."""
+    # Imported here, because importing Megatron takes seconds.
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     try:
@@ -96,28 +95,28 @@ def _divide(prefix: Path, folder: Path, validation_tokens: int) -> dict[str, int
     index = dataset.index
     lengths, pointers = np.asarray(index.sequence_lengths), np.asarray(index.sequence_pointers)
     order = np.random.default_rng(_HELD_OUT_SEED).permutation(len(lengths))
-    # One more, because the last token is a target only.
+    # One token more than targets, because the first token is only an input.
     wanted = validation_tokens + 1
     ends = np.cumsum(lengths[order], dtype=np.int64)
     num_held_out = int(np.searchsorted(ends, wanted)) + 1
     total = int(lengths.sum(dtype=np.int64))
     if num_held_out >= len(lengths):
         raise NCAPluginError(
-            f"corpus {prefix} is too short: {total:,} tokens in {len(lengths):,} documents, of which whole documents "
-            f"with {wanted:,} tokens are to be held out: add text, or lower language.validation_tokens"
+            f"corpus {prefix} is too short: of {total:,} tokens in {len(lengths):,} documents, whole documents with "
+            f"{wanted:,} tokens are to be held out: add text, or lower language.validation_tokens"
         )
     is_trained_on = np.ones(len(lengths), bool)
     is_trained_on[order[:num_held_out]] = False
     held_out = np.sort(order[:num_held_out])
     held_out_lengths = lengths[held_out]
-    # The rest of the last document that was drawn is not used.
+    # The last document that was drawn is cut to the wanted number of tokens.
     held_out_lengths[held_out == order[num_held_out - 1]] -= int(ends[num_held_out - 1]) - wanted
     parts = (
         ("train", lengths[is_trained_on], pointers[is_trained_on]),
         ("validation", held_out_lengths, pointers[held_out]),
     )
     for name, part_lengths, part_pointers in parts:
-        # A relative link, so that the folder can be moved together with the text.
+        # The link is relative, so that the folder can be moved together with the text.
         (folder / f"{name}.bin").symlink_to(
             os.path.relpath(prefix.resolve().with_name(f"{prefix.name}.bin"), folder.resolve())
         )
@@ -127,7 +126,7 @@ def _divide(prefix: Path, folder: Path, validation_tokens: int) -> dict[str, int
 
 
 def _index(lengths: NDArray[np.int32], pointers: NDArray[np.int64], dtype: np.dtype) -> bytes:
-    """Return Megatron's .idx of documents of one sequence each; see `nca_plugin.indexed.layout`."""
+    """Return Megatron's .idx for documents of one sequence each; see `nca_plugin.indexed.layout`."""
     count = len(lengths)
     header = struct.pack("<9sQBQQ", MAGIC, 1, DTYPE_CODES[dtype.name], count, count + 1)
     documents = np.arange(count + 1, dtype="<i8")

@@ -1,4 +1,4 @@
-"""Schema of a study file: which starts are compared, on which text, with which seeds, for how long.
+"""The schema of a study file: which starts are compared, on which texts, with which seeds, for how long.
 
 The dataclasses are not frozen, because OmegaConf cannot merge a file into frozen ones.
 """
@@ -13,7 +13,7 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 from nca_plugin.text.prepare import BYTES, Corpus
 
-#: Stands for the source of Python's own standard library, a corpus that every machine with Python has.
+#: As an input, this stands for the source code of Python's standard library, which every machine with Python has.
 STANDARD_LIBRARY: Final = "python-standard-library"
 
 StageName = Literal["stage1", "language"]
@@ -24,7 +24,7 @@ SCHEDULES: Final = ("decayed", "constant", "release")
 
 @dataclass
 class CorpusConfig:
-    """A text: what `nca-plugin prepare` takes, or what it has written."""
+    """A text, given as inputs for `nca-plugin prepare` or as the files that it wrote."""
 
     inputs: list[str] = field(default_factory=list)
     pattern: str = "*"
@@ -34,16 +34,16 @@ class CorpusConfig:
     tokenizer: str = BYTES
 
     path: str | None = None
-    """Prefix of `.bin/.idx` that are there already, in place of inputs."""
+    """Prefix of existing `.bin/.idx` files, instead of inputs."""
 
     vocab_size: int | None = None
-    """With `path`: ids of its tokenizer."""
+    """With `path`: vocabulary size of its tokenizer."""
 
     epochs: float = 1.0
-    """How often a run may see a token of it."""
+    """How often a run may see each token."""
 
     def corpus(self) -> Corpus:
-        """Return what is to be prepared, `python-standard-library` replaced by its folder."""
+        """Return the corpus to prepare, with `python-standard-library` replaced by its folder."""
         library = sysconfig.get_paths()["stdlib"]
         return Corpus(
             inputs=tuple(library if name == STANDARD_LIBRARY else name for name in self.inputs),
@@ -57,20 +57,20 @@ class CorpusConfig:
 
 @dataclass
 class Stage1Config:
-    """Stage 1, on what an arm names."""
+    """Stage 1, on the source or text that an arm names."""
 
     tokens: Any
-    """Budget, such as 164M; a multiple of the global batch. An arm may have its own."""
+    """Number of tokens, such as 164M; a multiple of the global batch. An arm may have its own."""
 
     schedule: str = "decayed"
-    """Of its learning rate, unless an arm has its own: `decayed` (warm-up, cosine to 0), `constant` (warm-up, then
-    flat) or `release` (the end of a warm-up: it rises until the last update)."""
+    """Learning-rate schedule, unless an arm has its own: `decayed` (warm-up, then cosine to 0), `constant` (warm-up,
+    then flat) or `release` (a warm-up until the last update)."""
 
     evaluations: int = 4
-    """How often its held-out loss is measured."""
+    """How often the held-out loss is measured."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's, over those of the study."""
+    """Megatron-LM arguments, which override those of the study."""
 
 
 @dataclass
@@ -78,16 +78,16 @@ class LanguageConfig:
     """Stage 2, on text."""
 
     tokens: Any
-    """Budget; a domain may have its own."""
+    """Number of tokens; a domain may have its own."""
 
     validation_tokens: Any
-    """Held-out tokens, all of which are evaluated each time."""
+    """Number of held-out tokens, all of which are evaluated each time."""
 
     evaluations: int = 20
-    """How often, at equal distances: the resolution of the curves."""
+    """Number of evaluations, at equal intervals. They are the points of the curves."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's, over those of the study."""
+    """Megatron-LM arguments, which override those of the study."""
 
 
 @dataclass
@@ -96,98 +96,99 @@ class DomainConfig:
 
     corpus: CorpusConfig
     tokens: Any = None
-    """Budget of its language stage, if it has its own."""
+    """Number of tokens of its language stage, if not the common one."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's, over those of the language stage."""
+    """Megatron-LM arguments, which override those of the language stage."""
 
     paper: str | None = None
-    """Which of the paper's corpora it stands for: its figures are shown beside."""
+    """Name of a corpus of the paper, whose figures are shown beside this domain's."""
 
 
 @dataclass
 class ArmConfig:
-    """A starting point of the language stage. Without source and text it starts from new values: from scratch."""
+    """A starting point of the language stage. Without source and text it is a model from scratch."""
 
     source: str | None = None
-    """Source URI of its stage 1, without seed, which is the run's."""
+    """Source URI for its stage 1, without a seed, because each run has its own."""
 
     text: CorpusConfig | None = None
-    """Natural text for its stage 1, in place of a source."""
+    """Natural text for its stage 1, instead of a source."""
 
     tokens: Any = None
     schedule: str | None = None
-    """Of its stage 1, if it has its own."""
+    """Learning-rate schedule of its stage 1, if not the common one."""
 
     preset: str = "default"
     keep: list[str] = field(default_factory=list)
     reinit: list[str] = field(default_factory=list)
-    """As `nca-plugin transfer` takes them: a preset, and selectors that change it."""
+    """What stage 2 takes over, as for `nca-plugin transfer`: a preset, and selectors that change it."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     stage1_arguments: dict[str, Any] = field(default_factory=dict)
     language_arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's, of both its stages and of each: over all others, the sweep's too."""
+    """Megatron-LM arguments of both its stages and of each, which override all others, also those of the sweep."""
 
     label: str = ""
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it has no stage 1."""
+        """Whether the arm has no stage 1."""
         return self.source is None and self.text is None
 
 
 @dataclass
 class TaskConfig:
-    """A task that the trained model of every arm is asked, after being tuned on it if it has examples to train on."""
+    """A task for the trained model of every arm, which is first tuned on the task's examples if there are any."""
 
     task: str = "nca_prompt_answer"
-    """Of lm-eval, as `nca-plugin eval` takes it."""
+    """Name of the task, as for `nca-plugin eval`."""
 
     data: str | None = None
-    """In place of its data set: `--data` of `nca-plugin eval`."""
+    """Own data instead of the task's data set, as for `--data` of `nca-plugin eval`."""
 
     train: str | None = None
-    """JSONL of examples to tune on, as `nca-plugin examples` writes them; without, the model is asked as it is."""
+    """JSONL file of examples to tune on, as `nca-plugin examples` writes it; None to evaluate without tuning."""
 
     epochs: float = 1.0
-    """How often a run sees an example."""
+    """How often a run sees each example."""
 
     samples: int | None = None
     max_tokens: int | None = None
     limit: int | None = None
     allow_model_code: bool = False
-    """As `nca-plugin eval` takes them."""
+    """Options of `nca-plugin eval`."""
 
     domains: list[str] = field(default_factory=list)
-    """Whose models are asked; all of them if none is named."""
+    """Domains whose models are evaluated (default: all)."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's of the tuning, over all others: its learning rate."""
+    """Megatron-LM arguments of the tuning, such as its learning rate, which override all others."""
 
 
 @dataclass
 class SweepConfig:
-    """Settings that the baseline is tried with first; every arm then has the best, where it names none of its own."""
+    """Settings to try with the baseline first. All arms then use the best ones, unless they name their own."""
 
     arguments: dict[str, list[Any]] = field(default_factory=dict)
-    """Megatron-LM's, with the values to try: all combinations are. Names with `init-method` hold for stage 1 too."""
+    """Megatron-LM arguments, each with the values to try; all combinations are tried. Names with `init-method` also
+    apply to stage 1."""
 
     tokens: Any = None
-    """Of each of its runs, if not those of the language stage."""
+    """Number of tokens of each run, if not that of the language stage."""
 
     seed: int = 1000
-    """One that the comparison does not have, so that it does not choose what it measures."""
+    """Seed of the sweep. The comparison must not use it, because the sweep would then choose what it measures."""
 
 
 @dataclass
 class StudyConfig:
-    """A study: every arm times every seed times every domain, all else equal."""
+    """A study: one run for every arm, seed and domain, with all else equal."""
 
     output: str
     seeds: list[int]
     arguments: dict[str, Any]
-    """Megatron-LM's, of every run."""
+    """Megatron-LM arguments of every run."""
 
     domains: dict[str, DomainConfig]
     stage1: Stage1Config
@@ -199,32 +200,32 @@ class StudyConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     equal_compute: bool = True
-    """Whether the baseline is also trained for longer, by the compute that an arm's stage 1 takes."""
+    """Whether the baseline is also trained longer, by the compute of an arm's stage 1."""
 
     parallel_runs: int = 1
-    """Most runs at the same time on this machine; each gets an equal share of the cores. With CUDA there are no more of
-    them than fit on the devices: devices * `runs_per_device` // `devices_per_run`."""
+    """Most runs at the same time on this machine, each with an equal share of the cores. With CUDA, at most
+    devices * `runs_per_device` // `devices_per_run` run at the same time."""
 
     devices_per_run: int = 1
-    """Ranks of a run."""
+    """Number of ranks of each run."""
 
     runs_per_device: int = 1
-    """Most runs at the same time on a CUDA device of this machine, whose memory has to hold them; above 1 for runs of
-    one rank only."""
+    """Most runs at the same time on one CUDA device of this machine, whose memory has to hold them. More than 1 is only
+    for runs of one rank."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that has been read."""
+    """A study as read from its file."""
 
     name: str
-    """As it was asked for."""
+    """The name or path that the user gave."""
 
     path: Path
     overrides: tuple[str, ...]
     config: StudyConfig
     launcher: tuple[str, ...] = ()
-    """Overrides that name Hydra's launcher; without, runs are started on this machine."""
+    """Overrides that name a Hydra launcher; empty to start runs on this machine."""
 
     @property
     def output(self) -> Path:
@@ -232,16 +233,16 @@ class Study:
 
 
 def tokens_per_update(study: StudyConfig, stage: StageName) -> int:
-    """Return the tokens of a stage's global batch."""
+    """Return the number of tokens of a stage's global batch."""
     arguments = {**study.arguments, **getattr(study, stage).arguments}
     return int(arguments["global-batch-size"]) * int(arguments["seq-length"])
 
 
 def num_updates(study: StudyConfig, stage: StageName, own_tokens: Any = None) -> int:
-    """Return the updates that a stage's budget stands for, or `own_tokens` in place of it.
+    """Return the number of updates for a stage's budget, or for `own_tokens` instead.
 
     Raises:
-        NCAPluginError: it is no number, or no multiple of the batch.
+        NCAPluginError: the budget is not a number, or not a multiple of the batch.
     """
     batch = tokens_per_update(study, stage)
     if own_tokens is None:
@@ -250,7 +251,7 @@ def num_updates(study: StudyConfig, stage: StageName, own_tokens: Any = None) ->
 
 
 def validation_tokens(study: StudyConfig) -> int:
-    """Return how many tokens are held out. Raises `NCAPluginError` unless they are whole sequences for all ranks."""
+    """Return the number of held-out tokens. Raises `NCAPluginError` unless they are whole sequences for all ranks."""
     batch = int(study.arguments["seq-length"]) * study.devices_per_run
     tokens = study.language.validation_tokens
     return _multiple(tokens, batch, "language.validation_tokens", "a sequence for each device") * batch
@@ -262,13 +263,13 @@ def _multiple(tokens: Any, batch: int, name: str, unit: str = "a global batch") 
         below = max(count // batch, 1) * batch
         nearest = sorted({below, max(count // batch + 1, 1) * batch})
         raise NCAPluginError(
-            f"{name} {count:,}: is no multiple of {batch:,} tokens, {unit}; the nearest that are: "
+            f"{name} {count:,}: is not a multiple of {batch:,} tokens, {unit}; the nearest multiples are "
             f"{' and '.join(map(str, nearest))}"
         )
     return count // batch
 
 
 def seeded(uri: str, seed: int) -> Any:
-    """Return the source of a URI, with a seed."""
+    """Return the source of a URI with a seed."""
     uri = uri if "://" in uri else f"{uri}://"
     return parse(f"{uri}{'&' if '?' in uri else '?'}seed={seed}")

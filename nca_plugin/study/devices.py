@@ -1,4 +1,4 @@
-"""Which CUDA devices each of the runs gets that a study does at the same time on this machine."""
+"""The CUDA devices of each run, for runs that a study does at the same time on this machine."""
 
 import os
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from nca_plugin.study.design import StudyConfig
 
 
 def device_groups(devices: Sequence[str], study: StudyConfig) -> list[Sequence[str] | None]:
-    """Return the devices of each run that is done at the same time; there are as many runs as groups.
+    """Return the devices of each run that is done at the same time. The number of groups is the number of such runs.
 
     Args:
-        devices: names of the machine's CUDA devices, as CUDA_VISIBLE_DEVICES has them; without any, runs are done on
+        devices: names of the machine's CUDA devices, as in CUDA_VISIBLE_DEVICES. If there are none, runs are done on
             the CPU, and their devices are None.
 
     Raises:
@@ -23,12 +23,12 @@ def device_groups(devices: Sequence[str], study: StudyConfig) -> list[Sequence[s
     if size > count:
         raise NCAPluginError(f"devices_per_run {size}: this machine has {_cuda_devices(count)}: lower devices_per_run")
     at_a_time = min(study.parallel_runs, count * study.runs_per_device // size)
-    # Round the devices, so that none has a second run while another has none.
+    # Runs are spread round-robin, so that no device has two runs while another has none.
     return [[devices[(run * size + rank) % count] for rank in range(size)] for run in range(at_a_time)]
 
 
 def fewer_runs_note(num_devices: int, at_a_time: int, study: StudyConfig) -> str:
-    """Return the line that says why fewer than `parallel_runs` are done at the same time."""
+    """Return the note on why fewer than `parallel_runs` are done at the same time."""
     runs = "1 run" if at_a_time == 1 else f"{at_a_time} runs"
     note = f"{runs} at a time, not {study.parallel_runs} (parallel_runs): this machine has {_cuda_devices(num_devices)}"
     if study.devices_per_run > 1:
@@ -38,10 +38,10 @@ def fewer_runs_note(num_devices: int, at_a_time: int, study: StudyConfig) -> str
 
 
 def device_names(count: int, visible: str | None) -> list[str]:
-    """Return the names of CUDA devices.
+    """Return the names of the CUDA devices.
 
     Args:
-        count: how many CUDA finds.
+        count: number of devices that CUDA finds.
         visible: CUDA_VISIBLE_DEVICES, which CUDA reads up to the first name that it does not know; None if it is unset.
     """
     return [str(i) for i in range(count)] if visible is None else visible.split(",")[:count]
@@ -49,10 +49,10 @@ def device_names(count: int, visible: str | None) -> list[str]:
 
 def cuda_devices() -> list[str]:
     """Return the names of this machine's CUDA devices."""
-    # Only here, because importing torch takes seconds.
+    # Imported here, because importing torch takes seconds.
     import torch
 
-    # It asks NVML where it can: a process that has initialised CUDA cannot fork others that use it.
+    # torch asks NVML if it can. After CUDA is initialised, a process cannot fork others that use CUDA.
     return device_names(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 

@@ -1,4 +1,4 @@
-"""What a study will take, before anything of it is started."""
+"""Estimates of what a study needs, before anything is started."""
 
 import time
 from collections.abc import Sequence
@@ -15,35 +15,35 @@ from nca_plugin.study.plan import task_runs, unprepared
 from nca_plugin.study.run import Run
 from nca_plugin.study.sweep import combinations
 
-#: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that a well-run training reaches.
+#: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that well-tuned training reaches.
 PEAKS: Final = {"H100": 989.0, "A100": 312.0}
 UTILISATION: Final = 0.4
-#: Weights, and the optimizer's two moments and copy of the weights, in float32; weights that train in bf16 take less.
+#: Weights, two moments and a copy of the weights in float32. With weights in bf16 it is less.
 _BYTES_PER_PARAMETER: Final = 16
 #: A forward pass takes a third of a training step.
 _EVALUATION_SHARE: Final = 1 / 3
-#: Checkpoints that a run has beside its last: other saves, and the start.
+#: Number of checkpoints that a run has beside its last one while it trains: other saves, and the start checkpoint.
 _SAVES_UNDER_WAY: Final = 5
 _UNITS: Final = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
-#: What a run on a CPU takes beside its operations: to import and build all, twice with its evaluation, and at each
-#: update.
+#: Seconds that a run on a CPU takes beside its operations: to import and build everything, twice with its evaluation,
+#: and for each update.
 _START_SECONDS: Final = 15.0
 _UPDATE_SECONDS: Final = 0.03
-#: Of the measurement: rows of a matrix that is multiplied by itself.
+#: Rows of the matrix that is multiplied by itself to measure the CPU.
 _MATRIX: Final = 1024
 _SECONDS_TO_MEASURE: Final = 0.5
 
 
 @dataclass(frozen=True)
 class CostItem:
-    """Runs of a kind.
+    """The cost of all runs of one kind.
 
     Attributes:
-        name: for people.
-        runs: how many.
-        updates: of all of them.
-        tokens: trained on, by all of them.
-        flops: of all of them, held-out text included.
+        name: name of the kind for the table.
+        runs: number of runs.
+        updates: number of updates of all runs together.
+        tokens: number of tokens that all runs are trained on.
+        flops: operations of all runs, including the evaluation of held-out text.
     """
 
     name: str
@@ -55,15 +55,15 @@ class CostItem:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a study takes.
+    """What a study needs.
 
     Attributes:
         parts: its runs by kind.
-        parameters: of its largest model; None where Megatron does not tell.
-        final_bytes: of checkpoints at the end; None likewise.
-        peak_bytes: of checkpoints while runs are under way, on a machine where nothing but `parallel_runs` limits how
-            many there are at a time, or as jobs of a launcher, which may all run at the same time; None likewise.
-        text_tokens: of each text that is trained on or held out, by its name.
+        parameters: number of parameters of its largest model; None if Megatron does not report it.
+        final_bytes: size of all checkpoints at the end; None likewise.
+        peak_bytes: largest size of all checkpoints while runs train; None likewise. `parallel_runs` train at the same
+            time on this machine, and possibly all of them as jobs of a launcher.
+        text_tokens: number of tokens needed of each text, for training and held out, by name.
     """
 
     parts: Sequence[CostItem]
@@ -74,7 +74,7 @@ class Needs:
 
 
 def needs(study: Study) -> Needs:
-    """Return what a study takes, without what models take to answer; nothing is written or started.
+    """Return what a study needs, apart from the answers of models to tasks. Nothing is written or started.
 
     Raises:
         NCAPluginError: see `checked`.
@@ -140,8 +140,8 @@ def needs(study: Study) -> Needs:
 
 
 def cpu_teraflops() -> float:
-    """Measure what this machine's CPU reaches in float32, 10^12 operations a second. Takes a second."""
-    # Only here, because importing torch takes seconds.
+    """Measure the speed of this machine's CPU in float32, in 10^12 operations per second. Takes a second."""
+    # Imported here, because importing torch takes seconds.
     import torch
 
     matrix = torch.rand(_MATRIX, _MATRIX)
@@ -157,8 +157,8 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
     """Return the tables of `--estimate`.
 
     Args:
-        teraflops: what a device at hand reaches in training, 10^12 operations a second; None for two common ones.
-        cpu: see `cpu_teraflops`; None where the runs are done on devices.
+        teraflops: 10^12 operations per second that one device reaches in training; None for two common devices.
+        cpu: see `cpu_teraflops`; None if the runs use CUDA devices.
     """
     rates = {name: UTILISATION * peak for name, peak in PEAKS.items()} if teraflops is None else {"device": teraflops}
     runs = Table(title="What the runs take")
@@ -200,7 +200,7 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people, in the largest unit that it fills.
+    """Return a time as text, in the largest unit that it fills.
 
     >>> [duration(seconds) for seconds in (0.03, 42, 90, 7500, 2e6)]
     ['0.03 s', '42 s', '1.5 min', '2.1 h', '23 days']

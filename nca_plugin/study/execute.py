@@ -1,4 +1,4 @@
-"""One run of a study, from its start checkpoint to its result: whatever stopped it, called again it goes on."""
+"""One run of a study, from its start checkpoint to its result. After any interruption, the same call continues."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ _RESULT: Final = "result.json"
 _LOG: Final = "log.txt"
 _EVALUATION: Final = "evaluation.json"
 _LOCK: Final = "lock"
-#: Of what a model is asked, and its name there.
+#: Folder of a run's results on tasks, and the label of its model there.
 _TASKS: Final = "tasks"
 _MODEL: Final = "model"
 _ITERATION: Final = re.compile(r"iteration\s+(\d+)/\s*(\d+) \|.*?elapsed time per iteration \(ms\): ([\d.]+)")
 _PROGRESS: Final = re.compile(rb"iteration\s+(\d+)/")
-#: Within the training, and after it, where Megatron adds what it was on. A set of several has a number.
+#: A validation loss during training, or after it, where Megatron adds the name of the set. Several sets are numbered.
 _VALIDATION: Final = re.compile(
     r"validation(?:-0)? loss at iteration (\d+)( on validation set)? \| lm loss value: (\S+) \|"
 )
@@ -40,13 +40,13 @@ _TAIL_BYTES: Final = 1 << 14
 
 @dataclass(frozen=True)
 class Result:
-    """What a run logged.
+    """The result of a run.
 
     Attributes:
-        validation: (update, mean loss in nats a held-out token that counts).
+        validation: (update, mean loss in nats per supervised held-out token) of each evaluation.
         evaluation: what `nca_plugin.launch.evaluate` found, or a task's metrics as `task_metrics` returns them; None
             for a run that is not evaluated.
-        seconds: that its updates took.
+        seconds: time of its updates.
     """
 
     validation: list[tuple[int, float]]
@@ -58,7 +58,7 @@ def read_result(run: Run) -> Result | None:
     """Return the result of a run, None if it is not complete.
 
     Raises:
-        NCAPluginError: there is one, of a run with other settings.
+        NCAPluginError: the folder holds the result of a run with other settings.
     """
     path = run.folder / _RESULT
     try:
@@ -77,7 +77,7 @@ def is_complete(run: Run) -> bool:
 
 
 def updates_done(run: Run) -> int:
-    """Return how far a run is that may be under way, as its log tells."""
+    """Return the number of updates that a run has done, read from its log if it is not complete."""
     if is_complete(run):
         return run.iterations
     try:
@@ -92,17 +92,17 @@ def updates_done(run: Run) -> int:
 def execute(run: Run, place: Place) -> Result:
     """Do what is missing of a run, and return its result.
 
-    It goes on from the last checkpoint that it has saved. Another process that does the same run is waited for.
+    It continues from its last checkpoint. If another process does the same run, this waits for it.
 
     Raises:
-        NCAPluginError: the run failed; the message holds its last line and names its log.
+        NCAPluginError: the run failed. The message holds the last line of its log and names the log.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _lock(run, place):
         result = read_result(run)
         if result is None:
             result = _execute(run, place)
-        _remove_what_is_done_with(run)
+        _remove_finished(run)
     return result
 
 
@@ -128,7 +128,7 @@ def _execute(run: Run, place: Place) -> Result:
 
 
 def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
-    """Do what is missing of a run's updates. Returns the validation losses, and the seconds that all of them take."""
+    """Do the missing updates of a run. Return the validation losses, and the seconds that all updates took."""
     checkpoint, damage = newest_save(run.checkpoint)
     done = None if checkpoint is None else int(checkpoint.folder.name.removeprefix("iter_"))
     mend_saves(run.checkpoint, done, damage)
@@ -137,7 +137,7 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
     curve, _ = read_log(log)
     is_validated = run.arguments.get("eval-iters") != 0
     if (done or 0) < run.iterations or (is_validated and run.iterations not in dict(curve)):
-        # A start before this one may have been killed while it wrote it: Megatron asks only whether files exist.
+        # An earlier start may have been killed while it wrote the cache, and Megatron only checks that files exist.
         shutil.rmtree(run.index_cache, ignore_errors=True)
         run_ranks(launch.MEGATRON, arguments, place, run.title, log)
     curve, milliseconds = read_log(log)
@@ -146,7 +146,7 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
 
 
 def _check_curve(run: Run, curve: list[tuple[int, float]], log: Path) -> None:
-    """Raise `NCAPluginError` if the log lacks an evaluation: a machine that dies takes its last lines along."""
+    """Raise `NCAPluginError` if the log lacks an evaluation, whose line may be lost if the machine crashes."""
     if run.arguments.get("eval-iters") == 0 and run.corpus is None:
         return
     interval = run.arguments["eval-interval"]
@@ -170,7 +170,7 @@ def _evaluate(run: Run, arguments: list[str], place: Place) -> dict[str, Any]:
 
 
 def question_arguments(run: Run, question: Question) -> list[str]:
-    """Return the arguments of `nca-plugin` that ask a run's model, or that of the run that it starts from."""
+    """Return the arguments of `nca-plugin` that evaluate the model of a run, or of the run that it starts from."""
     assert run.start is not None
     checkpoint = run.checkpoint if run.iterations else run.start.origin.checkpoint
     arguments = ["eval", f"{_MODEL}={checkpoint}", "--out", str(run.folder / _TASKS)]
@@ -179,7 +179,7 @@ def question_arguments(run: Run, question: Question) -> list[str]:
 
 
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
-    """Return what lm-eval finds for the trained model: its metrics, with their standard errors."""
+    """Return the metrics of the trained model on a task, with their standard errors."""
     alone = replace(place, ranks=1)
     run_ranks(nca_plugin.__name__, question_arguments(run, question), alone, run.title, run.folder / "tasks.txt")
     found = json.loads((run.folder / _TASKS / _MODEL / f"{question.task}.json").read_text())
@@ -187,7 +187,7 @@ def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
 
 
 def _claim(run: Run) -> None:
-    """Note which run a folder is of, so that one with other settings does not go on from its checkpoints."""
+    """Write the run's identity to its folder, so that a run with other settings does not use its checkpoints."""
     mark = run.folder / "run.json"
     if mark.is_file():
         _check_identity(run, json.loads(mark.read_text())["identity"])
@@ -205,10 +205,10 @@ def _check_identity(run: Run, identity: str) -> None:
 
 
 def read_log(path: Path) -> tuple[list[tuple[int, float]], list[float]]:
-    """Return from a run's log the validation losses, as (update, nats a token), and the times of updates in ms.
+    """Return the validation losses in a run's log, as (update, nats per token), and the times of updates in ms.
 
-    After a restart updates since the last save are there twice, with the same losses. What Megatron evaluates after the
-    last update counts where that was not one to evaluate at.
+    After a restart, updates since the last save occur twice, with the same losses. The evaluation that Megatron does
+    after the last update counts only if there was none at that update.
     """
     try:
         text = path.read_text(errors="replace")
@@ -221,8 +221,8 @@ def read_log(path: Path) -> tuple[list[tuple[int, float]], list[float]]:
     return sorted({**after, **losses}.items()), [float(match[3]) for match in _ITERATION.finditer(text)]
 
 
-def _remove_what_is_done_with(run: Run) -> None:
-    """Leave the last checkpoint only, or none."""
+def _remove_finished(run: Run) -> None:
+    """Remove all checkpoints but the last, or all if the run is not kept."""
     for folder in (run.start_checkpoint, run.index_cache):
         shutil.rmtree(folder, ignore_errors=True)
     last = f"iter_{run.iterations:07d}" if run.is_kept else None
@@ -241,6 +241,6 @@ def _lock(run: Run, place: Place) -> Iterator[None]:
                     raise StoppedError(f"{run.title}: stopped")
         except OSError as error:
             raise NCAPluginError(
-                f"output on a file system without locks ({error.strerror}): choose another with output=..."
+                f"output is on a file system without locks ({error.strerror}): choose another with output=..."
             ) from error
         yield

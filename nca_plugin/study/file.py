@@ -1,4 +1,4 @@
-"""Read a study file, and refuse what is wrong in it before anything starts."""
+"""Reading a study file, and refusing what is wrong in it before anything starts."""
 
 import dataclasses
 import re
@@ -25,12 +25,12 @@ from nca_plugin.transition.plan import PRESETS
 from nca_plugin.transition.selectors import check_selectors
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-#: Of stage 1's schedule, which has a name.
+#: Arguments of stage 1's schedule, which a study file sets by the name of the schedule.
 _SCHEDULED: Final = ("lr-decay-style", "lr-warmup-fraction", "min-lr")
 
 _OVERRIDE: Final = re.compile(r"(?P<key>\w+)(\.(?P<name>[^.=]+))?[.=]")
 
-#: Megatron-LM's arguments that a study sets itself.
+#: Megatron-LM arguments that a study file must not set, and why.
 _REFUSED: Final = {
     **dict.fromkeys(("save", "load", "pretrained-checkpoint", "tensorboard-dir", "seed"), "the study sets it"),
     **dict.fromkeys(("train-iters", "train-samples", "eval-interval"), "it follows from the budget in tokens"),
@@ -61,10 +61,10 @@ _REFUSED: Final = {
 
 
 def load_study(path: Path, overrides: list[str]) -> Study:
-    """Return the study of a Hydra file with overrides such as `seeds=[1,2,3]`.
+    """Return the study in a Hydra file with overrides such as `seeds=[1,2,3]`.
 
     Args:
-        path: a file, or the bare name of one that comes with the package: `demo`.
+        path: a file, or the bare name of one that comes with the package, such as `demo`.
 
     Raises:
         NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
@@ -81,13 +81,14 @@ def load_study(path: Path, overrides: list[str]) -> Study:
 
 
 def _opened(override: str, path: Path, added: list[str]) -> str:
-    """Return an override such that it may set what the file leaves out: names are checked against the schema later.
+    """Return an override that may also set what the file leaves out. Names are checked against the schema later.
 
     Args:
         added: the overrides that add to the file.
 
     Raises:
-        NCAPluginError: a value of an arm or a domain that does not exist. One is added with a plus sign: +arms.new={}.
+        NCAPluginError: it sets a value of an arm, domain or task that does not exist. A new one is added with a plus
+            sign, as in +arms.new={}.
     """
     match = _OVERRIDE.match(override)
     if match is None or match["key"] not in {field.name for field in dataclasses.fields(StudyConfig)}:
@@ -110,13 +111,13 @@ def _check(study: StudyConfig) -> None:
     ):
         for name in ("global-batch-size", "micro-batch-size", "seq-length"):
             if type(arguments.get(name)) is not int or arguments[name] < 1:
-                raise NCAPluginError(f"{section}.{name} is missing, or no whole number of 1 or more")
+                raise NCAPluginError(f"{section}.{name} is missing, or is not a whole number of 1 or more")
     for name in ("parallel_runs", "devices_per_run", "runs_per_device"):
         if getattr(study, name) < 1:
             raise NCAPluginError(f"{name} must be at least 1")
     if study.runs_per_device > 1 and study.devices_per_run > 1:
         raise NCAPluginError(
-            f"runs_per_device {study.runs_per_device}: must be 1 where devices_per_run is {study.devices_per_run}: "
+            f"runs_per_device {study.runs_per_device}: must be 1 if devices_per_run is {study.devices_per_run}: "
             "a rank that waits for others of its run would hold up the other run on its device"
         )
     for name in ("stage1", "language"):
@@ -125,7 +126,7 @@ def _check(study: StudyConfig) -> None:
     for kind in ("domains", "arms", "tasks"):
         for name in getattr(study, kind):
             if not _NAME.fullmatch(name):
-                raise NCAPluginError(f"{kind}.{name}: a name becomes that of a folder: use letters, digits and _ . + -")
+                raise NCAPluginError(f"{kind}.{name}: it becomes the name of a folder: use letters, digits and _ . + -")
     if len(study.arms) < 2:
         raise NCAPluginError("arms must be two or more, to compare")
     if study.baseline not in study.arms:
@@ -192,15 +193,15 @@ def _check_arm(study: StudyConfig, arm: ArmConfig) -> None:
             _check_corpus(arm.text)
     if arm.source is not None:
         if "seed=" in arm.source:
-            raise NCAPluginError("source: leave out seed, it is the run's")
+            raise NCAPluginError("source: leave out seed, which each run sets itself")
         seeded(arm.source, study.seeds[0]).check_seq_length(study.arguments["seq-length"])
 
 
 def _check_corpus(corpus: CorpusConfig) -> None:
     if (corpus.path is None) == (not corpus.inputs):
-        raise NCAPluginError("corpus: name its inputs, or the path of one that is prepared")
+        raise NCAPluginError("corpus: name its inputs, or the path of a prepared text")
     if (corpus.path is None) != (corpus.vocab_size is None):
-        raise NCAPluginError("corpus.vocab_size is for corpus.path, the ids of its tokenizer: give both or none")
+        raise NCAPluginError("corpus.vocab_size is the vocabulary size for corpus.path: give both or none")
     if corpus.path is not None and not Path(f"{corpus.path}.idx").is_file():
         raise NCAPluginError(f"corpus.path {corpus.path}: {corpus.path}.idx does not exist")
     if corpus.epochs <= 0:
@@ -236,10 +237,12 @@ def _check_arguments(study: StudyConfig) -> None:
         if not isinstance(values, list) or not values:
             raise NCAPluginError(f"sweep.arguments.{name} must be a list of values to try")
         if name in baseline.arguments or name in baseline.language_arguments:
-            raise NCAPluginError(f"sweep.arguments.{name}: baseline '{study.baseline}' has its own, which wins")
+            raise NCAPluginError(
+                f"sweep.arguments.{name}: baseline '{study.baseline}' has its own value, which overrides the sweep"
+            )
     if study.sweep.seed < 1 or (study.sweep.arguments and study.sweep.seed in study.seeds):
         raise NCAPluginError(
-            f"sweep.seed {study.sweep.seed}: must be 1 or more, and none of seeds: it would choose what it measures"
+            f"sweep.seed {study.sweep.seed}: must be 1 or more, and not in seeds: it would choose what it measures"
         )
 
 

@@ -30,18 +30,18 @@ def run_as_jobs(runs: Sequence[Run], overrides: Sequence[str], ranks: int, folde
     """Do runs as jobs, each on one machine.
 
     Args:
-        overrides: Hydra's, which name the launcher and its settings, such as `hydra.launcher.partition=gpu`.
-        ranks: of each run.
-        folder: for what the launcher writes.
+        overrides: Hydra overrides for the launcher and its settings, such as `hydra.launcher.partition=gpu`.
+        ranks: number of ranks of each run.
+        folder: folder for files of the launcher.
 
     Raises:
-        NCAPluginError: a launcher that is not installed, a setting that it does not have, or a run that failed.
+        NCAPluginError: the launcher is not installed or does not have a setting, or a run failed.
     """
     files = []
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         files.append(run.folder / "job.pickle")
-        # A job of an earlier start may be reading it.
+        # A job of an earlier start may be reading the file.
         with complete_files(files[-1]) as (unfinished,):
             unfinished.write_bytes(pickle.dumps((run, ranks)))
     own = [f"hydra.sweep.dir='{folder.resolve()}'", "hydra.output_subdir=null", "hydra.job.chdir=false"]
@@ -69,16 +69,16 @@ def run_as_jobs(runs: Sequence[Run], overrides: Sequence[str], ranks: int, folde
 def _launch(launcher: Launcher, files: Sequence[Path], folder: Path) -> None:
     try:
         for job in launcher.launch([[f"job='{file.resolve()}'"] for file in files], initial_job_idx=0):
-            # It raises what the job has raised.
+            # Raises the error of the job, if it failed.
             _ = job.return_value
     except NCAPluginError:
         raise
-    # Launchers have errors of their own: a job that was cancelled or out of memory, a queue that takes none.
+    # Launchers raise errors of their own, for a job that was cancelled or out of memory, or a queue that takes none.
     except Exception as error:
         raise NCAPluginError(f"a job failed: {one_line(error)[:300]}; see {folder}") from error
 
 
 def run_job(config: DictConfig) -> None:
-    """Do the run of one job: what the launcher calls on the machine of the job."""
+    """Do the run of one job. The launcher calls this on the machine of the job."""
     run, ranks = pickle.loads(Path(config.job).read_bytes())
     execute(run, Place(ranks, max(1, num_cores() // ranks)))

@@ -1,4 +1,4 @@
-"""What the paper reports: final validation perplexities of its models, to stand beside a study's own figures.
+"""The paper's final validation perplexities, to be shown beside a study's own figures.
 
 "Training Language Models via Neural Cellular Automata", arXiv 2603.10055. Its model is a Llama of 24 layers with hidden
 size 2,048; each stage 1 has 164M tokens. Nothing here was measured by this package.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 SOURCE: Final = "Training Language Models via Neural Cellular Automata, arXiv 2603.10055"
-#: What the figures are of.
+#: The models and budgets behind the figures.
 SETTING: Final = (
     "Llama of 24 layers, hidden size 2,048, trained on 4 to 13 billion tokens of text; each stage 1 has 164M tokens"
 )
@@ -20,10 +20,10 @@ class PaperFigures:
     """Final validation perplexities on a corpus.
 
     Attributes:
-        title: the corpus.
-        scratch: without a stage 1.
-        c4, dyck, nca: after a stage 1 of this kind.
-        gain_percent: of `nca` over `scratch`, as printed.
+        title: name of the corpus.
+        scratch: perplexity without a stage 1.
+        c4, dyck, nca: perplexity after a stage 1 of this kind.
+        gain_percent: gain of `nca` over `scratch`, as printed.
         speed_up: tokens at the end of `scratch` / tokens at which `nca` first reaches its final perplexity.
     """
 
@@ -36,7 +36,7 @@ class PaperFigures:
     speed_up: float
 
 
-#: By the name that `domains.<name>.paper` of a study file gives.
+#: The figures by corpus, under the name that `domains.<name>.paper` of a study file gives.
 FIGURES: Final[Mapping[str, PaperFigures]] = {
     "openwebtext": PaperFigures("OpenWebText", 14.66, 14.69, 14.36, 13.82, 5.7, 1.49),
     "openwebmath": PaperFigures("OpenWebMath", 8.11, 8.14, 7.91, 7.70, 5.1, 1.41),

@@ -1,4 +1,4 @@
-"""The runs of a study: what each is started with, where its files are, and which of them arms share."""
+"""The runs of a study: their arguments, their starts, their folders, and which runs arms share."""
 
 import hashlib
 import math
@@ -15,16 +15,16 @@ from nca_plugin.text.examples import read_examples
 from nca_plugin.text.prepare import vocab_size
 from nca_plugin.transition.changes import Transition
 
-#: Arguments with this in their names are of the initialisation, which stage 1 shares with the language stage.
+#: Arguments with this in their names set the initialisation, which stage 1 shares with the language stage.
 _INITIALISATION: Final = "init-method"
-#: The release's stage 1 is the warm-up, 5,000 updates, of a schedule of 50,000.
+#: Stage 1 of the release is the warm-up, 5,000 updates, of a schedule of 50,000.
 _RELEASE_DECAY: Final = 10
 _WARM_UP_SHARE: Final = 10
 
 
 @dataclass(frozen=True, order=True)
 class LanguageKey:
-    """Which language run: for an equal-compute baseline, with the updates that it has more."""
+    """Identifies a language run. A longer baseline run for equal compute has extra updates."""
 
     domain: str
     arm: str
@@ -34,7 +34,7 @@ class LanguageKey:
 
 @dataclass(frozen=True, order=True)
 class TaskKey:
-    """Which run of a task."""
+    """Identifies the run of a task."""
 
     task: str
     domain: str
@@ -48,8 +48,8 @@ class Plan:
 
     Attributes:
         root: the study's folder.
-        corpora: of the domains, by name.
-        texts: of the arms with a natural-text stage 1, by name.
+        corpora: texts of the domains, by domain.
+        texts: texts of the arms whose stage 1 is natural text, by arm.
     """
 
     study: StudyConfig
@@ -58,7 +58,7 @@ class Plan:
     texts: dict[str, StudyCorpus]
 
     def sweep(self) -> dict[tuple[str, int], Run]:
-        """Return a run of the baseline for each domain and combination of `combinations`."""
+        """Return the runs of the baseline's sweep, by domain and number of the combination."""
         if not self.study.sweep.arguments:
             return {}
         seed = self.study.sweep.seed
@@ -70,7 +70,7 @@ class Plan:
                 varied = [name for name, tried in self.study.sweep.arguments.items() if len(tried) > 1]
                 title = f"sweep of {domain}: {' '.join(f'{name} {values[name]}' for name in varied)}"
                 folder = self.root / "runs" / "sweep" / domain / f"{number}-{digest_of(values)[:6]}"
-                # A run that diverges has the worst loss of all, and is no reason to end the study.
+                # A run that diverges only has the worst loss. It must not end the study.
                 arguments = {**run.arguments, "no-check-for-nan-in-loss-and-grad": True}
                 runs[domain, number] = replace(
                     run, folder=folder, title=title, arguments=arguments, is_evaluated=False, is_kept=False
@@ -78,7 +78,7 @@ class Plan:
         return runs
 
     def template(self, arm: ArmConfig, best: Arguments) -> Run:
-        """Return a run of one update, whose checkpoint tells what a model of an arm looks like."""
+        """Return a run of one update, whose checkpoint has the shapes of an arm's model."""
         arguments = {
             **self._both_stages(arm, best),
             "data-source": "iid://",
@@ -90,7 +90,7 @@ class Plan:
         return Run(self.root / "runs" / name, f"{name}, for its shapes", 1, arguments, is_evaluated=False)
 
     def stage1(self, name: str, seed: int, best: Arguments) -> Run:
-        """Return the stage 1 of an arm. Arms whose stage 1 is the same get the same run."""
+        """Return the stage-1 run of an arm. Arms with the same stage 1 get the same run."""
         study, arm = self.study, self.study.arms[name]
         updates = self.stage1_updates(name)
         arguments: Arguments = {
@@ -139,7 +139,7 @@ class Plan:
         return Run(folder, title, updates, arguments, self._start(key, corpus.vocab_size, best), corpus)
 
     def task(self, key: TaskKey, best: Arguments) -> Run:
-        """Return the run that tunes the model of a language run on a task, if it has examples, and asks it."""
+        """Return the run that evaluates a language run's model on a task, after tuning it if there are examples."""
         study, task, domain, arm = self.study, self.study.tasks[key.task], self.study.domains[key.domain], key.arm
         language = self.language(LanguageKey(key.domain, arm, key.seed), best)
         tokenizer = domain.corpus.tokenizer
@@ -172,7 +172,7 @@ class Plan:
         )
 
     def task_updates(self, name: str) -> int:
-        """Return the updates of the tuning on a task, 0 without."""
+        """Return the number of updates of the tuning on a task, 0 without tuning."""
         task = self.study.tasks[name]
         if task.train is None:
             return 0
@@ -180,15 +180,15 @@ class Plan:
         return math.ceil(task.epochs * len(read_examples(Path(task.train))) / batch)
 
     def stage1_updates(self, arm: str) -> int:
-        """Return the length of an arm's stage 1."""
+        """Return the number of updates of an arm's stage 1."""
         return num_updates(self.study, "stage1", self.study.arms[arm].tokens)
 
     def language_updates(self, domain: str) -> int:
-        """Return the length of a domain's language stage."""
+        """Return the number of updates of a domain's language stage."""
         return num_updates(self.study, "language", self.study.domains[domain].tokens)
 
     def sweep_updates(self, domain: str) -> int:
-        """Return the length of each run of a domain's sweep."""
+        """Return the number of updates of each run in a domain's sweep."""
         own = self.study.sweep.tokens
         return self.language_updates(domain) if own is None else num_updates(self.study, "language", own)
 
@@ -197,7 +197,7 @@ class Plan:
         if not arm.is_scratch:
             transition = Transition(arm.preset, arm.keep, arm.reinit, vocab_size=vocab_size, seed=key.seed)
             return Start(self.stage1(key.arm, key.seed, best), transition)
-        # Through the same path as the others, so that what they share has the same values.
+        # From scratch takes the same path as the other arms, so that shared parameters get the same values.
         preset, reinit = ("release", ("all",)) if arm.preset == "release" else ("scratch", ())
         transition = Transition(preset, reinit=reinit, vocab_size=vocab_size, seed=key.seed)
         return Start(self.template(arm, best), transition)
@@ -210,7 +210,7 @@ class Plan:
 
 
 def unprepared(study: StudyConfig) -> Plan:
-    """Return the plan of a study whose texts are not prepared: of them it knows the vocabulary only."""
+    """Return the plan of a study whose texts are not prepared. Only their vocabulary sizes are known."""
 
     def of(corpus: CorpusConfig) -> StudyCorpus:
         ids = vocab_size(corpus.tokenizer) if corpus.vocab_size is None else corpus.vocab_size
@@ -222,7 +222,7 @@ def unprepared(study: StudyConfig) -> Plan:
 
 
 def task_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[TaskKey, Run]:
-    """Return the runs of tasks, those of each arm, seed and domain that is asked."""
+    """Return the runs of tasks, by task, domain, arm and seed."""
     study = plan.study
     keys = [
         TaskKey(name, domain, arm, seed)
@@ -235,8 +235,8 @@ def task_runs(plan: Plan, best: Mapping[str, Arguments]) -> dict[TaskKey, Run]:
 
 
 def _schedule(name: str, updates: int) -> Arguments:
-    """Return the arguments of a schedule over so many updates."""
-    # Megatron refuses both ways of naming a warm-up.
+    """Return the arguments of a schedule over a number of updates."""
+    # Megatron refuses lr-warmup-iters beside lr-warmup-fraction.
     common = {"lr-warmup-fraction": None, "min-lr": 0.0, "lr-decay-iters": updates}
     short = {"lr-warmup-iters": updates // _WARM_UP_SHARE}
     if name == "decayed":
@@ -259,10 +259,10 @@ def _text_arguments(corpus: StudyCorpus, study: StudyConfig, arguments: Argument
     return {
         "tokenizer-type": "NullTokenizer",
         "vocab-size": corpus.vocab_size,
-        # The same held-out tokens at every evaluation, each of them once. Megatron can do so with sets of them only.
+        # Evaluates the same held-out tokens each time, each once. Megatron can do that only with several sets.
         "full-validation": True,
         "multiple-validation-sets": True,
-        # It reads one sample a rank and step then, whatever the batch.
+        # With these options, Megatron reads one sample per rank and step.
         "eval-micro-batch-size": 1,
         "eval-global-batch-size": max(ranks, 1),
     }

@@ -1,4 +1,4 @@
-"""How many seeds a study needs, for effects of several sizes."""
+"""How many seeds a study needs for effects of several sizes."""
 
 import json
 import math
@@ -17,10 +17,10 @@ _SEEDS: Final = (2, 3, 4, 5, 6, 8, 10, 15, 20)
 
 
 def power_tables(folder: Path) -> list[Table]:
-    """Return the tables of `--power`: from the spread over seeds of a study's results, or in units of it.
+    """Return the tables of `--power`, from the spread over seeds in a study's results if there are any.
 
     Raises:
-        NCAPluginError: results that cannot be read.
+        NCAPluginError: the results cannot be read.
     """
     path = folder / "results.json"
     if not path.is_file():

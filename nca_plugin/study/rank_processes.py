@@ -1,4 +1,4 @@
-"""The ranks of a study's run as processes of this machine."""
+"""The ranks of a study's run, as processes on this machine."""
 
 import os
 import re
@@ -23,12 +23,12 @@ _SECONDS_TO_END: Final = 10.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's ranks are started.
+    """Where the ranks of a run are started.
 
     Attributes:
-        ranks: how many.
-        threads: of each.
-        devices: for CUDA_VISIBLE_DEVICES; None to leave it as it is.
+        ranks: number of ranks.
+        threads: number of threads of each rank.
+        devices: value of CUDA_VISIBLE_DEVICES; None to leave it as it is.
         stop: ends the ranks when it is set.
     """
 
@@ -39,20 +39,20 @@ class Place:
 
 
 class StoppedError(NCAPluginError):
-    """The run was stopped for the sake of another one."""
+    """The run was stopped because another one failed."""
 
 
 def run_ranks(module: str, arguments: list[str], place: Place, title: str, log: Path) -> None:
-    """Start a module as a run's ranks, and wait for them. They end with this process, however it ends.
+    """Start the ranks of a run as processes, and wait for them. They end with this process, however it ends.
 
     Args:
-        module: for `python -m`.
-        title: of the run, for messages.
-        log: file that their output is appended to.
+        module: module for `python -m`.
+        title: title of the run for messages.
+        log: file that the output is appended to.
 
     Raises:
-        NCAPluginError: a rank failed, with the line of the log that says why.
-        StoppedError: the place was told to stop.
+        NCAPluginError: a rank failed. The message holds the line of the log that says why.
+        StoppedError: `place.stop` was set.
     """
     command = [sys.executable, "-m", module, *arguments]
     began = log.stat().st_size if log.exists() else 0
@@ -85,13 +85,13 @@ def _environment(rank: int, port: int, place: Place) -> Mapping[str, str]:
     }
     if place.devices is not None:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
-    # Not those of a job whose rank this process may be itself.
+    # Variables of torchrun are removed, because this process may be a rank of a job itself.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC_", "GROUP_"))}
     return {**inherited, **own}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], place: Place, title: str) -> int:
-    """Return 0 when all ranks have ended well, else the code of the first that has not."""
+    """Return 0 when all ranks have succeeded, or the exit code of the first that fails."""
     while True:
         codes = [process.poll() for process in processes]
         failed = next((code for code in codes if code), None)
@@ -117,7 +117,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _error_line(log: Path, began: int) -> str:
-    """Return the line of a log, from a byte on, that names the error, else its last."""
+    """Return the line of a log, after byte `began`, that names the error, or else its last line."""
     with log.open(errors="replace") as file:
         file.seek(began)
         lines = [line.strip() for line in file if line.strip()]

@@ -1,4 +1,4 @@
-"""What a study found, as plain values: the content of `results.json`. Losses are in nats a token that counts."""
+"""What a study found, as the plain values of `results.json`. Losses are in nats per supervised token."""
 
 import dataclasses
 import math
@@ -20,17 +20,17 @@ from nca_plugin.study.run import Run, megatron_options
 from nca_plugin.study.study import StudyResult
 from nca_plugin.study.sweep import combinations
 
-#: Of the layout of these values.
+#: Version of the layout of these values.
 FORMAT: Final = 1
-#: Held-out samples whose targets tell how often each token occurs, and how many targets count.
+#: Number of held-out samples from which token frequencies and the share of supervised targets are counted.
 _SAMPLES: Final = 256
 _PACKAGES: Final = ("nca-plugin", "megatron-core", "torch", "numpy", "numba")
 
 
 def results(study: Study, found: StudyResult) -> dict[str, Any]:
-    """Return everything that was measured, and what it takes to repeat it.
+    """Return everything that was measured, and what is needed to repeat it.
 
-    `timings` alone differ between two runs of the same study on the same machine.
+    Two runs of the same study on the same machine differ only in `timings`.
     """
     config, plan = study.config, found.plan
     batch = tokens_per_update(config, "language")
@@ -82,7 +82,7 @@ def _sweep_rows(found: StudyResult) -> list[dict[str, Any]]:
         {
             "domain": domain,
             "arguments": settings[number],
-            # None for one that has diverged.
+            # None if the run has diverged.
             "loss": loss if math.isfinite(loss := result.validation[-1][1]) else None,
             "is_best": settings[number] == found.best[domain],
             "flops": run.iterations * batch * found.compute.language[domain],
@@ -112,7 +112,7 @@ def _arm(found: StudyResult, name: str) -> dict[str, Any]:
 
 
 def _stage1_rows(found: StudyResult) -> list[dict[str, Any]]:
-    """Return one row for each run: arms and domains may share one."""
+    """Return one row for each stage-1 run. Arms and domains may share a run."""
     rows: dict[Any, dict[str, Any]] = {}
     study = found.plan.study
     batch = tokens_per_update(study, "stage1")
@@ -146,7 +146,7 @@ def _stage1_rows(found: StudyResult) -> list[dict[str, Any]]:
 
 
 def _by_frame(accuracies: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return held-out accuracies by frame, None where there are no frames."""
+    """Return the held-out accuracies by frame, None if there are no frames."""
     if accuracies is None or accuracies["frames"] is None:
         return None
     return {name: accuracies[name] for name in ("frames", "patch", "cell", "grid", "copy")}
@@ -229,7 +229,7 @@ def _summary(found: StudyResult, domain: str, arm: str) -> dict[str, Any]:
 
 
 def _tasks(found: StudyResult) -> list[dict[str, Any]]:
-    """Return what the models answered: an entry for each task and domain, with every metric of every run."""
+    """Return an entry for each task and domain, with all metrics of every run."""
     study, plan = found.plan.study, found.plan
     entries = []
     for name, task in study.tasks.items():
@@ -260,7 +260,7 @@ def _tasks(found: StudyResult) -> list[dict[str, Any]]:
 
 
 def _of_task(rows: list[dict[str, Any]], arm: str, baseline: str) -> dict[str, Any]:
-    """Return each metric of an arm over the seeds, and its paired difference from the baseline's."""
+    """Return each metric of an arm over the seeds, and its paired difference from the baseline."""
     own, base = ([row["metrics"] for row in rows if row["arm"] == name] for name in (arm, baseline))
     summary = {}
     for metric in own[0]:
@@ -275,7 +275,7 @@ def _of_task(rows: list[dict[str, Any]], arm: str, baseline: str) -> dict[str, A
 
 
 def _speed_ups(values: list[float | None]) -> dict[str, Any]:
-    """Return the speed-ups, and their mean if every seed reached the baseline's end."""
+    """Return the speed-ups, and their mean if every seed reached the baseline's final perplexity."""
     reached = [value for value in values if value is not None]
     mean = _estimate(reached) if len(reached) == len(values) else None
     return {"values": values, "reached": len(reached), "estimate": mean}
@@ -290,7 +290,7 @@ def _verdict(difference: Estimate) -> str:
 
 
 def _gain(difference: Estimate) -> dict[str, Any]:
-    """Return the gain that a difference in loss is: its interval holds 0 if and only if that of the difference does."""
+    """Return a difference in loss as a gain in per cent. Both intervals hold 0, or neither does."""
     ends = (difference.high, difference.low)
     low, high = (None if end is None else gain_percent(0.0, end) for end in ends)
     values = tuple(gain_percent(0.0, value) for value in difference.values)
@@ -306,7 +306,7 @@ def _curve(result: Result, batch: int) -> Curve:
 
 
 def _at_edge(tried: dict[str, list[Any]], best: dict[str, Any]) -> list[str]:
-    """Return the arguments of which the best value is the least or the largest number that was tried."""
+    """Return the arguments whose best value is the smallest or the largest number that was tried."""
     return [
         name
         for name, value in best.items()
@@ -317,11 +317,8 @@ def _at_edge(tried: dict[str, list[Any]], best: dict[str, Any]) -> list[str]:
 
 
 def _of_source(run: Run, seq_length: int) -> tuple[float, float | None, float | None]:
-    """Return the share of targets that count, and the losses of a model that knows how often each token occurs, and of
-    one that knows nothing; None for text.
-
-    The first of them is what counting alone gains: a lower loss means that the context was used.
-    """
+    """Return the share of supervised targets and two losses: of a model that knows only token frequencies, and of one
+    that knows nothing; None for text. A loss below the first means that the model used the context."""
     if run.source is None:
         return 1.0, None, None
     source = parse(run.source)
@@ -334,7 +331,7 @@ def _of_source(run: Run, seq_length: int) -> tuple[float, float | None, float | 
 
 
 def _commands(run: Run) -> list[str]:
-    """Return what repeats a run by hand, after the runs that it starts from."""
+    """Return the commands that repeat a run by hand, after the runs that it starts from."""
     commands = []
     if run.start is not None and run.start.transition is not None:
         transition = run.start.transition

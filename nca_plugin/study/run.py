@@ -1,4 +1,4 @@
-"""What a run of a study is: its arguments, what it starts from, and where its files are."""
+"""A run of a study: its arguments, what it starts from, and where its files are."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        origin: the run whose last checkpoint it is made of.
-        transition: what it takes over; None for all of it, as it is.
+        origin: the run whose last checkpoint is used.
+        transition: what is taken over from the checkpoint; None to use it as it is.
     """
 
     origin: "Run"
@@ -31,12 +31,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a run tunes its model on.
+    """The examples on which a run tunes its model.
 
     Attributes:
         examples: a JSONL file.
-        digest: of its content.
-        tokenizer: that of its text, as `nca_plugin.text.prepare` takes it.
+        digest: digest of the file.
+        tokenizer: tokenizer of the model's text, as in `nca_plugin.text.prepare.Corpus`.
     """
 
     examples: Path
@@ -46,13 +46,13 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Question:
-    """What a run's model is asked.
+    """The task on which a run's model is evaluated.
 
     Attributes:
-        task: of lm-eval.
-        options: of `nca-plugin eval`, without paths.
-        data: in place of the task's data set.
-        tokenizer: as `nca_plugin.text.prepare` takes it.
+        task: name of a task of lm-eval.
+        options: options of `nca-plugin eval`, without paths.
+        data: own data instead of the task's data set.
+        tokenizer: tokenizer of the model's text, as in `nca_plugin.text.prepare.Corpus`.
     """
 
     task: str
@@ -66,17 +66,17 @@ class Run:
     """A run of Megatron.
 
     Attributes:
-        folder: of its files, below the study's.
-        title: for people.
-        iterations: its updates.
-        arguments: Megatron-LM's, without those of length, start and output.
-        start: None to start from Megatron's own new values.
+        folder: folder of its files, below the study's.
+        title: title for messages.
+        iterations: number of updates.
+        arguments: Megatron-LM arguments, without those for length, start and output.
+        start: None to start from Megatron's own initial values.
         corpus: the text that it is trained on; None for a source, which its arguments name.
-        source: URI of a source whose held-out samples the trained model is to predict; None for text.
-        is_evaluated: whether the trained model's predictions and heads are looked at.
+        source: URI of a source whose held-out samples the trained model is evaluated on; None for text.
+        is_evaluated: whether the predictions and heads of the trained model are measured.
         is_kept: whether another run, or a user, needs its last checkpoint.
         tuning: None for a run on a text or a source.
-        question: None for a run whose model is not asked anything.
+        question: None for a run whose model is not evaluated on a task.
     """
 
     folder: Path
@@ -97,17 +97,17 @@ class Run:
 
     @property
     def start_checkpoint(self) -> Path:
-        """Made for this run, where its start has a transition."""
+        """The start checkpoint that is made for this run, if its start has a transition."""
         return self.folder / "start"
 
     @property
     def index_cache(self) -> Path:
-        """Where Megatron keeps the order of the text's samples while the run is under way."""
+        """The folder in which Megatron caches the order of the text's samples while the run trains."""
         return self.folder / "cache"
 
     @property
     def identity(self) -> str:
-        """A fingerprint of all that its result depends on; not of where its files are."""
+        """A fingerprint of all that the result depends on, which does not include where the files are."""
         start = None if self.start is None else [self.start.origin.identity, _described(self.start.transition)]
         text = None if self.corpus is None else self.corpus.facts
         told = [self.iterations, self.arguments, text, start, self.source]
@@ -119,13 +119,13 @@ class Run:
 
 
 def megatron_options(run: Run) -> Arguments:
-    """Return all of Megatron-LM's arguments of a run."""
+    """Return all Megatron-LM arguments of a run."""
     text: Arguments = {}
     if run.corpus is not None:
         text = {
             "train-data-path": run.corpus.train,
             "valid-data-path": run.corpus.validation,
-            # Megatron writes the files of its cache in place: another run would have mapped them.
+            # Each run has its own cache, because Megatron overwrites files in place, which another run may have mapped.
             "data-cache-path": str(run.index_cache),
         }
     if run.tuning is not None:
@@ -157,5 +157,5 @@ def _described(transition: Transition | None) -> Any:
 
 
 def digest_of(value: Any) -> str:
-    """Return what tells plain values from others, 32 hexadecimal digits."""
+    """Return a digest of plain values, 32 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

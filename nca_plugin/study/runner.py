@@ -1,4 +1,4 @@
-"""Runs of a study side by side: on this machine, or as jobs of a Hydra launcher such as submitit's for SLURM."""
+"""Runs of a study side by side, on this machine or as jobs of a Hydra launcher such as submitit for SLURM."""
 
 import queue
 import threading
@@ -20,22 +20,22 @@ _SECONDS_BETWEEN_LOOKS: Final = 0.5
 
 
 class Progress(Protocol):
-    """Where a study reports what it does."""
+    """The interface through which a study reports its progress."""
 
     def expect(self, total: int) -> None:
-        """Tell how many steps the tasks have in all; without it nothing is known of the time that is left."""
+        """Set the number of steps of all tasks together. Without it, the time left is unknown."""
 
     def start(self, name: str, total: int) -> None:
         """Begin a task of `total` steps."""
 
     def update(self, name: str, done: int) -> None:
-        """Tell how many steps of a task are done."""
+        """Set the number of steps of a task that are done."""
 
     def finish(self, name: str, message: str) -> None:
         """End a task."""
 
     def note(self, message: str) -> None:
-        """Say in one line what is no task's."""
+        """Print one line that does not belong to a task."""
 
 
 class Runner:
@@ -46,8 +46,8 @@ class Runner:
         self._progress = progress
 
     def run_all(self, runs: Sequence[Run]) -> None:
-        """Do what is not complete of some runs, none of which needs another. A failure, or an interrupt, stops those
-        on this machine; jobs of a launcher go on.
+        """Do the incomplete ones of some runs, none of which needs another. A failure or an interrupt stops runs on
+        this machine; jobs of a launcher continue.
 
         Raises:
             NCAPluginError: a run failed, or cannot be started as the study says.
@@ -101,7 +101,7 @@ class Runner:
 
 @contextmanager
 def _watched(runs: Sequence[Run], progress: Progress) -> Iterator[None]:
-    """Report how far runs are, wherever they are done, by looking at their files."""
+    """Report the progress of runs, which is read from their files, wherever they run."""
     done = threading.Event()
     watch = threading.Thread(target=_watch, args=(runs, progress, done), daemon=True)
     watch.start()

@@ -1,4 +1,4 @@
-"""Run a study: the baseline's sweep, stage 1 of each arm, then the language runs, every arm times seed times domain."""
+"""Running a study: the baseline's sweep, stage 1 of each arm, then a language run for every arm, seed and domain."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,14 +30,14 @@ _LOCK: Final = "lock"
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All that was measured.
+    """Everything that was measured.
 
     Attributes:
+        swept: runs of the baseline's sweep, by domain and number of the combination.
+        best: the best arguments that the sweep found, by domain; empty without a sweep.
         stage1: by domain, arm and seed; arms and domains may share a run.
-        language: those of the baseline that are longer by an arm's stage 1 among them.
-        tasks: what the models of the language runs answered.
-        swept: the baseline's sweep, by domain and number of the combination.
-        best: arguments that it found to be the best, by domain; none without a sweep.
+        language: language runs, including the longer baseline runs for equal compute.
+        tasks: evaluations of the models of the language runs on tasks.
     """
 
     plan: Plan
@@ -50,11 +50,11 @@ class StudyResult:
 
 
 def run_study(study: Study, progress: Progress) -> StudyResult:
-    """Do what is not complete yet, and return everything. Interrupted in whatever way, the same call continues.
+    """Do what is not complete yet, and return all results. After any interruption, the same call continues.
 
     Raises:
-        NCAPluginError: a folder that holds something else, or a study that is not this one; settings that Megatron does
-            not take; texts that are too short; a run that failed.
+        NCAPluginError: the folder holds something else or another study, Megatron refuses settings, a text is too
+            short, or a run failed.
     """
     runner = Runner(study, progress)
     with _claimed(study):
@@ -96,7 +96,7 @@ def _missing_updates(runs: Iterable[Run]) -> int:
 
 
 def _check_transitions(plan: Plan, shape: Run) -> None:
-    """Raise `NCAPluginError` for an arm's selector that would fail only when its stage 1 has been trained."""
+    """Raise `NCAPluginError` for an arm's selector that would otherwise fail only after its stage 1 was trained."""
     for name in plan.study.arms:
         start = plan.language(LanguageKey(next(iter(plan.corpora)), name, plan.study.seeds[0]), {}).start
         assert start is not None and start.transition is not None
@@ -105,7 +105,7 @@ def _check_transitions(plan: Plan, shape: Run) -> None:
 
 
 def _check_tasks(study: StudyConfig) -> None:
-    """Raise `NCAPluginError` for a task that would fail only when its models have been trained."""
+    """Raise `NCAPluginError` for a task that would otherwise fail only after its models were trained."""
     for name, task in study.tasks.items():
         data = {} if task.data is None else {task.task: task.data}
         with in_context(f"tasks.{name}"):
@@ -113,13 +113,13 @@ def _check_tasks(study: StudyConfig) -> None:
 
 
 def _any(study: StudyConfig) -> dict[str, Arguments]:
-    """Return arguments that a sweep may find to be the best."""
+    """Return some combination of the sweep for each domain, which stands for the best one."""
     return dict.fromkeys(study.domains, combinations(study)[0])
 
 
 @contextmanager
 def _claimed(study: Study) -> Iterator[None]:
-    """Hold a study's folder, which nobody else works on, with the settings that it was begun with."""
+    """Hold the lock on a study's folder, and check that it was begun with compatible settings."""
     root = study.output
     mark = root / _STUDY
     if root.exists() and not mark.is_file() and not _is_ours(root):
@@ -136,19 +136,19 @@ def _claimed(study: Study) -> Iterator[None]:
 
 
 def _is_ours(root: Path) -> bool:
-    """Whether a folder holds nothing but what a study that was killed at its very start has left."""
-    # Unfinished files are hidden.
+    """Whether a folder holds only what a study leaves that was killed at its very start."""
+    # The names of unfinished files begin with .partial.
     return root.is_dir() and all(
         path.name in (_LOCK, CHECKED) or path.name.startswith(".partial.") for path in root.iterdir()
     )
 
 
 def _mark(study: Study) -> None:
-    """Write down the settings of a study that is about to begin, or goes on."""
+    """Write the settings of a study that begins or continues to its folder."""
     mark, settings = study.output / _STUDY, _settings(study)
     if mark.is_file():
         before = json.loads(mark.read_text())
-        # An arm that is left out now may be there again later.
+        # Arms, domains and tasks that are left out now may come back later.
         for section in ("arms", "domains", "tasks"):
             settings[section] = {**before.get(section, {}), **settings[section]}
     with complete_files(mark) as (unfinished,):
@@ -161,7 +161,7 @@ def _settings(study: Study) -> dict[str, Any]:
 
 
 def _prepared(study: Study, progress: Progress) -> Plan:
-    """Return the plan of a study with its texts."""
+    """Return the plan of a study, with its texts prepared."""
     config = study.config
     held_out = validation_tokens(config)
 

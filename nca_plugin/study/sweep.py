@@ -1,4 +1,4 @@
-"""The baseline's sweep: which combinations of arguments are tried, and which of them the study goes on with."""
+"""The baseline's sweep: the combinations of arguments to try, and the best of them."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ def combinations(study: StudyConfig) -> list[Arguments]:
 
 
 def best_arguments(study: StudyConfig, losses: Mapping[tuple[str, int], float]) -> dict[str, Arguments]:
-    """Return for each domain the combination whose run ended with the lowest held-out loss; none without a sweep.
+    """Return the combination with the lowest final held-out loss for each domain; empty without a sweep.
 
     Args:
-        losses: by domain and number of the combination; a run that diverged has none that is finite.
+        losses: final loss by domain and number of the combination, which is not finite if the run diverged.
     """
     settings = combinations(study)
     ends = {key: loss if math.isfinite(loss) else math.inf for key, loss in losses.items()}

@@ -1,4 +1,4 @@
-"""Held-out samples of a source as documents of lm-eval, whose texts are ids."""
+"""Held-out samples of a source as documents for lm-eval. Their texts are ids."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,14 +14,15 @@ _SAMPLES: Final = 64
 
 
 def held_out_documents(uri: str, seq_length: int, **_: Any) -> dict[str, "Dataset"]:
-    """Return the first 64 samples of the source's test split: what is given and what is to follow, as "17 4 9 ...".
+    """Return the first 64 samples of the source's test split, as texts such as "17 4 9 ..." with a context to give and
+    a continuation to predict.
 
     Args:
         seq_length: inputs of a sample, as in training.
-        _: what else lm-eval knows of the task.
+        _: other entries of the task's file, which lm-eval passes.
 
     Raises:
-        NCAPluginError: a source whose samples do not begin with what does not count and go on with what does.
+        NCAPluginError: the targets that count are not one contiguous range.
     """
     from datasets import Dataset
 
@@ -34,8 +35,8 @@ def held_out_documents(uri: str, seq_length: int, **_: Any) -> dict[str, "Datase
         # Target j is token j + 1.
         first, last = int(targets[0]) + 1, int(targets[-1]) + 1
         if last - first + 1 != targets.size:
-            raise NCAPluginError(f"source {source.uri}: its targets that count are not in one piece")
+            raise NCAPluginError(f"source {source.uri}: the targets that count are not one contiguous range")
         tokens = [str(token) for token in sample.tokens[: last + 1]]
-        # lm-eval joins the two as they are.
+        # lm-eval joins the two texts as they are.
         rows.append({"context": " ".join(tokens[:first]), "continuation": " " + " ".join(tokens[first:])})
     return {"test": Dataset.from_list(rows)}

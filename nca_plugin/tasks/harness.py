@@ -1,6 +1,6 @@
-"""Tasks of lm-eval, ours among them, on a model in a Hugging Face folder.
+"""Tasks of lm-eval, including ours, on a model in a Hugging Face folder.
 
-Ours are the files in `tasks`; every other task that lm-eval has can be named too.
+Our tasks are the files in `definitions`. All other tasks of lm-eval can be named too.
 """
 
 import glob
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _TASKS: Final = Path(__file__).with_name("definitions")
-#: Of the packages that say much about their settings.
+#: Loggers of packages that print much about their settings.
 _LOGGERS: Final = ("lm_eval", "lm-eval", "transformers", "datasets", "huggingface_hub")
-#: What the names of the tasks there begin with.
+#: The prefix of the names of our tasks.
 _OURS: Final = "nca_"
 _AUTOMATA: Final = "nca_automata"
 _PROMPT_ANSWER: Final = "nca_prompt_answer"
@@ -38,16 +38,16 @@ class Settings:
     """How models are evaluated.
 
     Attributes:
-        data: by task, what takes the place of its data set: a JSONL file, whose lines are its test split, or a folder,
-            a copy of the data set's repository; for `nca_automata` the URI of a source.
-        seq_length: of `nca_automata`.
-        num_samples: answers to each question; None for the task's own number.
-        max_new_tokens: of an answer; None for the task's own number.
-        limit: questions of each task; None for all.
-        batch_size: answers at once, a number or `auto`.
-        device: of torch; None for the first CUDA device, else the CPU.
-        allow_model_code: whether tasks may run programs that the model has written.
-        seed: of what is drawn.
+        data: by task, what replaces its data set: a JSONL file, which becomes its test split, or a folder with a copy
+            of the data set's repository; for `nca_automata` the URI of a source.
+        seq_length: tokens per sample of `nca_automata`.
+        num_samples: answers per question; None for the task's own number.
+        max_new_tokens: longest answer in tokens; None for the task's own limit.
+        limit: questions per task; None for all.
+        batch_size: number of answers computed at once, or `auto`.
+        device: device for torch; None for the first GPU, else the CPU.
+        allow_model_code: whether tasks may run programs that the model writes.
+        seed: sampling seed.
     """
 
     data: Mapping[str, str] = field(default_factory=dict)
@@ -63,18 +63,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The tasks behind a name, and what lm-eval evaluates: of a group the group itself, whose mean it takes."""
+    """The tasks behind a name, and what to pass to lm-eval, which for a group is the group itself, to get its mean."""
 
     leaves: list["Task"]
     evaluated: list[Any]
 
 
 class Harness:
-    """lm-eval with tasks of these names.
+    """lm-eval with the named tasks.
 
     Raises:
-        NCAPluginError: a task that lm-eval does not have, one that runs programs and may not, data that cannot be
-            loaded, or lm-eval is not installed.
+        NCAPluginError: lm-eval is not installed or does not have a task, a task runs programs and may not, or data
+            cannot be loaded.
     """
 
     def __init__(self, tasks: Sequence[str], settings: Settings) -> None:
@@ -100,10 +100,10 @@ class Harness:
                 _check_programs(name, settings)
 
     def evaluate(self, folder: Path, task: str) -> dict[str, Any]:
-        """Return what lm-eval finds for the model in a Hugging Face folder, in its own layout, samples among it.
+        """Return lm-eval's results, in its layout and with samples, for the model in a Hugging Face folder.
 
         Raises:
-            NCAPluginError: a model, or a tokenizer, that cannot be loaded.
+            NCAPluginError: the model or its tokenizer cannot be loaded.
         """
         import lm_eval
 
@@ -122,34 +122,35 @@ class Harness:
                 )
             except AssertionError as error:
                 raise NCAPluginError(f"{task}: {one_line(error)} (--max-tokens sets how many)") from error
-        # What it holds beside plain values, such as types and functions, is told by name.
+        # Types, functions and other values that JSON does not have become text.
         values: dict[str, Any] = json.loads(json.dumps(found, default=str))
         return values
 
 
 def _check_programs(name: str, settings: Settings) -> None:
-    """Raise `NCAPluginError` unless a task's programs may run, and run in the sandbox."""
+    """Raise `NCAPluginError` unless the task's programs may run and will run in the sandbox."""
     if not name.startswith(_OURS):
         raise NCAPluginError(
-            f"task {name} runs programs that the model has written, and not in the sandbox: use nca_humaneval, or run "
+            f"task {name} runs programs that the model has written, but not in the sandbox: use nca_humaneval, or run "
             "lm_eval itself"
         )
     if not settings.allow_model_code:
         raise NCAPluginError(
-            f"task {name} runs programs that the model has written: allow it with --allow-model-code; they are run in "
-            "a sandbox"
+            f"task {name} runs programs that the model has written: allow it with --allow-model-code; they run in a "
+            "sandbox"
         )
     check_sandbox()
 
 
 def task_examples(task: str, data: str | None = None) -> list[Example]:
-    """Return the training examples of a task, as its questions are put and answered; of a group, task by task.
+    """Return the training examples of a task, with the prompts and answers that the task uses. For a group, return
+    those of all its tasks.
 
     Args:
         data: see `Settings`.
 
     Raises:
-        NCAPluginError: a task that lm-eval does not have, data that cannot be loaded, or no training split.
+        NCAPluginError: lm-eval does not have the task, its data cannot be loaded, or it has no training split.
     """
     settings = Settings(data={} if data is None else {task: data})
     examples = []
@@ -167,12 +168,12 @@ def _manager(tasks: Sequence[str]) -> "TaskManager":
     require("lm_eval")
     from lm_eval.tasks import TaskManager
 
-    # Reading the thousands of lm-eval's own takes seconds.
+    # Reading the thousands of tasks that lm-eval brings takes seconds.
     return TaskManager(include_path=str(_TASKS), include_defaults=not all(name.startswith(_OURS) for name in tasks))
 
 
 def _overrides(name: str, settings: Settings) -> dict[str, Any]:
-    """Return what replaces entries of a task's file."""
+    """Return the entries of a task's file that the settings replace."""
     overrides: dict[str, Any] = {}
     if settings.num_samples is not None:
         overrides["repeats"] = settings.num_samples
@@ -187,20 +188,20 @@ def _overrides(name: str, settings: Settings) -> dict[str, Any]:
     if path.is_dir():
         return {**overrides, "dataset_path": place}
     with in_context(f"data of task {name}"):
-        # datasets ends the process at some lines that are no objects, and takes whatever else for text.
+        # The package datasets would exit at some lines that are not objects, and take most other files for text.
         num_rows = len(read_examples(path)) if name == _PROMPT_ANSWER else sum(1 for _ in read_rows(path))
         if not num_rows:
             raise NCAPluginError(f"{path} holds no row")
     splits = dict.fromkeys(("test_split", "training_split"), "test")
     if "::" in str(path.resolve()):
         raise NCAPluginError(f"data of task {name}: datasets takes the '::' in {path} for an archive: rename it")
-    # It takes a name for a pattern, too.
+    # datasets would also take a name for a pattern.
     files = {"data_files": {"test": glob.escape(str(path.resolve()))}}
     return {**overrides, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files, **splits}
 
 
 def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loaded":
-    # What TaskManager.load() calls; itself it gives a group's tasks no entries beside those of their files.
+    # TaskManager.load() calls this too, but then the tasks of a group get no overrides.
     from lm_eval.tasks._factory import TaskFactory
 
     index = manager.task_index
@@ -211,7 +212,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
             built = TaskFactory().build(index[name], overrides=overrides, registry=index)
         except NCAPluginError:
             raise
-        except Exception as error:  # lm-eval and datasets raise many kinds, of which none is ours to handle
+        except Exception as error:  # lm-eval and datasets raise errors of many classes
             raise NCAPluginError(f"task {name} cannot be loaded: {one_line(error.__cause__ or error)}") from error
     evaluated = built if isinstance(built, list) else [built]
     leaves = [task for item in evaluated for task in (item.get_all_tasks() if hasattr(item, "add") else [item])]
@@ -221,7 +222,7 @@ def _load(manager: "TaskManager", name: str, overrides: dict[str, Any]) -> "_Loa
 
 
 def _check_fields(task: "Task") -> None:
-    """Raise `NCAPluginError` if rows lack a field that a task names: lm-eval would take the name for the text."""
+    """Raise `NCAPluginError` if rows lack a field that a task names; lm-eval would use the name itself as the text."""
     for name in (task.config.doc_to_text, task.config.doc_to_target):
         if isinstance(name, str) and name.isidentifier() and name not in task.features:
             fields = shown_names(list(task.features))
@@ -234,29 +235,30 @@ def _model(folder: Path, settings: Settings) -> Any:
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # lm-eval would take the CPU in place of a device that is not there.
+        # lm-eval would silently use the CPU if the device does not exist.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise NCAPluginError(f"--device {device} cannot be used: {one_line(error).partition('. ')[0]}") from error
     try:
-        # In float32 where the checkpoint is: what is measured is the model, not its rounding.
-        # A whole path: lm-eval asks the hub for a model of the name `a/b`, which the folder is not.
+        # dtype="auto" keeps a float32 checkpoint in float32, so that rounding does not change the result.
+        # The path is absolute, because lm-eval would look up `a/b` on the hub.
         return HFLM(pretrained=str(folder.resolve()), device=device, batch_size=settings.batch_size, dtype="auto")
-    # transformers raises whatever it meets.
+    # transformers raises errors of any class.
     except Exception as error:
         raise NCAPluginError(f"model {folder} cannot be loaded: {one_line(error)}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what lm-eval, transformers and datasets say of their settings, and bars but that of the answers."""
+    """Hide the messages of lm-eval, transformers and datasets about their settings, and all bars but that of the
+    answers."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        # What fails is raised.
+        # Failures are raised as errors anyway.
         logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

@@ -1,13 +1,13 @@
-"""Run one untrusted program in this process, which first gives up all that the program does not need.
+"""Runs one untrusted program in this process, which first gives up every right that the program does not need.
 
-`nca_plugin.tasks.sandbox` starts it as a file, with an interpreter that finds the standard library only. It uses
-what the kernel offers to any user, also within a container: Landlock (the standard library and shared libraries can be
-read, nothing can be written), a seccomp filter (system calls that compute and read; none that starts a process or a
-thread, opens a socket, sends a signal, or changes a file's owner, mode or times) and resource limits. An interpreter
-that was taken over could still do no more than compute until its time is over.
+`nca_plugin.tasks.sandbox` starts this file with an interpreter that finds only the standard library. It uses what the
+kernel offers to any user, also inside a container: Landlock (only the standard library and shared libraries can be
+read, and nothing can be written), a seccomp filter (only system calls that compute and read; none that starts a process
+or thread, opens a socket, sends a signal, or changes a file's owner, mode or times) and resource limits. Even a program
+that took over the interpreter could only compute until its time is up.
 
-Reads a JSON object from standard input: `program`, `nonce`, `seconds`, `memory_bytes`. Writes one to standard output:
-`refused` (what the machine lacks), or `nonce` and `error`, null for a program that ran to its end.
+Standard input is a JSON object with `program`, `nonce`, `seconds` and `memory_bytes`. Standard output is a JSON object
+with `refused` (what the machine lacks), or with `nonce` and `error`, which is null if the program ran to its end.
 """
 
 import ctypes
@@ -31,20 +31,20 @@ BPF_LOAD, BPF_JUMP_IF_EQUAL, BPF_JUMP_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35
 #: Offsets in struct seccomp_data.
 NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-#: Numbers of x86_64's other ABI, x32, begin here.
+#: Numbers from here on belong to x32, the other ABI of x86_64.
 X32 = 0x40000000
 EPERM = 1
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
-#: Access rights to files by version of Landlock. Before 3, files could be emptied.
+#: Access rights to files by version of Landlock. Before version 3, Landlock does not prevent truncating a file.
 FIRST_VERSION = 3
 FILE_RIGHTS, FILE_RIGHTS_OF_5 = (1 << 15) - 1, (1 << 16) - 1
 NETWORK_RIGHTS, SCOPES = 0b11, 0b11
 
 SHARED_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 
-#: System calls that an interpreter makes: numbers on x86_64 and aarch64.
+#: The system calls that an interpreter makes, with their numbers on x86_64 and aarch64.
 CALLS = {
     "read": (0, 63),
     "write": (1, 64),
@@ -102,12 +102,12 @@ CALLS = {
     "exit_group": (231, 94),
 }
 FCNTL = (72, 25)
-#: F_GETFD, F_SETFD, F_GETFL. Others name a process that is to get a signal when a pipe is read.
+#: F_GETFD, F_SETFD, F_GETFL. Other commands can name a process that gets a signal when a pipe is read.
 FCNTL_COMMANDS = (1, 2, 3)
 
 
 class NoJailError(Exception):
-    """This machine cannot hold a program."""
+    """This machine cannot confine a program."""
 
 
 def main() -> None:
@@ -115,28 +115,28 @@ def main() -> None:
     answer = os.dup(1)
     try:
         lock(task["seconds"], task["memory_bytes"])
-    # Limits can be below what is asked for already. A program that was never run must not count as one that has failed.
+    # E.g. lower limits are set already. A program that did not run must not count as one that failed.
     except (NoJailError, OSError, ValueError) as reason:
         os.write(answer, json.dumps({"refused": str(reason)}).encode())
         return
     error = run(task["program"])
     os.write(answer, json.dumps({"nonce": task["nonce"], "error": error}).encode())
-    # What the program has left behind must not run now.
+    # Exits at once, so that nothing that the program left behind runs.
     os._exit(0)
 
 
 def run(program: str) -> str | None:
-    """Run a program, and return how it failed, None if it ran to its end."""
+    """Run a program. Return why it failed, None if it ran to its end."""
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
-    # One that leaves early, with SystemExit too, has not run to its end.
+    # A program that leaves early, also by SystemExit, has not run to its end.
     except BaseException as error:
         return f"{type(error).__name__}: {error}"[:200]
     return None
 
 
 def lock(seconds: float, memory_bytes: int) -> None:
-    """Give up everything but computing. Raises `NoJailError` where the kernel cannot enforce it."""
+    """Give up every right but computing. Raises `NoJailError` if the kernel cannot enforce that."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in AUDIT_ARCH:
         raise NoJailError(f"needs Linux on {' or '.join(AUDIT_ARCH)}, this is {sys.platform} on {machine}")
@@ -160,7 +160,7 @@ def lock(seconds: float, memory_bytes: int) -> None:
 
 
 def control(name: str, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
-    """Call the kernel: the C library's `prctl`, or a system call by number. Raises `NoJailError` if it fails."""
+    """Call the C library's `prctl` or `syscall`. Raises `NoJailError` if the call fails."""
     values = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
     if name == "prctl":
         values += [ctypes.c_ulong(0)] * (5 - len(values))
@@ -171,12 +171,12 @@ def control(name: str, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
 
 
 def restrict_files() -> None:
-    """Leave only the standard library and shared libraries, to be read."""
+    """Deny all access to files except reading the standard library and shared libraries."""
     version = LIBC.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_ulong(0), LANDLOCK_CREATE_RULESET_VERSION)
     if version < FIRST_VERSION:
         raise NoJailError(
             "needs Landlock as of Linux 6.2, "
-            + ("which is not there or switched off" if version < 0 else f"has version {version} of it")
+            + ("which is missing or switched off" if version < 0 else f"has version {version} of it")
         )
     attributes = struct.pack("<Q", FILE_RIGHTS if version < 5 else FILE_RIGHTS_OF_5)
     if version >= 4:
@@ -201,9 +201,9 @@ def restrict_files() -> None:
 
 
 def restrict_calls(column: int, architecture: int) -> None:
-    """Let every system call fail that is none of CALLS, with EPERM."""
+    """Make every system call outside CALLS fail with EPERM."""
     numbers = [number for call in CALLS.values() if (number := call[column]) is not None]
-    # Operation, operand, where to go if it holds and if not: without a name, on.
+    # Operation, operand, and where to jump if the condition holds or not; None means the next instruction.
     program: list[tuple[int, int, str | None, str | None]] = [
         (BPF_LOAD, ARCHITECTURE, None, None),
         (BPF_JUMP_IF_EQUAL, architecture, None, "kill"),

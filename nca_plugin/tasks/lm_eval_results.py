@@ -1,13 +1,13 @@
-"""Numbers of lm-eval's results."""
+"""Reading the results of lm-eval."""
 
 from typing import Any
 
 
 def task_metrics(result: dict[str, Any], name: str) -> dict[str, list[float | None]]:
-    """Return the metrics of a task or a group, each as a value and its standard error, None where there is none.
+    """Return the metrics of a task or group, each as [value, standard error]; the error is None if there is none.
 
     Args:
-        result: in lm-eval's own layout.
+        result: results in lm-eval's layout.
     """
     values = {**result["results"], **result.get("groups", {})}[name]
     metrics: dict[str, list[float | None]] = {}

@@ -1,7 +1,7 @@
-"""Run programs that a model has written, each in a process of its own that can do no harm: see `jail`.
+"""Runs programs that a model has written, each in a process of its own that can do no harm (see `jail`).
 
-It keeps this machine safe, not the score: a program that sets out to forge its own verdict can. One that merely ends
-early, with `exit()` for instance, has failed.
+The sandbox protects this machine, not the score: a malicious program can forge its own verdict. A program that only
+ends early, for example with `exit()`, counts as failed.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from typing import Final
 from nca_plugin.errors import NCAPluginError
 
 _JAIL: Final = Path(__file__).with_name("jail.py")
-#: More than any verdict has.
+#: Larger than any verdict in bytes.
 _MOST_BYTES: Final = 4096
-#: What must fail, for a machine to be trusted with programs.
+#: A probe of what must fail in a sandbox that can be trusted.
 _ATTEMPTS: Final = """
 import os, socket
 def fails(attempt, *arguments):
@@ -42,11 +42,11 @@ fails(socket.socket)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one program.
+    """Limits of one program.
 
     Attributes:
-        seconds: until it is killed.
-        memory_bytes: of its address space, the interpreter's 20 MB among them.
+        seconds: time after which it is killed.
+        memory_bytes: size of its address space, including 20 MB for the interpreter.
     """
 
     seconds: float = 10.0
@@ -54,23 +54,23 @@ class Limits:
 
 
 def check_sandbox() -> None:
-    """Raise `NCAPluginError` unless this machine can hold programs: Linux 6.2 or newer, x86_64 or aarch64."""
+    """Raise `NCAPluginError` unless this machine has the sandbox: Linux 6.2 or newer, x86_64 or aarch64."""
     error = run_program(_ATTEMPTS, Limits())
     if error is not None:
         raise NCAPluginError(f"programs cannot be run safely on this machine: {error}")
 
 
 def run_program(program: str, limits: Limits) -> str | None:
-    """Run a program, and return how it failed; None if it ran to its end.
+    """Run a program. Return why it failed, None if it ran to its end.
 
-    It may compute and import the standard library. It can neither write nor read any other file, nor start processes or
-    threads, nor open connections, nor signal other processes.
+    It may compute and import the standard library. It cannot read or write other files, start processes or threads,
+    open connections, or signal other processes.
 
     Raises:
-        NCAPluginError: this machine lacks what holds it.
+        NCAPluginError: this machine does not have the sandbox.
     """
     nonce = secrets.token_hex(16)
-    # Nothing of this process's environment, where tokens and keys are.
+    # The environment is empty, because this process's may hold tokens and keys.
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_JAIL)],
         stdin=subprocess.PIPE,
@@ -101,7 +101,7 @@ def run_program(program: str, limits: Limits) -> str | None:
 def run_programs(
     programs: Iterable[str], limits: Limits, jobs: int, on_done: Callable[[int], None] = lambda _: None
 ) -> list[str | None]:
-    """Return what `run_program` returns for each, `jobs` at a time. `on_done` is called with 1 after each."""
+    """Return the result of `run_program` for each program. `jobs` run at a time; `on_done(1)` is called after each."""
 
     def one(program: str) -> str | None:
         error = run_program(program, limits)
@@ -113,15 +113,15 @@ def run_programs(
 
 
 def _answer(process: subprocess.Popen[bytes], task: str, seconds: float) -> bytes | None:
-    """Return what a jail answers, None if it takes longer than `seconds`."""
+    """Return the output of a jail, None if it takes longer than `seconds`."""
     assert process.stdin is not None and process.stdout is not None
-    # An interpreter that does not start answers nothing, which is found below.
+    # If the interpreter does not start, the output below is empty.
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(task.encode())
         process.stdin.close()
     deadline = time.monotonic() + seconds
     answer = b""
-    # A program may write without end.
+    # The limit is for programs that write without end.
     while len(answer) < _MOST_BYTES:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:

@@ -1,4 +1,4 @@
-"""Tokenizers as Hugging Face folders, for models of this package's own vocabularies."""
+"""Writing tokenizers as Hugging Face folders, for models with the vocabularies of this package."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,17 +10,16 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import check_absent, check_folder, complete_folder
 from nca_plugin.text.tokenizers import load_auto_tokenizer
 
-#: The tokenizer of bytes, that of `nca_plugin.text.prepare`: ids 0 .. 255, and 256 at the end of a document. A
-#: byte-level vocabulary without merges, in which a character of its own stands for each byte (Radford et al. 2019,
-#: GPT-2).
+#: The byte tokenizer of `nca_plugin.text.prepare`: ids 0 .. 255 are bytes, 256 ends a document. It is a byte-level
+#: vocabulary without merges, with one character for each byte (Radford et al. 2019, GPT-2).
 BYTE_TOKENIZER: Final = Path(__file__).with_name("byte_tokenizer")
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """Write the tokenizer of bytes.
+    """Write the byte tokenizer.
 
     Args:
-        folder: must not exist; `AutoTokenizer` and Megatron's HuggingFaceTokenizer load it.
+        folder: must not exist; `AutoTokenizer` and Megatron's HuggingFaceTokenizer can load it.
 
     Raises:
         NCAPluginError: the folder exists or cannot be written.
@@ -31,7 +30,7 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 
 def write_id_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write the tokenizer of texts such as "17 4 9", which are ids, as Megatron's NullTokenizer reads them.
+    """Write a tokenizer for texts of ids, such as "17 4 9", which Megatron's NullTokenizer reads too.
 
     Args:
         folder: must not exist.
@@ -44,17 +43,17 @@ def write_id_tokenizer(folder: Path, vocab_size: int) -> None:
 
     tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(vocab_size)}, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # No id of a source is free for an end or for padding; lm-eval asks for an end, and pads with it what it masks.
-    # A word of its own: in 10 there is no end.
+    # lm-eval needs an end token and also pads with it, but every id of the source is in use. single_word=True keeps the
+    # 0 in 10 from being read as the end.
     end = AddedToken("0", single_word=True)
     _save(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end), folder)
 
 
 def save_tokenizer(name: str, folder: Path) -> None:
-    """Write what `AutoTokenizer` loads by a name, or from a folder, as a folder.
+    """Write the tokenizer that `AutoTokenizer` loads from a name or folder, as a folder.
 
     Raises:
-        NCAPluginError: it cannot be loaded, or the folder exists or cannot be written.
+        NCAPluginError: the tokenizer cannot be loaded, or the folder exists or cannot be written.
     """
     _save(load_auto_tokenizer(name), folder)
 

@@ -1,4 +1,4 @@
-"""The training examples of a task as a file to fine-tune on."""
+"""Writing the training examples of a task to a file for fine-tuning."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from nca_plugin.text.prepare import load_tokenizer
 
 @dataclass
 class ExampleCount:
-    """What was written, and what was left out."""
+    """Number of examples that were written, and of those that were too long."""
 
     examples: int = 0
     too_long: int = 0
@@ -27,16 +27,16 @@ def write_examples(
     max_tokens: int | None = None,
     start_stage: StartStage = silent_stage,
 ) -> ExampleCount:
-    """Write the training examples of a task as JSONL with `prompt` and `answer`, put as the task puts its questions.
+    """Write the training examples of a task as JSONL with `prompt` and `answer`, with the prompts that the task uses.
 
     Args:
         data: see `task_examples`.
-        tokenizer: as `nca_plugin.text.prepare` takes it.
-        max_tokens: of prompt, answer and the end together; longer ones are left out. None for no limit.
+        tokenizer: a tokenizer as in `nca_plugin.text.prepare.Corpus`.
+        max_tokens: most tokens of prompt, answer and end together; longer examples are left out. None for no limit.
 
     Raises:
-        NCAPluginError: see `task_examples`; an output that exists or cannot be written, `max_tokens` below 1, or no
-            example that is short enough.
+        NCAPluginError: see `task_examples`; or the output exists or cannot be written, `max_tokens` is below 1, or no
+            example is short enough.
     """
     if max_tokens is not None and max_tokens < 1:
         raise NCAPluginError(f"--max-tokens {max_tokens}: must be at least 1")
@@ -49,7 +49,7 @@ def write_examples(
     written = ExampleCount()
     with complete_files(out) as (unfinished,), unfinished.open("w", encoding="utf-8") as lines:
         for example in found:
-            # Each with an end of its own, of which one is written.
+            # Both texts are tokenised with an end, but only one end is written.
             if (
                 max_tokens is not None
                 and len(tokenize(example.prompt)) + len(tokenize(example.answer)) - 1 > max_tokens

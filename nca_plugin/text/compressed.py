@@ -1,4 +1,4 @@
-"""Files whose bytes may be compressed, whatever their names, read as the bytes that they hold."""
+"""Reading files that may be compressed. The first bytes of a file decide, not its name."""
 
 import bz2
 import gzip
@@ -17,14 +17,14 @@ from nca_plugin.text.streams import DamagedError, Streams
 _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _LZMA: Final = b"]\x00\x00"
-#: A frame, and one that is skipped, with which pzstd begins.
+#: The first bytes of a frame, and those of a skippable frame, with which pzstd begins.
 _ZSTD: Final = (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
-#: Of Python 3.14 on, and the same for earlier ones.
+#: The module of Python 3.14, and its backport to earlier versions.
 _ZSTD_MODULES: Final = ("compression.zstd", "backports.zstd")
 _BZIP2: Final = b"BZh"
-#: What follows the header of bzip2: a block, or the end.
+#: The header of bzip2 is followed by one of these: a block, or the end of the stream.
 _BZIP2_NEXT: Final = (b"1AY&SY", b"\x17rE8P\x90")
-#: How archives, and what is compressed in other ways, begin.
+#: The first bytes of archives, and of files compressed in ways that are not read here.
 _ARCHIVES: Final = {
     b"PK\x03\x04": "a zip archive",
     b"PK\x05\x06": "a zip archive",
@@ -34,7 +34,7 @@ _ARCHIVES: Final = {
     b"\xff\x06\x00\x00sNaPpY": "compressed with snappy",
     b"\x1f\x9d": "compressed with compress",
 }
-#: How files of tables begin.
+#: The first bytes of files that hold tables.
 _TABLES: Final = {
     b"PAR1": "a parquet file",
     b"ARROW1": "an arrow file",
@@ -44,8 +44,8 @@ _TABLES: Final = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"\x93NUMPY": "a NumPy array",
 }
-#: Tables whose first bytes do not tell, by suffix: a spreadsheet is a zip archive, an arrow stream begins with a
-#: length, an ORC file with letters that a text may begin with.
+#: Files of tables that are known by their suffix, because their first bytes do not tell: a spreadsheet is a zip
+#: archive, an arrow stream begins with a length, and an ORC file begins with letters as a text may.
 _TABLES_BY_NAME: Final = {
     **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), "a spreadsheet"),
     **dict.fromkeys((".arrow", ".ipc"), "an arrow file"),
@@ -54,18 +54,18 @@ _TABLES_BY_NAME: Final = {
 _TAR: Final = (257, b"ustar")
 _HEAD_BYTES: Final = 512
 _BUFFER: Final = 1 << 17
-#: The suffixes of what is read, which stand behind those that tell what a file holds.
+#: Suffixes of compressed files. The suffix before them tells what the file holds.
 SUFFIXES: Final = (".gz", ".gzip", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yield a file, whose position tells how much of it has been read, and the bytes that it holds.
+    """Yield the file itself, whose position shows how much of it was read, and the stream of its uncompressed bytes.
 
-    Both are the same unless the file is compressed: with gzip, bzip2, xz, lzma or zstd, as its first bytes tell.
+    Both are the same object unless the file is compressed with gzip, bzip2, xz, lzma or zstd.
 
     Raises:
-        NCAPluginError: a file that cannot be read, is damaged or cut off, or is an archive.
+        NCAPluginError: the file cannot be read, is damaged or cut off, or is an archive.
     """
     with read_errors(path), path.open("rb") as raw:
         head = raw.read(_HEAD_BYTES)
@@ -92,7 +92,7 @@ def is_compressed(path: Path) -> bool:
 
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Turn what a file or its compression has to say into an `NCAPluginError`."""
+    """Turn errors of reading or decompressing `path` into an `NCAPluginError`."""
     try:
         yield
     except (EOFError, zlib.error, DamagedError, gzip.BadGzipFile) as error:
@@ -100,14 +100,14 @@ def read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise NCAPluginError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
     except Exception as error:
-        # A class of an optional package.
+        # ZstdError is a class of an optional package, so it is known by its name.
         if type(error).__name__ != "ZstdError":
             raise
         raise NCAPluginError(f"{path} is compressed and damaged or cut off: {one_line(error)}") from error
 
 
 def _format(head: bytes) -> str | None:
-    """Return how a file is compressed, None if it is not in a way that is read here."""
+    """Return the compression of a file that begins with `head`, None if it has none that is read here."""
     if head.startswith(_GZIP):
         return "gzip"
     if head.startswith(_BZIP2) and head[4:10] in _BZIP2_NEXT:
@@ -141,7 +141,7 @@ def _zstd(path: Path) -> Any:
 
 
 def _check_is_no_archive(path: Path, head: bytes) -> None:
-    # A file of text may begin with letters and digits, and may have any name.
+    # A text file may begin with the same letters and digits as a table, and may have any name.
     is_binary = b"\0" in head
     marks = (mark for mark in _TABLES if head.startswith(mark) and (is_binary or not mark.isalnum()))
     table = _TABLES.get(next(marks, b""))

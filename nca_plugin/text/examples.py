@@ -1,4 +1,4 @@
-"""Examples of a task, to fine-tune on: JSONL files with a `prompt` and an `answer` on each line."""
+"""Examples of a task for fine-tuning: JSONL files with a `prompt` and an `answer` on each line."""
 
 import json
 from codecs import BOM_UTF8
@@ -14,18 +14,18 @@ from nca_plugin.text.compressed import open_bytes, read_errors
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a model is given, and what it is to write after it: their texts are joined as they are."""
+    """A prompt, and the answer that the model has to write. The two texts are joined without anything between."""
 
     prompt: str
     answer: str
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return the examples of a JSONL file, in order; other fields of its lines are left out.
+    """Return the examples of a JSONL file in order. Other fields of the lines are ignored.
 
     Raises:
-        NCAPluginError: a file that is missing, that is not JSONL in UTF-8, that has no example, or a line without
-            prompt or answer, or with half of a surrogate pair in them.
+        NCAPluginError: the file is missing, is not JSONL in UTF-8 or has no example, or a line has no prompt or answer
+            or has half of a surrogate pair in one.
     """
     examples = [_example(row, where) for row, where in read_rows(path)]
     if not examples:
@@ -34,15 +34,15 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the objects of a JSONL file, which may be compressed, in order, each with where it stands.
+    """Yield the objects of a JSONL file, which may be compressed, each with its place for messages.
 
     Raises:
-        NCAPluginError: a file that is missing, that is not JSONL in UTF-8, or a line that is no object.
+        NCAPluginError: the file is missing or is not JSONL in UTF-8, or a line is not an object.
     """
     with read_errors(path):
-        # What is no plain file, such as a pipe, may have no end.
+        # Reading a pipe or a device might never end.
         if path.exists() and not path.is_file():
-            raise NCAPluginError(f"{path} is no file: name a JSONL file")
+            raise NCAPluginError(f"{path} is not a file: name a JSONL file")
     with open_bytes(path) as (_, lines):
         for number, line in enumerate(lines, 1):
             if number == 1:
@@ -64,7 +64,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
             check_line_ends(line.decode(), error, where)
         raise NCAPluginError(f"{where} is not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
-        raise NCAPluginError(f"{where} is no object")
+        raise NCAPluginError(f"{where} is not an object")
     return row
 
 
@@ -74,7 +74,7 @@ def _example(row: dict[str, Any], where: str) -> Example:
             raise NCAPluginError(f"{where} has no text in field '{name}' (fields: {shown_names(list(row)) or 'none'})")
         if not isinstance(row[name], str):
             raise NCAPluginError(f"{where} has {kind_of(row[name])} in field '{name}', where text is expected")
-        # Tokenizers take none.
+        # Tokenizers refuse them.
         if any("\ud800" <= character <= "\udfff" for character in row[name]):
-            raise NCAPluginError(f"{where} has half of a surrogate pair in field '{name}', which is no character")
+            raise NCAPluginError(f"{where} has half of a surrogate pair in field '{name}', which is not a character")
     return Example(row["prompt"], row["answer"])

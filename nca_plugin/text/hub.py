@@ -1,4 +1,4 @@
-"""What Hugging Face's hub has under a name, asked once and quickly before it is loaded."""
+"""Data sets and models on the Hugging Face hub. A short request shows whether a name exists before it is loaded."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from nca_plugin.errors import NCAPluginError, one_line, require
 from nca_plugin.text.inputs import did_you_mean
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-#: Names that end so are those of files.
+#: Names with these suffixes are taken for files.
 _FILES: Final = re.compile(
     r"\.(txt|text|md|rst|py|html?|xml|csv|tsv|json\w*|ndjson|parquet|arrow|gz|bz2|xz|zst|zip|tar|bin|idx|model)$", re.I
 )
@@ -16,13 +16,13 @@ _SECONDS: Final = 10.0
 
 
 def is_reachable(name: str, kind: Literal["dataset", "model"], what: str) -> bool:
-    """Return whether the hub has `name`, False where it cannot be asked.
+    """Return True if the hub has `name`, False if the hub cannot be reached.
 
     Args:
         what: what the user gave the name for, such as "input".
 
     Raises:
-        NCAPluginError: a name that none on the hub can have, or that none has.
+        NCAPluginError: the hub has no such name, or the name is not valid there.
     """
     if not _NAME.fullmatch(name) or _FILES.search(name):
         raise NCAPluginError(f"{what} {name} does not exist{did_you_mean(name)}")
@@ -39,31 +39,31 @@ def is_reachable(name: str, kind: Literal["dataset", "model"], what: str) -> boo
             f"{what} {name} is neither a file or folder here nor on the hub{did_you_mean(name)}"
         ) from error
     except HfHubHTTPError:
-        # It answers, and what it says shows better where the thing itself is asked for.
+        # The hub can be reached; loading from it will show a clearer error.
         return True
     except Exception:
-        # One of the errors of the HTTP client, which differs between versions of the hub's.
+        # The HTTP client failed; its errors differ between versions of huggingface_hub.
         return False
     return True
 
 
 def dataset_rows(name: str, split: str) -> Iterator[Any]:
-    """Return the rows of a data set, streamed.
+    """Yield the rows of a data set, streamed.
 
     Raises:
-        NCAPluginError: there is none of this name, or it cannot be loaded.
+        NCAPluginError: the data set does not exist or cannot be loaded.
     """
     require("datasets")
     if not is_reachable(name, "dataset", "input"):
         raise NCAPluginError(
-            f"input {name} is no file or folder here, and the hub, which may have a data set of that name, cannot be "
-            f"reached{did_you_mean(name)}"
+            f"input {name} is not a file or folder here, and the hub, which may have a data set of that name, cannot "
+            f"be reached{did_you_mean(name)}"
         )
     from datasets import load_dataset
 
     try:
         yield from load_dataset(name, split=split, streaming=True)
-    except Exception as error:  # the hub's client raises many kinds, of which none is ours to handle
+    except Exception as error:  # the hub's client raises errors of many classes
         raise NCAPluginError(
             f"input {name} is a data set that cannot be loaded (split {split}): "
             f"{one_line(error) or type(error).__name__}"

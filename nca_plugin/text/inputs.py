@@ -1,4 +1,4 @@
-"""The files of text that names stand for: every one is found once, and what is none is refused."""
+"""Finding the text files that the inputs name: each file once, and an error for anything that is not a file."""
 
 import difflib
 import os
@@ -21,11 +21,11 @@ _LEAVE_OUT: Final = "leave it out with --exclude or --pattern"
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """A file of text.
+    """A text file.
 
     Attributes:
         size: in bytes.
-        is_named: whether it was named itself, rather than a folder that holds it.
+        is_named: whether the user named the file itself, rather than its folder.
     """
 
     path: Path
@@ -34,17 +34,17 @@ class TextFile:
 
 
 def find_files(names: Sequence[str], pattern: str, exclude: Collection[str]) -> dict[str, list[TextFile]]:
-    """Return the files that names of files and folders stand for, in order, by these names.
+    """Return the text files for each name of a file or folder, in order.
 
-    Links are followed. In a folder a file that several links lead to is taken once, and so are the files of a folder.
+    Links are followed. A file that several links in a folder lead to is taken once, and so is a folder.
 
     Args:
-        pattern: of the files that are taken from a folder, such as `*.py`.
-        exclude: names of files and folders in a folder that are left out.
+        pattern: which files to take from a folder, such as `*.py`.
+        exclude: names of files and folders in a folder to leave out.
 
     Raises:
-        NCAPluginError: what does not exist or cannot be read; what is no file, such as a pipe or a broken link; a file
-            that several names stand for.
+        NCAPluginError: a file or folder is missing or cannot be read, is a pipe, a broken link or the like, or is named
+            by several inputs.
     """
     found: dict[str, list[TextFile]] = {}
     known: dict[Path, str] = {}
@@ -62,13 +62,13 @@ def find_files(names: Sequence[str], pattern: str, exclude: Collection[str]) -> 
 
 
 def exists(name: str) -> bool:
-    """Whether a name stands for a file or a folder, if only for a broken link."""
-    # Unlike Path.exists, this takes a name that is too long for a file's.
+    """Whether a file, folder or link of this name exists, even a broken link."""
+    # Path.exists would raise an error for a name that is too long; this returns False.
     return os.path.lexists(name)
 
 
 def did_you_mean(name: str) -> str:
-    """Return the end of a message about a file that does not exist: with the nearest name in its folder, if any."""
+    """Return ": did you mean ...?" with the nearest name in the folder of a missing file, empty if none is near."""
     path = Path(name)
     try:
         names = os.listdir(path.parent)  # noqa: PTH208
@@ -79,12 +79,12 @@ def did_you_mean(name: str) -> str:
 
 
 def _walk(folder: Path, pattern: str, exclude: Collection[str]) -> dict[Path, Path]:
-    """Return the files of a folder by their real paths, sorted by those that the folder gives them."""
+    """Return the files in a folder by their real paths, sorted by their paths in the folder."""
     pattern = _checked_pattern(pattern)
     root = folder.resolve()
     found: dict[Path, Path] = {}
     seen: set[Path] = set()
-    # A file has the name that it has without links, if there is one.
+    # Links come last, so that a file is found by a path without links if it has one.
     waiting, links = [(root, folder)], list[tuple[Path, Path]]()
     while waiting or links:
         real, place = waiting.pop() if waiting else links.pop(0)
@@ -130,12 +130,12 @@ def _entries(folder: Path) -> list[tuple[str, bool]]:
 
 
 def _status(path: Path) -> os.stat_result:
-    """Return the status of a file or folder of text. Raises `NCAPluginError` for anything else."""
+    """Return the status of a text file or folder. Raises `NCAPluginError` for anything else."""
     try:
         status = path.stat()
     except OSError as error:
         if path.is_symlink():
-            raise NCAPluginError(f"{path} is a broken link ({error.strerror}): mend it, or {_LEAVE_OUT}") from error
+            raise NCAPluginError(f"{path} is a broken link ({error.strerror}): repair it, or {_LEAVE_OUT}") from error
         raise NCAPluginError(f"input {path} cannot be read: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
         _check_is_file(path, status.st_mode)
@@ -145,4 +145,4 @@ def _status(path: Path) -> os.stat_result:
 def _check_is_file(path: Path, mode: int) -> None:
     kind = _KINDS.get(stat.S_IFMT(mode))
     if kind:
-        raise NCAPluginError(f"{path} is {kind}, not a file of text: {_LEAVE_OUT}, or write it to a file first")
+        raise NCAPluginError(f"{path} is {kind}, not a text file: {_LEAVE_OUT}, or write it to a file first")

@@ -1,4 +1,4 @@
-"""Text to Megatron's `.bin/.idx`, with Megatron's own writer."""
+"""Tokenising text into Megatron's `.bin/.idx`, with Megatron's own writer."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,32 +19,32 @@ from nca_plugin.text.inputs import TextFile, exists, find_files
 from nca_plugin.text.reading import Document, file_documents, row_text
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 
-#: The tokenizer of bytes: ids 0 .. 255, and 256 at the end of a document.
+#: The byte tokenizer: ids 0 .. 255 are bytes, 256 ends a document.
 BYTES: Final = "bytes"
 _BYTES_VOCAB_SIZE: Final = 257
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """Where a text corpus comes from. Documents are files, the rows of files of JSON, or those of a data set."""
+    """A text corpus: its inputs, and its tokenizer. Documents are text files, or rows of JSON files or data sets."""
 
     inputs: tuple[str, ...]
-    """Files of text or of JSON rows, compressed or not, directories, or names of Hugging Face data sets."""
+    """Text files or files of JSON rows, compressed or not, folders, or names of Hugging Face data sets."""
 
     pattern: str = "*"
-    """Files to take from a directory, such as `*.py`."""
+    """Which files to take from a folder, such as `*.py`."""
 
     exclude: tuple[str, ...] = ()
-    """Names of files and directories in a directory to leave out."""
+    """Names of files and folders in a folder to leave out."""
 
     text_key: str = "text"
-    """Field of a row that holds the text."""
+    """Field of a JSON row that holds the text."""
 
     split: str = "train"
     """Split of a Hugging Face data set."""
 
     tokenizer: str = BYTES
-    """`bytes`, or what `transformers.AutoTokenizer` loads: a folder or a name."""
+    """`bytes`, or a folder or name that `transformers.AutoTokenizer` loads."""
 
 
 #: Megatron's default of --split.
@@ -54,14 +54,14 @@ _SPLITS: Final = ("train", "validation", "test")
 
 @dataclass
 class PreparedCorpus:
-    """What was written: `prefix`.bin and `prefix`.idx.
+    """What `prepare` wrote to `prefix`.bin and `prefix`.idx.
 
     Attributes:
-        vocab_size: one more than the tokenizer's highest id.
-        empty: documents without text, which are left out.
-        repaired: documents in which U+FFFD stands for what was no character.
-        json_texts: files of JSON without rows, which are taken as text.
-        tables: files of tables, which are taken as text.
+        vocab_size: highest id of the tokenizer plus one.
+        empty: number of documents without text, which were left out.
+        repaired: number of documents in which U+FFFD replaced half of a surrogate pair.
+        json_texts: number of JSON files without rows, which were taken as text.
+        tables: number of files of tables, which were taken as text.
     """
 
     prefix: Path
@@ -75,7 +75,7 @@ class PreparedCorpus:
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing before one trains on it, a sentence each."""
+        """What to know before training on the corpus, one sentence each."""
         notes = []
         if self.empty:
             notes.append(f"{self.empty:,} documents without text are left out")
@@ -107,14 +107,14 @@ def prepare(
 ) -> PreparedCorpus:
     """Tokenise `corpus` into `prefix`.bin and `prefix`.idx, each document ended by the tokenizer's end-of-text id.
 
-    The files appear under their names when they are complete.
+    The files get their names when they are complete.
 
     Args:
-        on_progress: called after every document with the bytes of input behind it.
+        on_progress: called after each document with the number of input bytes that it took.
 
     Raises:
-        NCAPluginError: an output that exists or cannot be written, an input that does not exist, text that cannot be
-            read, or no text at all.
+        NCAPluginError: the output exists or cannot be written, an input does not exist or cannot be read, or there is
+            no text.
     """
     prefix = local_output(str(prefix))
     targets = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
@@ -122,7 +122,7 @@ def prepare(
         if exists(str(target)):
             raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
     texts = documents(corpus)
-    # An input that does not exist is told before a tokenizer is loaded.
+    # A missing input is reported before a tokenizer is loaded.
     first = list(itertools.islice(texts, 1))
     tokenize, vocab_size = load_tokenizer(corpus.tokenizer)
     result = PreparedCorpus(prefix, vocab_size)
@@ -138,21 +138,21 @@ def prepare(
 
 
 def empty_splits(documents: int) -> list[str]:
-    """Return for which splits Megatron's default of --split leaves no document of a path of `documents`."""
+    """Return the splits for which Megatron's default --split leaves none of `documents` documents."""
     bounds = [0.0, *itertools.accumulate(part / sum(_DEFAULT_SPLIT) for part in _DEFAULT_SPLIT)]
-    # As Megatron rounds.
+    # This is how Megatron rounds.
     edges = [round(bound * documents) for bound in bounds]
     return [name for name, (begin, end) in zip(_SPLITS, itertools.pairwise(edges), strict=True) if begin == end]
 
 
 def input_bytes(corpus: Corpus) -> int | None:
-    """Return the bytes of input that `prepare` will read, None where a data set does not say."""
+    """Return the number of bytes that `prepare` will read, None if a data set is among the inputs."""
     files = input_files(corpus)
     return None if files is None else sum(file.size for file in files)
 
 
 def input_files(corpus: Corpus) -> list[TextFile] | None:
-    """Return the files that `prepare` will read, in order, None where a data set is among the inputs."""
+    """Return the files that `prepare` will read, in order, None if a data set is among the inputs."""
     if not all(map(exists, corpus.inputs)):
         return None
     found = find_files(corpus.inputs, corpus.pattern, corpus.exclude)
@@ -160,10 +160,10 @@ def input_files(corpus: Corpus) -> list[TextFile] | None:
 
 
 def documents(corpus: Corpus) -> Iterator[Document]:
-    """Yield the documents of `corpus` in order, read when they are asked for.
+    """Yield the documents of `corpus` in order. They are read one at a time.
 
     Raises:
-        NCAPluginError: no input, an input that does not exist, text that cannot be read.
+        NCAPluginError: there is no input, an input does not exist, or text cannot be read.
     """
     if not corpus.inputs:
         raise NCAPluginError("no input: name text files, directories, .jsonl files or a Hugging Face data set")
@@ -177,15 +177,15 @@ def documents(corpus: Corpus) -> Iterator[Document]:
 
 
 def vocab_size(tokenizer: str) -> int:
-    """Return how many ids a tokenizer of `Corpus` has. Raises `NCAPluginError` for one that cannot be loaded."""
+    """Return the vocabulary size of a tokenizer of `Corpus`. Raises `NCAPluginError` if it cannot be loaded."""
     return load_tokenizer(tokenizer)[1]
 
 
 def load_tokenizer(name: str) -> tuple[Callable[[str], list[int] | NDArray[Any]], int]:
-    """Return text -> ids with an end-of-text id, and one more than the highest id, of a tokenizer of `Corpus`.
+    """Return a function from text to ids with the end-of-text id, and the highest id plus one, for a tokenizer.
 
     Raises:
-        NCAPluginError: it cannot be loaded, or has no end-of-text id.
+        NCAPluginError: the tokenizer cannot be loaded or has no end-of-text id.
     """
     if name == BYTES:
         end = _BYTES_VOCAB_SIZE - 1
@@ -210,11 +210,11 @@ def _write(
     with closing(builder.data_file):
         for document in texts:
             ids = np.asarray(tokenize(document.text))
-            # One id is the mark of the end: an empty document.
+            # A document of one id, the end of text, is empty.
             if ids.size > 1:
                 if not 0 <= ids.min() <= ids.max() < result.vocab_size:
                     raise NCAPluginError(
-                        f"the tokenizer made an id outside 0 .. {result.vocab_size - 1:,}, all that its vocabulary has"
+                        f"the tokenizer made an id outside 0 .. {result.vocab_size - 1:,}, the range of its vocabulary"
                     )
                 builder.add_document(ids, [ids.size])
                 result.documents += 1

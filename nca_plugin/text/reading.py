@@ -1,4 +1,4 @@
-"""The documents of a file: the whole of a text, or the rows of JSON, one object a line or a list of objects."""
+"""Reading the documents of a file: a whole text, or rows of JSON (one object per line, or a list of objects)."""
 
 import codecs
 import json
@@ -14,34 +14,34 @@ from nca_plugin.json_files import LineEndError, check_line_ends, kind_of
 from nca_plugin.text.compressed import SUFFIXES, open_bytes
 from nca_plugin.text.inputs import TextFile
 
-#: Files that hold one JSON value a line.
+#: Suffixes of files with one JSON value per line.
 _LINES: Final = (".jsonl", ".jsonlines", ".ndjson", ".ldjson")
-#: Files whose text is a table: read as it is, a model would learn its commas, and the other columns.
+#: Suffixes of tables. As plain text, a model would learn their separators and all their columns.
 _TABLES: Final = (".csv", ".tsv", ".psv")
 #: Megatron counts a document's tokens in int32.
 _MAX_BYTES: Final = 1 << 30
 _CHUNK: Final = 1 << 20
-#: As many bytes tell a binary file, as git has it.
+#: A zero byte in the first 8,000 bytes means a binary file, as in git.
 _HEAD_BYTES: Final = 8000
-#: Characters of the names of fields that a message shows.
+#: The most characters of field names in a message.
 _MAX_FIELDS: Final = 200
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-#: What editors of Windows put at the beginning of a file.
+#: The byte order mark, with which editors on Windows begin a file.
 BOM: Final = b"\xef\xbb\xbf"
 
-#: How a file holds documents.
+#: How a file holds documents: one text, JSON on each line, or a JSON list.
 Form = Literal["text", "lines", "list"]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that is a document of a corpus.
+    """One document of a corpus.
 
     Attributes:
-        size: bytes of input behind it, for progress.
-        is_repaired: whether something that is no character stood in it, for which U+FFFD stands now.
-        is_json: whether it is JSON that holds no rows, taken as it is.
-        is_table: whether it is a table such as a .csv file, taken as it is.
+        size: number of input bytes that it took, for progress.
+        is_repaired: whether U+FFFD replaced something in it that is not a character.
+        is_json: whether it is a JSON file without rows, taken as text.
+        is_table: whether it is a table such as a .csv file, taken as text.
     """
 
     text: str
@@ -52,11 +52,11 @@ class Document:
 
 
 def file_documents(file: TextFile, text_key: str) -> Iterator[Document]:
-    """Yield the documents of a file in order, read when they are asked for.
+    """Yield the documents of a file in order. They are read one at a time.
 
     Raises:
-        NCAPluginError: what is not text in UTF-8, JSON that holds no rows in a file that was named itself, a row
-            without text, a document of more than 1 GiB.
+        NCAPluginError: the file is not UTF-8 text, was named itself but is JSON without rows, has a row without text,
+            or has a document of more than 1 GiB.
     """
     path = file.path
     form = form_of(file, text_key)
@@ -85,14 +85,13 @@ def file_documents(file: TextFile, text_key: str) -> Iterator[Document]:
 
 
 def form_of(file: TextFile, text_key: str) -> Form:
-    """Return how a file holds documents, as its name and its beginning tell.
+    """Return how a file holds documents, judged by its name and its first bytes.
 
-    A file whose name ends in .jsonl or the like holds rows. Any other does if it begins with a JSON object with the
-    field `text_key`, or with two objects in two lines; and a .json file if it begins with a list of objects.
+    A file named .jsonl or the like holds rows. So does any other file that begins with a JSON object with the field
+    `text_key` or with two JSON objects on two lines, and a .json file that begins with a list of objects.
 
     Raises:
-        NCAPluginError: a .json file that was named itself and holds no rows, a table that was named itself; what is
-            not text at all.
+        NCAPluginError: the file was named itself but is a .json file without rows or a table, or it is not text.
     """
     path, suffix = file.path, _suffix(file.path)
     with open_bytes(path) as (_, stream):
@@ -118,15 +117,15 @@ def form_of(file: TextFile, text_key: str) -> Form:
 
 
 def line_text(line: bytes, text_key: str, where: str, path: Path, position: int) -> str:
-    """Return the text of a line of JSON that stands at a byte of a file. Raises `NCAPluginError` if it has none."""
+    """Return the text of a JSON line at byte `position` of a file. Raises `NCAPluginError` if it has none."""
     return row_text(_parse(_decode(line, path, position), where), text_key, where)[0]
 
 
 def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
-    """Return the text of a row, and whether half of a surrogate pair, which is no character, became U+FFFD in it.
+    """Return the text of a row, and whether U+FFFD replaced half of a surrogate pair in it.
 
     Raises:
-        NCAPluginError: it has none. The message names `where`.
+        NCAPluginError: the row has no text. The message begins with `where`.
     """
     if not isinstance(row, dict):
         raise NCAPluginError(f"{where} is {kind_of(row)}, where an object with the field '{text_key}' is expected")
@@ -146,14 +145,14 @@ def row_text(row: Any, text_key: str, where: str) -> tuple[str, bool]:
 
 
 def not_text(path: Path, reason: str, position: int) -> NCAPluginError:
-    """Return the error for a file whose bytes are not UTF-8, `reason` at byte `position`."""
+    """Return the error for a file that is not UTF-8, for `reason` at byte `position`."""
     return NCAPluginError(
         f"{path} is not UTF-8 text ({reason} at byte {position}): leave it out with --pattern or --exclude"
     )
 
 
 def _suffix(path: Path) -> str:
-    """Return the suffix that tells what a file holds, in small letters."""
+    """Return the lower-case suffix that tells what a file holds, without that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
@@ -166,7 +165,7 @@ def _begins_with_objects(rows: Iterator[tuple[str, Any]], text_key: str, suffix:
         if isinstance(first, dict):
             return suffix == ".json" or text_key in first or isinstance(next(rows, ("", None))[1], dict)
     except LineEndError:
-        # Rows all the same, though none that are read.
+        # These are rows, but none that can be read.
         raise
     except NCAPluginError:
         pass
@@ -174,7 +173,7 @@ def _begins_with_objects(rows: Iterator[tuple[str, Any]], text_key: str, suffix:
 
 
 def _beginning(path: Path, stream: BinaryIO) -> bytes:
-    """Return the first character that is no space, b"" if there is none."""
+    """Return the first character that is not a space, b"" if there is none."""
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -195,7 +194,7 @@ def _read_all(path: Path, stream: BinaryIO) -> bytes:
 
 
 def _split(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines of a file, and the byte at which each begins."""
+    """Yield each line of a file with its position in bytes."""
     position = 0
     while line := stream.readline(_MAX_BYTES + 1):
         if len(line) > _MAX_BYTES:
@@ -205,7 +204,7 @@ def _split(path: Path, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON values of a file, one a line, and where each stands."""
+    """Yield the JSON values of a file with one per line, each with its place for messages."""
     for number, (line, position) in enumerate(_split(path, stream), 1):
         if number == 1:
             line = line.removeprefix(BOM)
@@ -215,7 +214,7 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Yield the members of a JSON list one by one, and where each stands; the list is never in memory as a whole."""
+    """Yield the members of a JSON list, each with its place for messages. The list is never in memory as a whole."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0
 
@@ -227,7 +226,7 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
         except UnicodeDecodeError as error:
             raise not_text(path, error.reason, position + error.start) from error
         position += len(piece)
-        # Half a character may be all that was left of a piece.
+        # A piece may have been only a part of one character.
         return text or (read(size) if piece else "")
 
     yield from _list_members(read, str(path))
@@ -235,7 +234,7 @@ def _members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, Any]]:
     decode = json.JSONDecoder().raw_decode
-    # What stands before the list is no more than space.
+    # Only spaces can come before the list.
     text, at, number = read(_CHUNK).lstrip(), 1, 1
     while True:
         where = f"{name} row {number}"
@@ -250,7 +249,7 @@ def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, 
             try:
                 value, end = decode(text, at)
             except json.JSONDecodeError as error:
-                # The end of what has been read may be the cause.
+                # The error may only mean that the value goes on after what has been read.
                 is_cut = error.msg.startswith("Unterminated") or error.pos > len(text) - 16
                 if not is_cut:
                     raise NCAPluginError(f"{where} is not JSON: {error.msg}") from error
@@ -275,7 +274,7 @@ def _list_members(read: Callable[[int], str], name: str) -> Iterator[tuple[str, 
 
 
 def _check_is_end(text: str, read: Callable[[int], str], name: str) -> None:
-    """Check that nothing follows a list. Raises `NCAPluginError`, as rows may, which would be lost."""
+    """Raise `NCAPluginError` if anything but spaces follows a list, because it may be rows that would be lost."""
     for piece in chain([text], iter(lambda: read(_CHUNK), "")):
         if _after_space(piece, 0) < len(piece):
             raise NCAPluginError(
@@ -296,12 +295,12 @@ def _parse(line: str, where: str) -> Any:
         check_line_ends(line, error, where)
         raise NCAPluginError(f"{where} is not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        # Digits without end, or brackets.
+        # Numbers of too many digits, or brackets nested too deeply.
         raise NCAPluginError(f"{where} is not JSON that can be read: {error}") from error
 
 
 def _decode(data: bytes, path: Path, position: int) -> str:
-    """Return the text of bytes that stand at a byte of a file."""
+    """Return the text of bytes that begin at byte `position` of a file."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -309,4 +308,6 @@ def _decode(data: bytes, path: Path, position: int) -> str:
 
 
 def _too_long(where: str) -> NCAPluginError:
-    return NCAPluginError(f"{where} is a document of more than 1 GiB: split it, Megatron counts its tokens in 32 bits")
+    return NCAPluginError(
+        f"{where} is a document of more than 1 GiB: split it, because Megatron counts its tokens in 32 bits"
+    )

@@ -1,7 +1,6 @@
-"""Streams of bzip2 or xz, one after another, read to the end of the file.
+"""Reading files of several bzip2 or xz streams to the end.
 
-Python's own readers of them take a stream that is damaged at its beginning for the end of the file, where others are
-before it, and lose what it holds.
+If a later stream is damaged at its beginning, Python's own readers take that for the end of the file and lose its data.
 """
 
 import io
@@ -12,11 +11,11 @@ _CHUNK: Final = 1 << 16
 
 
 class DamagedError(Exception):
-    """What follows the end of a stream, or is in it, is not what belongs there."""
+    """The data in a stream, or after its end, is not valid."""
 
 
 class Decompressor(Protocol):
-    """What `bz2` and `lzma` have for a single stream."""
+    """The interface of decompressors in `bz2` and `lzma`."""
 
     @property
     def eof(self) -> bool: ...
@@ -28,11 +27,11 @@ class Decompressor(Protocol):
 
 
 class Streams(io.RawIOBase):
-    """The bytes of all streams of a file, which may have zeros behind them, as xz pads.
+    """The bytes of all streams of a file. Zeros may follow a stream, as padding of xz.
 
     Reading raises:
-        DamagedError: what is no stream.
-        EOFError: a stream that is cut off.
+        DamagedError: the data is not a stream.
+        EOFError: a stream is cut off.
     """
 
     def __init__(self, raw: BinaryIO, new: Callable[[], Decompressor]) -> None:
@@ -53,7 +52,7 @@ class Streams(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go back to the beginning, or stay: nothing else is asked for."""
+        """Go back to the beginning, or stay. Nothing else is supported."""
         if (offset, whence) == (0, io.SEEK_SET):
             self._raw.seek(0)
             self._start()
@@ -69,7 +68,7 @@ class Streams(io.RawIOBase):
         return len(data)
 
     def _next(self, most: int) -> bytes:
-        """Return at least one byte and at most `most`, b"" at the end of the file."""
+        """Return 1 to `most` bytes, b"" at the end of the file."""
         while self._stream is not None:
             data = b""
             if self._stream.eof:
@@ -84,7 +83,7 @@ class Streams(io.RawIOBase):
                     raise EOFError("a stream does not end")
             try:
                 found = self._stream.decompress(data, most)
-            # `bz2` raises OSError, `lzma` an error of its own.
+            # `bz2` raises OSError, `lzma` raises LZMAError.
             except Exception as error:
                 raise DamagedError(str(error)) from error
             if found:
@@ -92,7 +91,7 @@ class Streams(io.RawIOBase):
         return b""
 
     def _after(self, data: bytes) -> bytes:
-        """Return what follows a stream and the zeros behind it, b"" if nothing does."""
+        """Return the data after a stream and its padding, b"" if there is none."""
         while not (data := data.lstrip(b"\0")):
             if not (data := self._raw.read(_CHUNK)):
                 break

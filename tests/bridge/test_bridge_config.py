@@ -87,7 +87,7 @@ def test_a_mistake_is_one_line_with_a_way_out(configure: Configure, arguments: t
             "dataset: {_target_: nca_plugin.bridge.SourceDatasetConfig, data_pth: nca://web}",
             "did you mean 'dataset.data_path'",
         ),
-        ("train: [1, 2", "is no YAML"),
+        ("train: [1, 2", "is not YAML"),
         ("- train", "must be a mapping"),
     ],
 )
