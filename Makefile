@@ -36,14 +36,15 @@ test-gpu:
 
 # What pip would do in NVIDIA's containers, and the wheel where nothing else is.
 test-install: $(INSTALLED)
-	$(BIN)/pytest -m index tests/test_installation.py
+	$(BIN)/pytest -m index tests/project/test_installation.py
 
 # Datasets, and real runs: layouts, resuming, blends, Hydra, a transition. megatron-core 0.18 takes the model from files of
 # Megatron-LM, for which those of the folder stand in.
 test-oldest: $(OLDEST_INSTALLED)
 	PYTHONPATH=$(CURDIR)/tests/megatron_lm_0_18 $(OLDEST_BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow" \
-	    tests/test_golden.py tests/test_dataset.py tests/test_corpus_dataset.py tests/test_pretrain.py \
-	    tests/test_transfer.py tests/test_hydra.py::test_megatron_trains_on_a_blend
+	    tests/automata/test_golden.py tests/megatron/test_dataset.py tests/megatron/test_corpus_dataset.py \
+	    tests/megatron/test_pretrain.py tests/transition/test_transfer.py \
+	    tests/launch/test_hydra.py::test_megatron_trains_on_a_blend
 
 test-bridge: $(BRIDGE_INSTALLED)
 	$(BRIDGE_BIN)/pytest tests/bridge

@@ -37,7 +37,9 @@ def run(script: str, folder: Path, command: str, jobs: list[Job], may_fail: bool
     jobs_file.write_text(json.dumps(jobs))
     results_file.unlink(missing_ok=True)
     arguments = [sys.executable, script, command, jobs_file, results_file, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # The script may lie in a folder below, and takes its helpers from here.
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(list(map(str, arguments)), env=environment, capture_output=True, text=True)
     (folder / f"{command}.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

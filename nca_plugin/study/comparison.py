@@ -107,8 +107,9 @@ def power(effect: float, deviation: float, num_seeds: int) -> float:
 
 
 def seeds_needed(effect: float, deviation: float) -> int | None:
-    """Return the smallest number of seeds that show a true difference of `effect` with a probability of 80 %; None above
-    10,000.
+    """Return the smallest number of seeds that show a true difference of `effect` with a probability of 80 %.
+
+    None stands for more than 10,000.
 
     Args:
         effect: not 0, in the unit of `deviation`.

@@ -82,7 +82,7 @@ fi
 
 # ---- a beside c and d: neither fills the GPU, and none of their numbers is a time
 if has a; then
-  part a-tests "$(cap 240 15)" "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "$ROOT/tests/test_gpu.py" &
+  part a-tests "$(cap 240 15)" "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider "$ROOT/tests/megatron/test_gpu.py" &
 fi
 if has cd; then
   part cd-functional "$(cap 240 15)" "$PYTHON" "$KIT/functional.py" "$PARTS"

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron_runs import run
 from model_zoo import ARCHITECTURES, BASE
+from places import CHECKPOINTS
 from releases import needs_0_19
 from training_jobs import Job, train
 
@@ -33,7 +34,7 @@ from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.initial import Distribution, draw
 from nca_plugin.transition.transfer import transfer
 
-DATA = Path(__file__).with_name("data") / "checkpoints"
+DATA = CHECKPOINTS
 #: In NeMo's description of its objects.
 VOCABULARY_LEAF = '{{"type": "leaf", "value": {}, "paths": ["<root>.model.config.vocab_size"]}}'
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from places import CHECKPOINTS, ROOT
 from training_jobs import Job, train
 from typer.testing import CliRunner
 
@@ -32,10 +33,10 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.transfer import transfer
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = ROOT
 SCRIPTS = REPOSITORY / "scripts"
 #: A small checkpoint that stands for any stage's.
-SAVED = Path(__file__).parent / "data" / "checkpoints" / "core016"
+SAVED = CHECKPOINTS / "core016"
 
 STAGES: dict[str, dict[str, Any]] = {
     "one": {"train_iters": 8},

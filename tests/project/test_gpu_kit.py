@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
-RUN = Path(__file__).parents[1] / "scripts" / "gpu" / "run.sh"
+RUN = ROOT / "scripts" / "gpu" / "run.sh"
 
 
 def rehearse(parts: str, out: Path, carried: Path) -> str:

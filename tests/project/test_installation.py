@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from megatron_runs import run as run_megatron
+from places import ROOT
 
 pytestmark = pytest.mark.index
 
-ROOT = Path(__file__).parents[1]
 SETUP = "setup.cfg"
 
 

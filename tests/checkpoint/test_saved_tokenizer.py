@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import CHECKPOINTS
 
 from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.opened import open_checkpoint
@@ -14,7 +15,7 @@ from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.commands.app import app
 from nca_plugin.transition.transfer import transfer
 
-DATA = Path(__file__).with_name("data") / "checkpoints"
+DATA = CHECKPOINTS
 
 
 def add_tokenizer(iteration: Path) -> Path:

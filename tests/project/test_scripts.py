@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from corpora import BLOCK, contents, write
+from places import ROOT
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = ROOT / "scripts"
 TOKENS = str(2 * BLOCK * 1024)
 
 #: What SLURM's srun does for two tasks, as far as the script sees it.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from places import ROOT, TESTS
 from refusals import assert_refused_in_one_line
 
 from nca_plugin.automata import PRESETS, NCAConfig
@@ -289,7 +290,7 @@ def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         register("nca", lambda parsed: Counting())
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "third_party_source"
+EXAMPLE = ROOT / "examples" / "third_party_source"
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,7 @@ def test_a_source_of_another_package_in_megatrons_dataset(site: Path) -> None:
         "from test_dataset import datasets; train, valid, test = datasets('progression://?modulus=31');"
         "print(len({len(train), len(valid), len(test)}), int(train[3]['loss_mask'].sum()))"
     )
-    done = run_with(site, f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}")
+    done = run_with(site, f"import sys; sys.path.insert(0, {str(TESTS)!r}); {code}")
     assert done.stdout.split() == ["1", "127"], done.stderr
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from places import ROOT
 from releases import needs_0_19
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = ROOT / "scripts"
 
 #: A release of Megatron, by file.
 MEGATRON = {

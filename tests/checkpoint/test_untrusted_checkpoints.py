@@ -18,6 +18,7 @@ import torch
 from checkpoints import edit_metadata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from places import CHECKPOINTS
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from nca_plugin.checkpoint.contents import Block, Tensor, check_blocks
@@ -35,7 +36,7 @@ from nca_plugin.transition.initial import distribution
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.transfer import transfer
 
-CORE = Path(__file__).with_name("data") / "checkpoints" / "core016"
+CORE = CHECKPOINTS / "core016"
 WEIGHT = "decoder.layers.mlp.linear_fc1.weight"
 
 

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from checkpoints import edit_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import CHECKPOINTS
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from nca_plugin.checkpoint import opcodes
@@ -31,7 +32,6 @@ from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.start import new_common_state
 from nca_plugin.transition.transfer import transfer
 
-CHECKPOINTS = Path(__file__).with_name("data") / "checkpoints"
 CORE = CHECKPOINTS / "core016"
 WEIGHT = "decoder.layers.mlp.linear_fc1.weight"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from places import CHECKPOINTS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nca_plugin.commands.app import app
@@ -181,7 +182,7 @@ def test_a_wrong_tokenizer_is_told_before_the_first_checkpoint_is_evaluated(
     """The first one brings its own, the second one needs it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    checkpoints = [f"first={model}", f"second={Path(__file__).with_name('data') / 'checkpoints' / 'core016'}"]
+    checkpoints = [f"first={model}", f"second={CHECKPOINTS / 'core016'}"]
     asked = ["--tasks", "nca_prompt_answer", "--tokenizer", tokenizer, "--out", "out"]
     with pytest.raises(NCAPluginError, match=reason) as error:
         app(["eval", *checkpoints, *asked], standalone_mode=False)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from places import ROOT
 
-PACKAGE: Final = Path(__file__).parents[1] / "nca_plugin"
+PACKAGE: Final = ROOT / "nca_plugin"
 #: From the ground up. A folder imports those of the lines above its own, and its own.
 LAYERS: Final = (
     ("errors", "suggestions", "typed_numbers", "files", "json_files", "deflate", "arithmetic", "compiled"),

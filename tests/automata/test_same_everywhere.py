@@ -12,6 +12,7 @@ import pytest
 import reference_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import TESTS
 from sample_hashes import SAMPLES, sample_hash
 
 from nca_plugin.automata import CurriculumStep, NCAConfig, complexity, generate
@@ -41,7 +42,7 @@ def test_threads() -> None:
     ids=["this processor", "SSE2", "no AVX2", "no AVX-512"],
 )
 def test_processors_with_a_cold_and_a_warm_cache(tmp_path: Path, environment: dict[str, str]) -> None:
-    script = Path(__file__).with_name("sample_hashes.py")
+    script = TESTS / "sample_hashes.py"
     environment = os.environ | environment | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for cache in ("cold", "warm"):
         assert any(tmp_path.iterdir()) == (cache == "warm")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from megatron_runs import MODEL
 from omegaconf import OmegaConf
+from places import CHECKPOINTS
 from warm import WarmProcess
 from wrong_inputs import commands
 
@@ -295,7 +296,7 @@ def test_no_folder_is_made_to_go_back_from(
     target: str,
 ) -> None:
     (tmp_path / "existing.txt").write_text("mine")
-    shutil.copytree(Path(__file__).with_name("data") / "checkpoints/core016", tmp_path / "checkpoint")
+    shutil.copytree(CHECKPOINTS / "core016", tmp_path / "checkpoint")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["nca-plugin", *call, target])

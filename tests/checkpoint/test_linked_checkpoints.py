@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import digests
+from places import CHECKPOINTS
 
 from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
 from nca_plugin.checkpoint.folders import find_checkpoint
@@ -27,7 +28,7 @@ from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.start import context_files
 from nca_plugin.transition.transfer import transfer
 
-DATA = Path(__file__).with_name("data") / "checkpoints"
+DATA = CHECKPOINTS
 EMBEDDING = "embedding.word_embeddings.weight"
 
 

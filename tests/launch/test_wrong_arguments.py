@@ -25,6 +25,7 @@ from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
 from nca_plugin.megatron import assertions
+from nca_plugin.megatron.held_output import held_output
 from nca_plugin.transition.changes import Transition
 from nca_plugin.transition.transfer import transfer
 
@@ -700,7 +701,7 @@ def test_what_megatron_states_is_one_line_and_what_it_stumbles_over_is_not(
 def test_a_logger_set_up_while_output_is_held_writes_later(
     capsys: pytest.CaptureFixture[str], is_refused: bool
 ) -> None:
-    with contextlib.suppress(NCAPluginError), assertions.held_output():
+    with contextlib.suppress(NCAPluginError), held_output():
         print("of Megatron")
         handler = logging.StreamHandler()
         if is_refused:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from megatron_runs import MODEL
+from places import ROOT, TESTS
 from releases import needs_0_19
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "own_pretrain_script"
+EXAMPLE = ROOT / "examples" / "own_pretrain_script"
 
 
 @needs_0_19
@@ -19,7 +20,8 @@ def test_the_script_trains_on_a_source(tmp_path: Path) -> None:
         *(Path(__file__), EXAMPLE / "pretrain.py", *MODEL, "--train-iters", "2", "--data-path", "nca://toy"),
         *("--tokenizer-type", "NullTokenizer", "--vocab-size", "18"),
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )

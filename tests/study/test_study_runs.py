@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from places import DATA
 from studies import DEMO, plan_of, write_letters
 
 from nca_plugin.errors import NCAPluginError
@@ -27,7 +28,6 @@ from nca_plugin.study.power import power_tables
 from nca_plugin.study.rank_processes import Place, _environment, _error_line
 from nca_plugin.study.run import megatron_options
 
-DATA = Path(__file__).with_name("data")
 SMALL = [
     *("arguments.hidden-size=32", "arguments.seq-length=128", "arguments.max-position-embeddings=128"),
     *("arguments.eval-iters=1", "language.validation_tokens=2048", "language.evaluations=5", "stage1.tokens=10240"),

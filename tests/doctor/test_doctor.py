@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from nca_plugin import errors
 from nca_plugin.doctor import launchers, machine, packages, versions
@@ -24,7 +25,6 @@ from nca_plugin.doctor.facts import Facts
 from nca_plugin.doctor.imports import Outcome, import_in_process
 from nca_plugin.doctor.screen import examine, screen
 
-ROOT = Path(__file__).parents[1]
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 _INHERITED = [path for path in [os.environ.get("PYTHONPATH")] if path]
 DOCTOR = (sys.executable, "-m", "nca_plugin.doctor")

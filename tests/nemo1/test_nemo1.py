@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from nemo1_table import DOCUMENTATION, documentation_table
 from omegaconf import OmegaConf
+from places import DATA
 
 from nca_plugin.configuration.hydra_files import compose_file
 from nca_plugin.errors import NCAPluginError
@@ -19,7 +20,7 @@ from nca_plugin.nemo1.rows import Refused, Translated
 from nca_plugin.nemo1.translation import RESOLVERS, ROWS, Translation, is_nemo1, report, translate
 from nca_plugin.nemo1.values import CannotBeHad, whole
 
-DATA = Path(__file__).with_name("data") / "nemo1"
+DATA = DATA / "nemo1"
 
 #: The least that a file can say.
 SMALL = {
