@@ -35,7 +35,7 @@ def configure(hub_cache: Path) -> Callable[..., Any]:
     from nca_plugin.launch import bridge
 
     def run(*arguments: str | Path) -> Any:
-        options = bridge.parse_options(list(map(str, arguments)))
+        options = bridge.parse_command_line(list(map(str, arguments)))
         return bridge.configure(options, bridge.read_settings(options))
 
     return run
