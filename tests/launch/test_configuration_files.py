@@ -68,7 +68,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a set": (b"a: !!set {b, c}\n", "a: Value 'set' is not a supported"),
     "5,000 digits": (b"a: " + 5000 * b"9" + b"\n", "Exceeds the limit"),
     "defaults that are a number": (b"defaults: 5\n", "defaults must be a list"),
-    "defaults that are nowhere": (b"defaults: [nope]\n", "file nope.yaml.* is not there"),
+    "defaults that are nowhere": (b"defaults: [nope]\n", "file nope.yaml.* does not exist"),
     "defaults that are the file": (b"defaults: [file]\n", "includes itself"),
     "a wrong header": (b"# @package\na: 1\n", "Expected header format"),
     "an unknown key": (b"2: 2\ntrue: 1\n'': 3\n", "unknown keys '2', 'True', ''"),

@@ -260,7 +260,7 @@ def test_text_below_a_folder_that_is_a_link(text: Path, tmp_path: Path) -> None:
 
 
 def test_too_little_text_is_refused(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(NCAPluginError, match=r"is too short: 11,840 tokens in 40 documents"):
+    with pytest.raises(NCAPluginError, match=r"is too short: of 11,840 tokens in 40 documents"):
         study_corpus(CorpusConfig(inputs=[str(text)]), tmp_path / "corpus", 11_900, lambda _: None)
 
 
