@@ -19,10 +19,11 @@ from nca_plugin.checkpoint.folders import (
     read_mapping,
 )
 from nca_plugin.checkpoint.legacy import is_legacy, read_legacy, read_legacy_state
+from nca_plugin.checkpoint.metadata import TableOfContents
 from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.stored import Item
-from nca_plugin.checkpoint.torch_dist import is_torch_dist, read_common_file, read_common_object, read_torch_dist
+from nca_plugin.checkpoint.torch_dist import is_torch_dist, read_common_file, read_common_object, read_table
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError
 
@@ -76,7 +77,7 @@ class Checkpoint:
                 return read_legacy_state(self.folder)
             # As Megatron does; without the file the table of contents has to be read.
             state = read_common_file(self.folder) if self.format else None
-            return read_common_object(self.folder, self.objects) if self.format and state is None else state
+            return read_common_object(self.folder, self._table) if self.format and state is None else state
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -93,8 +94,8 @@ class Checkpoint:
         if self.format != "torch_dist":
             return None
         # NeMo 2 puts a module around the model.
-        found = (self.tensors[name] for name in (_EMBEDDING, f"module.{_EMBEDDING}") if name in self.tensors)
-        return next((tensor.shape[0] for tensor in found), None)
+        shapes = (self._table.shape(name) for name in (_EMBEDDING, f"module.{_EMBEDDING}"))
+        return next((shape[0] for shape in shapes if shape), None)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -103,6 +104,11 @@ class Checkpoint:
         with self._reading():
             # One that has no files, as the NullTokenizer of a source, leaves the folder empty.
             return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+    @cached_property
+    def _table(self) -> TableOfContents:
+        with self._reading():
+            return read_table(self.folder)
 
     @cached_property
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Item | None]]:
@@ -115,7 +121,7 @@ class Checkpoint:
                 tensors, modules = read_legacy(self.folder, self.common_state or {})
                 objects = dict(modules)
             else:
-                tensors, items = read_torch_dist(self.folder)
+                tensors, items = self._table.entries()
                 objects = dict(items)
         for name, tensor in tensors.items():
             if 0 in tensor.shape and parameter(name).role != "run":

@@ -11,7 +11,8 @@ import io
 import pathlib
 import pickle
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -171,7 +172,7 @@ def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callab
     """Return what `read` makes of a pickle's nodes, and of a function that returns what stands for a name.
 
     Raises:
-        NCAPluginError: `load_pickle`'s; what `read` raises, with the origin, is one.
+        NCAPluginError: see `load_pickle` and `reading`.
     """
     known = {**_KNOWN, **(extra or {})}
 
@@ -182,8 +183,15 @@ def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callab
             return Foreign
         raise pickle.UnpicklingError(f"refused to load {module}.{name}, which has no place in a checkpoint")
 
-    try:
+    with reading(origin):
         return read(scan(data), find)
+
+
+@contextmanager
+def reading(origin: str) -> Iterator[None]:
+    """Raise what the reading of a pickle from `origin` raises as an `NCAPluginError`."""
+    try:
+        yield
     except NCAPluginError:
         raise
     # A damaged pickle can fail in any operation: every type of error says the same of it.

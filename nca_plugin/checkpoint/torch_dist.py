@@ -6,12 +6,10 @@ state that all ranks share is an object among the others, or a file `common.pt` 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from nca_plugin.checkpoint.contents import Tensor
-from nca_plugin.checkpoint.metadata import load_metadata
+from nca_plugin.checkpoint.metadata import TableOfContents
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
 
@@ -38,8 +36,8 @@ def is_torch_dist(folder: Path) -> bool:
     return bool(backend == FORMAT["sharded_backend"])
 
 
-def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
-    """Return the tensors and objects of a folder, with the sizes of its files checked.
+def read_table(folder: Path) -> TableOfContents:
+    """Return the table of contents of a folder.
 
     Raises:
         NCAPluginError: damaged, incomplete, or anything but a table of contents in `.metadata`.
@@ -52,7 +50,7 @@ def read_torch_dist(folder: Path) -> tuple[dict[str, Tensor], dict[str, Item]]:
         ) from None
     except ValueError as error:
         raise NCAPluginError(f"checkpoint {folder}: .metadata cannot be read: {error}") from error
-    return load_metadata(data, folder)
+    return TableOfContents(data, folder)
 
 
 def read_common_file(folder: Path) -> dict[str, Any] | None:
@@ -61,9 +59,9 @@ def read_common_file(folder: Path) -> dict[str, Any] | None:
     return _mapping(folder, Item(file, 0, file.stat().st_size).load()) if file.is_file() else None
 
 
-def read_common_object(folder: Path, objects: Mapping[str, Item | None]) -> dict[str, Any] | None:
+def read_common_object(folder: Path, table: TableOfContents) -> dict[str, Any] | None:
     """Return what is stored once for all ranks among the objects; None if nothing is."""
-    item = objects.get(COMMON_STATE)
+    item = table.object(COMMON_STATE)
     if item is None:
         return None
     saved = item.load()

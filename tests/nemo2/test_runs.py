@@ -10,7 +10,7 @@ from before_the_model import set_up
 from nemo_runs import ITERATIONS, SAVE_AT, NemoRun, run, start
 
 from nca_plugin.checkpoint.opened import open_checkpoint
-from nca_plugin.checkpoint.torch_dist import read_torch_dist
+from nca_plugin.checkpoint.torch_dist import read_table
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import read_trained
 from nca_plugin.nemo2.data import SourceDataModule
@@ -120,5 +120,5 @@ def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
-    tensors, _ = read_torch_dist(folder)
+    tensors, _ = read_table(folder).entries()
     return {name: tensor.read() for name, tensor in tensors.items() if name.startswith("module.")}
