@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 import devices
 import numpy as np
 import pytest
+from filelock import FileLock
 from model_zoo import Results, SaveJob, save_checkpoints
 from transition_cases import FEW
 
@@ -17,6 +19,8 @@ from transition_cases import FEW
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 devices.hide()
+
+_ZOO_RESULTS = "saved.json"
 
 # numba compiles a function anew when its own file changes, not when a file that it takes functions from does. A cache
 # for each state of the sources, which the processes that tests start share, is never stale.
@@ -93,8 +97,28 @@ def three_parts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def zoo_saved(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that Megatron saved: a Llama and a mixture of experts from two by two ranks, and those of `FEW`.
+
+    They are saved once for all workers of pytest.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / _ZOO_RESULTS).exists():
+            results = save_checkpoints(folder, _zoo_jobs())
+            (folder / _ZOO_RESULTS).write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo_saved(zoo: Path) -> Results:
     """What Megatron said of the checkpoints in `zoo` as it saved them."""
+    results: Results = json.loads((zoo / _ZOO_RESULTS).read_text())
+    return results
+
+
+def _zoo_jobs() -> list[SaveJob]:
     kinds: dict[str, dict[str, Any]] = {
         "llama": {"optimizer": "distributed"},
         "bf16": {"optimizer": "plain", "arguments": ("--bf16",)},
@@ -103,11 +127,4 @@ def zoo_saved(tmp_path_factory: pytest.TempPathFactory) -> Results:
     jobs = [SaveJob(name=name, arch="llama", tp=2, pp=2, **options) for name, options in kinds.items()]
     experts = {"experts": "torch_dist", "experts-legacy": "torch"}
     jobs += [SaveJob(name=name, arch="moe", tp=1, pp=2, ep=2, format=kind) for name, kind in experts.items()]
-    jobs += [case.job for case in FEW]
-    return save_checkpoints(tmp_path_factory.getbasetemp() / "zoo", jobs)
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory, zoo_saved: Results) -> Path:
-    """Checkpoints that Megatron saved: a Llama and a mixture of experts from two by two ranks, and those of `FEW`."""
-    return tmp_path_factory.getbasetemp() / "zoo"
+    return [*jobs, *(case.job for case in FEW)]
