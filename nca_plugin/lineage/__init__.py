@@ -1,1 +1,1 @@
-"""What a checkpoint was trained on: how it is described, where each stack stores that, how a resumed run compares it."""
+"""What a checkpoint was trained on: its description, where each stack stores that, how a resumed run compares it."""

@@ -177,7 +177,7 @@ def _from_stored(values: Any) -> TrainingData:
 
 
 def _difference(before: str, now: str) -> str:
-    """Return how one data path differs from another. Of the many options of a source, only the changed ones are named."""
+    """Return how one data path differs from another. Of a source's many options, only the changed ones are named."""
     (name, old), (new_name, new) = (_options(path) for path in (before, now))
     if name != new_name or old.keys() != new.keys():
         return f"{_short(now)} rather than {_short(before)}"

@@ -35,8 +35,8 @@ _LN2: Final = np.float32(0.6931471805599453)
 #: The bits of the float32 sqrt(1/2).
 _SQRT_HALF_BITS: Final = np.int32(0x3F3504F3)
 _ARTANH: Final = tuple(np.float32(1.0 / k) for k in (9, 7, 5, 3, 1))
-#: Coefficients of Giles 2011 in single precision, highest power first. With w = -ln(1 - x^2), the first polynomial is in
-#: w - 2.5 for w < 5, the second in sqrt(w) - 3 for larger w.
+#: Coefficients of Giles 2011 in single precision, highest power first. With w = -ln(1 - x^2), the first polynomial is
+#: in w - 2.5 for w < 5, the second in sqrt(w) - 3 for larger w.
 _ERFINV_NEAR: Final = tuple(
     map(
         np.float32,

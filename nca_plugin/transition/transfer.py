@@ -97,7 +97,7 @@ def transfer(
                     writer.add_object(change.entry.name, checkpoint.objects[change.entry.name])
             files = context_files(checkpoint)
             writer.check_space(sum(path.stat().st_size for path in files.values()))
-            # Copies of whole blocks are checked while they are written. Blocks that are copied in parts are checked now.
+            # Copies of whole blocks are checked while they are written, blocks that are copied in parts already here.
             doubted = rewritten(checkpoint, changes)
             if transition.verify and report["layout"] == "link":
                 doubted += [block.record for block in kept]
