@@ -1,4 +1,4 @@
-"""The pictures of a page, and what each shows in words."""
+"""The pictures of a page, with their titles and explanations."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,10 +22,10 @@ _SHEET: Final = (6.4, 6.9)
 
 
 def pictures(samples: Samples, random_scores: NDArray[np.float64] | None) -> list[Picture]:
-    """Return the pictures that make sense for the samples, the contact sheet first.
+    """Return the pictures of samples, the contact sheet first.
 
     Args:
-        random_scores: gzip scores of random rules without the band, float64 [rules]; None without a band.
+        random_scores: gzip scores of random rules without the band, float64 [rules]; None if there is no band.
     """
     if samples.grid is None:
         return _token_pictures(samples)
@@ -152,7 +152,7 @@ def _token_colors_text(source: Source) -> str:
 
 
 def _score_title(bands: Sequence[Band], random_scores: NDArray[np.float64] | None) -> str:
-    """Return as a title how many of the random rules each band keeps."""
+    """Return a title that says what share of random rules each band keeps."""
     if random_scores is None:
         return "Random rules run from frozen to noise"
     shares = (100 * np.mean((low < random_scores) & (random_scores < high)) for low, high in bands)
@@ -161,7 +161,7 @@ def _score_title(bands: Sequence[Band], random_scores: NDArray[np.float64] | Non
 
 
 def _reach(information: Information) -> str:
-    """Return as a title how far the information reaches, if it does."""
+    """Return a title that says how far the information reaches, if it reaches the furthest distance."""
     furthest = information.distances[-1]
     error = np.hypot(information.error[-1], information.baseline_error[-1])
     if information.value[-1] - information.baseline[-1] > 3 * error:
