@@ -251,7 +251,7 @@ def _joined(
     frequencies = (model.get(name, default=1) for name in ("moe_layer_freq", "linear_attention_freq"))
     has_kinds = model.is_hybrid or any(map(model.get, by_layer)) or any(frequency != 1 for frequency in frequencies)
     if len({key.layer for key in wholes if key.layer is not None}) != num_layers:
-        raise NCAPluginError(f"checkpoint {folder} is incomplete: it has {num_layers} layers, and not all of them")
+        raise NCAPluginError(f"checkpoint {folder} is incomplete: some of its {num_layers} layers are missing")
     is_stacked = not has_kinds and _alike(wholes)
     objects: dict[str, None] = {}
     blocks: dict[str, list[Block]] = {}

@@ -203,7 +203,9 @@ def _llama(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Ll
     grouped = model.get("group_query_attention", default=True)
     groups = _whole(model.get("num_query_groups", default=heads), "num_query_groups") if grouped else heads
     if hidden % heads or heads % groups:
-        raise NCAPluginError(f"its {hidden} hidden units, {heads} heads and {groups} groups of them do not divide")
+        raise NCAPluginError(
+            f"its hidden_size {hidden} must be a multiple of its {heads} heads, and these of its {groups} query groups"
+        )
     tied = model.get("share_embeddings_and_output_weights")
     return Llama(
         num_layers=_whole(_need(model, "num_layers"), "num_layers"),

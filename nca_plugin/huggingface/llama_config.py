@@ -80,7 +80,9 @@ def read_llama(folder: Path) -> tuple[Llama, list[str]]:
     )
     unknown = sorted(set(values) - set(_READ) - _of_any_model())
     has_no_effect = [name for name in unknown if values[name] not in (None, False)]
-    notes = [f"a Llama has no {shown_names(has_no_effect)}: config.json's are left out"] if has_no_effect else []
+    notes = []
+    if has_no_effect:
+        notes.append(f"entries of config.json that a Llama does not have are left out: {shown_names(has_no_effect)}")
     return llama, notes
 
 
@@ -145,10 +147,11 @@ def _check(config: Any) -> None:
         _check_number(name, rope_of(config).get(name) if name == "rope_theta" else getattr(config, name))
     if config.num_attention_heads % config.num_key_value_heads:
         raise NCAPluginError(
-            f"its {config.num_attention_heads} heads for {config.num_key_value_heads} of keys do not divide"
+            f"its num_attention_heads, {config.num_attention_heads}, must be a multiple of its num_key_value_heads, "
+            f"{config.num_key_value_heads}"
         )
     if config.head_dim % 2:
-        raise NCAPluginError(f"its head_dim is {config.head_dim}, and rotary embeddings turn pairs")
+        raise NCAPluginError(f"its head_dim is {config.head_dim}, but rotary embeddings need an even number")
 
 
 def _check_size(name: str, size: Any) -> None:
@@ -175,7 +178,7 @@ def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> I
         yield f"rotary embeddings of type {shown(rope['rope_type'])}, which Megatron does not scale in the same way"
     for of_rope in (values, rope):
         if of_rope.get("partial_rotary_factor") not in (None, 1):
-            yield f"a partial_rotary_factor of {shown(of_rope['partial_rotary_factor'])}: a Llama turns whole heads"
+            yield f"a partial_rotary_factor of {shown(of_rope['partial_rotary_factor'])}: a Llama rotates whole heads"
     scaling = ("factor", *LLAMA3_SCALING) if rope["rope_type"] == "llama3" else ("original_max_position_embeddings",)
     others = sorted(set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling})
     if others:

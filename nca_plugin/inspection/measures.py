@@ -39,7 +39,7 @@ TITLES: Final[dict[str, tuple[str, str]]] = {
     "right_neighbour": ("Cells equal to their right neighbour", "%"),
     "color_entropy": ("Entropy of the colours of a sequence", "bits"),
     **{f"seen_{t}": (f"Cells seen before, from frame {t}", "%") for t in TRANSITIONS},
-    "right_if_seen": ("Of all cells seen before, those that go on as they did then", "%"),
+    "right_if_seen": ("Cells seen before whose next colour is the same as then", "%"),
 }
 
 

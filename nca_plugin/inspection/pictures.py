@@ -57,7 +57,7 @@ def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float
         Picture(
             "scores",
             _score_title(grid.distinct_bands, random_scores),
-            f"The score is the size of ten frames after gzip as a share of that before{outline}.",
+            f"The score is the size of ten frames after gzip divided by their size before{outline}.",
             lambda axes: charts.draw_scores(axes, grid.scores, random_scores, grid.distinct_bands, noise),
         ),
         Picture(
@@ -117,7 +117,7 @@ def _token_pictures(samples: Samples) -> list[Picture]:
             "sheet",
             "Each row is the start of a sequence, simplest on top",
             f"Every cell is a token{_token_colors_text(samples.source)}; the number on the left is the size of the "
-            "whole sequence after gzip, as a share of that before.",
+            "whole sequence after gzip divided by its size before.",
             lambda axes: sheet.draw_strips(axes, samples, scores),
             _SHEET,
         ),
@@ -125,7 +125,8 @@ def _token_pictures(samples: Samples) -> list[Picture]:
             "tokens_information",
             "What a token tells about a later one, by distance",
             "The higher a blue point above the grey ones, the more bits the earlier token tells about the later one; "
-            f"the grey ones are the same for shuffled sequences, and tell only one sequence from another.{folded}",
+            "the grey ones are the same for shuffled sequences, where only the difference between sequences is left."
+            f"{folded}",
             lambda axes: charts.draw_token_information(axes, information, None),
         ),
         Picture(

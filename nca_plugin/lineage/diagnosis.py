@@ -49,7 +49,7 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
                     f"  ok     fingerprint {part.fingerprint}, as here" if fault is None else f"  BROKEN {fault}"
                 )
     if now is None:
-        lines.append("It is the start of a run, with whatever data.")
+        lines.append("It is a start checkpoint, from which a run may train on any data.")
     elif blend is not None:
         other = TrainingData.of(*blend, now.seq_length)
         difference = now.difference(other) if now.has_source or other.has_source else None

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--freeze-list",
         metavar="FILE",
-        help="what not to train: selectors, as nca-plugin transfer --freeze writes them to freeze.txt",
+        help="file with selectors of what not to train, such as the freeze.txt of nca-plugin transfer --freeze",
     )
     group.add_argument(
         "--allow-other-data",

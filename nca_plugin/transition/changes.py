@@ -226,7 +226,7 @@ def _distribution(
 ) -> Distribution:
     if not tensor.dtype.is_drawable:
         raise NCAPluginError(
-            f"'{entry.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
+            f"'{entry.name}' cannot be drawn anew, because it is stored as {tensor.dtype.name}: keep or drop it"
         )
     if entry.parameter.canonical in ROW_TENSORS and not entry.name.endswith("bias"):
         of_preset = row_distribution(PRESETS[transition.preset].rows, entry.parameter, tensor, vocabulary.old_ids)

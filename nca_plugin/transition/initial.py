@@ -77,7 +77,7 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
     if part.endswith("bias"):
         return Distribution("constant", 0.0)
     if not part.endswith("weight"):
-        raise NCAPluginError(f"'{name}': it is not known what a new one starts with; keep or drop it")
+        raise NCAPluginError(f"'{name}' cannot be drawn anew, because its initialisation is unknown: keep or drop it")
     if parameter.role in ("embedding", "position"):
         return Distribution("normal", _embedding_std(model))
     if parameter.role == "output":
@@ -185,7 +185,7 @@ def _mamba(part: str) -> Distribution:
     }
     name = part.split(".mixer.", 1)[1]
     if name not in kinds:
-        raise NCAPluginError(f"'{part}': it is not known what a new one starts with; keep or drop it")
+        raise NCAPluginError(f"'{part}' cannot be drawn anew, because its initialisation is unknown: keep or drop it")
     return kinds[name]
 
 
