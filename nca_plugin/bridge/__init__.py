@@ -1,6 +1,6 @@
-"""Sources as data of Megatron-Bridge, for its own recipes and YAML files.
+"""Sources as data of Megatron-Bridge, in its own recipes and YAML files.
 
-In a YAML of Megatron-Bridge's, for `nca_plugin.launch.bridge`:
+In a YAML file for `nca_plugin.launch.bridge`:
 
     dataset:
       _target_: nca_plugin.bridge.SourceDatasetConfig
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # Importing this package must not import Megatron: CPU mode comes first.
+    # Importing this package must not import Megatron, because CPU mode must be enabled first.
     if name == "SourceDatasetConfig":
         from nca_plugin.bridge.dataset import SourceDatasetConfig
 

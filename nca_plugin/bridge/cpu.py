@@ -1,8 +1,8 @@
-"""What Megatron-Bridge needs in CPU mode beyond `nca_plugin.megatron.cpu`.
+"""Adapts Megatron-Bridge to CPU mode, beyond `nca_plugin.megatron.cpu`.
 
-It imports Transformer Engine and NVIDIA's resiliency extension whether a run uses them or not, and neither installs
-without a GPU: stand-ins answer the imports, and any use of one is an error. Its recipes are written for GPUs: the
-layers and the settings that need one are replaced, by name, and said so in the log.
+Megatron-Bridge imports Transformer Engine and NVIDIA's resiliency extension even if a run does not use them, and
+neither can be installed without a GPU. Stand-ins make the imports work, but using one is an error. Its recipes are
+written for GPUs. Layers and settings that need one are replaced, and the log names them.
 """
 
 import sys
@@ -22,12 +22,12 @@ _STAND_INS: Final = {
 
 
 def add_stand_ins() -> list[str]:
-    """Answer the imports of packages that are not installed. Returns their names.
+    """Make packages that are not installed importable, and return their names.
 
-    Call once, before Megatron-Bridge is imported.
+    Call this once, before Megatron-Bridge is imported.
     """
     missing = [package for package in _STAND_INS if find_spec(package) is None]
-    # Megatron looks for Transformer Engine when it is imported, and must not find the stand-in.
+    # Importing Megatron now keeps it from finding the stand-in for Transformer Engine.
     import megatron.core.extensions.transformer_engine
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.models.gpt.gpt_model
@@ -46,7 +46,7 @@ def add_stand_ins() -> list[str]:
 
 
 class _Nested(type):
-    """Of a placeholder: its attributes are placeholders too."""
+    """The type of placeholders, whose attributes are placeholders too."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -55,7 +55,7 @@ class _Nested(type):
 
 
 class _StandIn(ModuleType):
-    """A module whose every attribute is a class that can be subclassed and not used."""
+    """A module whose attributes are placeholders: classes that can be subclassed, but not used."""
 
     __version__ = "0.0.0"
 
@@ -63,7 +63,7 @@ class _StandIn(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         placeholder = _placeholder(name)
-        # One class for every import of a name.
+        # All imports of a name get the same class.
         setattr(self, name, placeholder)
         return placeholder
 
@@ -78,10 +78,10 @@ def _placeholder(name: str) -> type:
 
 
 def adapt(config: Any) -> list[str]:
-    """Set what a run without a GPU needs in a configuration. Returns what changed, as `key=value`.
+    """Set the values in a configuration that a run without a GPU needs, and return the changes as `key=value`.
 
     Raises:
-        NCAPluginError: a model whose layers exist for GPUs only, or settings that need one.
+        NCAPluginError: if the model has layers only for GPUs, or settings need one.
     """
     from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 

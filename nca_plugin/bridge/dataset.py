@@ -1,8 +1,7 @@
 """The dataset of a Megatron-Bridge run: sources, corpora and indexed datasets, built by Megatron's own builder.
 
-It is a `DatasetProvider` and not a `GPTDatasetConfig`: Megatron-Bridge builds every subclass of the latter as a plain
-`GPTDataset`. What the two have in common has the same names here, so that a configuration's overrides of `dataset`
-keep their meaning.
+It is a `DatasetProvider`, because Megatron-Bridge builds every subclass of `GPTDatasetConfig` as a plain `GPTDataset`.
+Fields that it shares with `GPTDatasetConfig` have the same names, so that overrides of `dataset` keep their meaning.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -25,7 +24,7 @@ from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.rank_0 import told_by_rank_0
 
-#: What a run trains on that names the preset `nca` and no source.
+#: The source of a run that names the preset `nca` but no source.
 DEFAULT_SOURCE: Final = "nca://web"
 
 
@@ -34,39 +33,39 @@ class SourceDatasetConfig(DatasetProvider):
     """Configuration and builder of a pretraining dataset whose data paths may be source URIs.
 
     Raises, when Megatron-Bridge finalizes or builds it:
-        NCAPluginError: no data path, an unknown source, or one that the model does not fit.
+        NCAPluginError: if there is no data path, or a source is unknown or does not fit the model.
     """
 
     data_path: str | list[str] | None = None
-    """A source URI, a corpus or an indexed dataset, or a blend as `--data-path` of Megatron-LM takes it, such as
+    """A source URI, a corpus, an indexed dataset, or a blend as in Megatron-LM's `--data-path`, such as
     `[0.1, nca://web, 0.9, my_text_document]`."""
 
     seq_length: int
-    """Inputs of a sample; `model.seq_length`."""
+    """Number of input tokens of a sample; it must equal `model.seq_length`."""
 
     vocab_size: int | None = None
-    """Ids that the model has rows for; None if as many as the tokenizer's."""
+    """Number of ids for which the model has rows; None takes the tokenizer's number."""
 
     random_seed: int = 1234
-    """Seed of the order of an indexed dataset and of a blend. A source has a seed of its own, in its URI."""
+    """Seed of the order of an indexed dataset and of a blend. A source has its own seed in its URI."""
 
     split: str | None = "9999,8,2"
-    """Shares of train, validation and test in what is no source: the splits of a source are streams of their own."""
+    """Shares of train, validation and test. They do not apply to sources, whose splits are separate streams."""
 
     dataloader_type: str | None = "single"  # type: ignore[assignment]
     """`single` reads the samples in order, `cyclic` shuffles them."""
 
     skip_getting_attention_mask_from_dataset: bool = True
-    """Leave the causal mask to the attention kernel, rather than make it for every sample."""
+    """Leave the causal mask to the attention kernel instead of making it for every sample."""
 
     reset_position_ids: bool = False
-    """Of indexed datasets: restart positions after each end of document. A source's sample is one document."""
+    """In indexed datasets, restart positions after each end of document. A source's sample is one document."""
 
     reset_attention_mask: bool = False
-    """Of indexed datasets: keep documents apart. A source's sample is one document."""
+    """In indexed datasets, keep attention within documents. A source's sample is one document."""
 
     eod_mask_loss: bool = False
-    """Of indexed datasets: leave ends of documents out of the loss. A source has a mask of its own, by position."""
+    """In indexed datasets, leave ends of documents out of the loss. A source has its own mask, by position."""
 
     num_dataset_builder_threads: int = 1
     path_to_cache: str | None = None
@@ -79,18 +78,18 @@ class SourceDatasetConfig(DatasetProvider):
     """Resume a checkpoint with other data than it was trained on."""
 
     nca_plugin_trained_on: dict[str, Any] | None = None
-    """What the run trains on, and before; it is set when the run begins, for the `run_config.yaml` of checkpoints."""
+    """The lineage of the run. It is set when the run begins, for the `run_config.yaml` of its checkpoints."""
 
     resumed_samples: list[int] | None = None
-    """Samples of training and validation that a resumed run reads in all; it is set when the run begins. With a smaller
-    batch than before they are more than Megatron-Bridge asks for, whose sampler would find a blend at its end."""
+    """Total numbers of training and validation samples that a resumed run reads. They are set when the run begins. If
+    the batch is smaller than before, Megatron-Bridge asks for fewer, and a blend would end too early."""
 
     def __post_init__(self) -> None:
         self._meter = SampleMeter(0)
 
     @property
     def blend(self) -> Blend:
-        """Data paths, and their weights if they have any."""
+        """The data paths and their weights, None without weights."""
         return read_blend(self.data_path, "dataset.data_path")
 
     def finalize(self) -> None:
@@ -106,14 +105,14 @@ class SourceDatasetConfig(DatasetProvider):
         super().finalize()
 
     def describe_data(self, origin: Checkpoint | None = None, *, is_resumed: bool = False) -> None:
-        """Add to this configuration what the run trains on, and before.
+        """Add the lineage of the run to this configuration.
 
         Args:
-            origin: the checkpoint that the run loads, if any.
-            is_resumed: whether it goes on at its iteration, rather than at 0 with its weights.
+            origin: the checkpoint that the run loads; None if it loads none.
+            is_resumed: whether the run continues at the checkpoint's iteration. Otherwise it begins at 0.
 
         Raises:
-            NCAPluginError: other data than that of the resumed checkpoint.
+            NCAPluginError: if the data differ from those of the resumed checkpoint.
         """
         lineage = continued(
             TrainingData.of(*self.blend, self.seq_length),
@@ -125,10 +124,10 @@ class SourceDatasetConfig(DatasetProvider):
         self.nca_plugin_trained_on = lineage.stored()
 
     def _described(self, data: TrainingData) -> dict[str, Any]:
-        """Return what the run trains on, and before, as the launcher has found it out."""
+        """Return the lineage that the launcher has added to this configuration."""
         stored = self.nca_plugin_trained_on
         if stored is None or Lineage.from_stored(stored).now != data:
-            # A script of a user's own, which knows of no checkpoint here, or the configuration of another run.
+            # This is a training script of the user's own, or the configuration is from another run.
             self.describe_data()
         assert self.nca_plugin_trained_on is not None
         return self.nca_plugin_trained_on
@@ -156,7 +155,7 @@ class SourceDatasetConfig(DatasetProvider):
         self._meter = config.meter = SampleMeter(self.num_workers)
         asked, read = (context.train_samples, context.valid_samples), self.resumed_samples or [0, 0]
         num_samples = [*map(max, asked, read), context.test_samples]
-        # On every rank, as Megatron-Bridge builds its own: its forward step loads a batch on each.
+        # As in Megatron-Bridge, every rank builds the datasets, because its forward step loads a batch on each.
         train, valid, test = BlendedMegatronDatasetBuilder(SourceGPTDataset, num_samples, lambda: True, config).build()
         data = TrainingData.of(*self.blend, self.seq_length)
         self.nca_plugin_trained_on = told_by_rank_0(lambda: self._described(data))
@@ -166,11 +165,11 @@ class SourceDatasetConfig(DatasetProvider):
         return train, valid, test
 
     def sample_milliseconds(self) -> float:
-        """Return the mean time that this rank's workers took for a training sample since the last call, in ms."""
+        """Return the mean time of a training sample in this rank's workers since the last call, in ms."""
         return self._meter.milliseconds()
 
 
-#: Fields of `GPTDatasetConfig` whose place is taken by the data path and by what Megatron-Bridge knows at run time.
+#: Fields of `GPTDatasetConfig` that the data path, or values that Megatron-Bridge knows at run time, replace.
 _REPLACED: Final = (
     *("blend", "blend_per_split", "data_path", "seq_length", "sequence_length", "sequences_per_dataset"),
     *("per_dataset_sequences_path", "tokenizer", "mock", "split_matrix", "token_dtype_code", "create_attention_mask"),
@@ -178,10 +177,10 @@ _REPLACED: Final = (
 
 
 def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> SourceDatasetConfig:
-    """Return the dataset that takes the place of a run's own, with the options that both have.
+    """Return the dataset that replaces a run's own, with the options that both have.
 
     Raises:
-        NCAPluginError: a dataset that is not for pretraining, or an option of it that sources cannot honour.
+        NCAPluginError: if the dataset is not for pretraining, or has an option that sources do not support.
     """
     if isinstance(dataset, SourceDatasetConfig):
         return replace(dataset, data_path=data_path, seq_length=seq_length)
@@ -196,7 +195,7 @@ def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> Sourc
         if field.name not in known and field.name not in _REPLACED and value != _default(field):
             raise NCAPluginError(f"dataset.{field.name}={value} is not supported with data.source: leave it out")
     options: dict[str, Any] = {name: getattr(dataset, name) for name in known if hasattr(dataset, name)}
-    # Without a split, each had data paths of its own.
+    # The dataset had no split if each of its splits had its own data paths.
     options["split"] = options["split"] or SourceDatasetConfig.split
     return SourceDatasetConfig(data_path=data_path, seq_length=seq_length, **options)
 
@@ -206,12 +205,14 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _preset(config: ConfigContainer) -> SourceDatasetConfig:
-    """Return what `--dataset nca` stands for."""
+    """Return the dataset of `--dataset nca`."""
     return source_dataset(config.dataset, [DEFAULT_SOURCE], config.model.seq_length)
 
 
 def register_dataset() -> None:
-    """Make `dataset._target_: nca_plugin.bridge.SourceDatasetConfig` and the dataset preset `nca` known to
-    Megatron-Bridge. Without it, Megatron-Bridge warns and keeps the dataset that was there."""
+    """Register the target `nca_plugin.bridge.SourceDatasetConfig` and the dataset preset `nca` with Megatron-Bridge.
+
+    Otherwise Megatron-Bridge warns about the target and keeps the previous dataset.
+    """
     register_allowed_target_prefix("nca_plugin")
     DATASET_PRESETS["nca"] = _preset

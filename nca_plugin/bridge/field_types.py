@@ -1,4 +1,4 @@
-"""What the fields of Megatron-Bridge's configuration classes may hold, as far as their types say."""
+"""Checks values of Megatron-Bridge's configuration classes against the types of their fields."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,11 @@ from nca_plugin.errors import NCAPluginError
 
 
 def check_type(owner: Any, name: str, value: Any, key: str) -> None:
-    """Raise `NCAPluginError` if a value is no number, switch, text or section where the field's type asks for one.
+    """Raise `NCAPluginError` if a field needs a number, bool, string or section and the value is something else.
 
     Args:
-        owner: a configuration, or its class.
-        value: as a YAML file has it. Interpolations and null fit any field but a section.
+        owner: a configuration or its class.
+        value: the value from YAML. Interpolations fit any field, and null any field but a section.
         key: how the user names the field.
     """
     kinds = list(_members(_hint(owner, name)))
@@ -27,7 +27,7 @@ def check_type(owner: Any, name: str, value: Any, key: str) -> None:
 
 
 def takes_mapping(owner: Any, name: str) -> bool:
-    """Whether a field may hold a mapping of any keys, as its type says."""
+    """Return whether a field's type allows a mapping with any keys."""
     return any(kind is dict or getattr(kind, "__origin__", None) is dict for kind in _parts(_hint(owner, name, None)))
 
 
@@ -46,12 +46,12 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, kind)
     if dataclasses.is_dataclass(kind):
         return isinstance(value, Mapping)
-    # Of a list, a function, a type of PyTorch's, Megatron-Bridge judges itself.
+    # Megatron-Bridge itself checks lists, functions and types of PyTorch.
     return kind is not NoneType
 
 
 def _members(hint: Any) -> Iterator[Any]:
-    """Yield the alternatives of a type, itself if it is none of several."""
+    """Yield the members of a union, or the type itself if it is not a union."""
     if get_origin(hint) in (Union, UnionType):
         for part in get_args(hint):
             yield from _members(part)

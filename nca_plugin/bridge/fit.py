@@ -1,6 +1,6 @@
-"""Sequence length, vocabulary and checkpoint of a Megatron-Bridge run, made to fit its data or refused.
+"""Makes sequence length and vocabulary of a Megatron-Bridge run fit its data, and refuses runs that do not fit.
 
-All of it before a process group or a model exists.
+This happens before there is a process group or a model.
 """
 
 from collections.abc import Mapping
@@ -27,37 +27,37 @@ from nca_plugin.megatron.rank_0 import is_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
 
-#: What a user may set of sources, and no dataset of Megatron-Bridge's has.
+#: Settings of a dataset of sources that no dataset of Megatron-Bridge has.
 _OF_SOURCES_ALONE: Final = ("allow_other_data",)
 
 
 def split_settings(dataset: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a user's settings before a source takes the place of `dataset`, and those that only the source has."""
+    """Return the settings to apply before a source replaces `dataset`, and those that only the new dataset has."""
     section = settings.get("dataset")
     if not isinstance(section, Mapping) or isinstance(dataset, SourceDatasetConfig):
         return dict(settings), {}
     own = {name: value for name, value in section.items() if name in _OF_SOURCES_ALONE}
     rest = {name: value for name, value in section.items() if name not in own}
     others = {name: value for name, value in settings.items() if name != "dataset"}
-    # An empty section would stand for all of the dataset.
+    # An empty section would replace the whole dataset.
     if rest:
         others["dataset"] = rest
     return others, {"dataset": own} if own else {}
 
 
 def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Make a run's vocabulary and sequence length fit its sources, where the user has not set them.
+    """Make a run's vocabulary and sequence length fit its sources, unless the user has set them.
 
-    A single source brings a NullTokenizer with its vocabulary; the dataset's samples get the model's length. A run
-    without sources is left alone.
+    With a single source the run gets a NullTokenizer with its vocabulary, and samples get the model's sequence length.
+    A run without sources stays as it is.
 
     Args:
-        config: `ConfigContainer` whose dataset, tokenizer and vocabulary are adapted.
-        settings: what the user has set, by section, in a file or otherwise.
-        overrides: the part of it that changes a configuration, be it a recipe's or a complete one of the user's.
+        config: the `ConfigContainer` whose dataset, tokenizer and vocabulary are adapted.
+        settings: all settings of the user, by section.
+        overrides: the settings that change a configuration, either a recipe's or a complete one of the user.
 
     Raises:
-        NCAPluginError: what the user has set does not fit.
+        NCAPluginError: if the user's settings do not fit.
     """
     dataset = config.dataset
     if not isinstance(dataset, SourceDatasetConfig):
@@ -71,7 +71,7 @@ def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) 
             tokenizer_type="NullTokenizer", vocab_size=open_path(paths[0]).vocab_size, use_tokenizer_vocab_size=True
         )
     if "vocab_size" in settings.get("model", {}) and "use_tokenizer_vocab_size" not in settings.get("tokenizer", {}):
-        # Megatron-Bridge would ignore what the user has set.
+        # Otherwise Megatron-Bridge would ignore the user's vocab_size.
         config.tokenizer.use_tokenizer_vocab_size = False
     vocab_size = _vocab_size(config)
     check_blend(
@@ -97,7 +97,7 @@ def _fit_seq_length(config: Any, *, is_set: bool) -> None:
 
 
 def _check_order(config: Any) -> None:
-    """Refuse what makes the samples of a source, or their weights, depend on the layout, or what is ignored."""
+    """Refuse settings that make a source's samples, or their weights, depend on the layout, or that are ignored."""
     check_loader(config.dataset.dataloader_type, "dataset.dataloader_type=cyclic")
     model, way_out = config.model, "model.calculate_per_token_loss=true and ddp.average_in_collective=false"
     what = "the start of a source's sample"
@@ -109,13 +109,12 @@ def _check_order(config: Any) -> None:
 
 
 def check_checkpoint(config: Any) -> None:
-    """Refuse a checkpoint with other embedding rows, or data, than the run, and add to a configuration with sources
-    what the run trains on, and how many samples it reads if it is resumed.
+    """Check the checkpoint of a run, and add the lineage and the samples of a resumed run to its configuration.
 
-    The first rank reads the checkpoint; the others are told what the run trains on when they have a process group.
+    Only the first rank reads the checkpoint. The others get the lineage once there is a process group.
 
     Raises:
-        NCAPluginError: the rows differ, or the data of a checkpoint that the run resumes.
+        NCAPluginError: if the number of embedding rows differs, or the run resumes a checkpoint with other data.
     """
     checkpoint = _loaded(config.checkpoint)
     is_resumed = checkpoint_exists(config.checkpoint.load) and not config.checkpoint.finetune
@@ -131,8 +130,7 @@ def check_checkpoint(config: Any) -> None:
 
 
 def _loaded(settings: Any) -> Checkpoint | None:
-    """Return the checkpoint that Megatron-Bridge will load, which is opened and not read; None for none, and for one
-    in object storage."""
+    """Return the checkpoint that Megatron-Bridge will load, without reading it; None if there is none on a disk."""
     path = next((path for path in (settings.load, settings.pretrained_checkpoint) if checkpoint_exists(path)), None)
     if path is None or not Path(path).is_dir():
         return None
@@ -151,8 +149,7 @@ def _check_rows(config: Any, checkpoint: Checkpoint) -> None:
 
 
 def _resumed_samples(config: Any, checkpoint: Path) -> list[int] | None:
-    """Return the samples of training and validation that a run reads in all that resumes a checkpoint; None for one of
-    Megatron-LM's."""
+    """Return a resumed run's total numbers of training and validation samples; None if Megatron-LM saved it."""
     train, validation = config.train, config.validation
     file = get_checkpoint_train_state_filename(str(checkpoint))
     if not Path(file).exists():
@@ -162,19 +159,19 @@ def _resumed_samples(config: Any, checkpoint: Path) -> list[int] | None:
     read = state.consumed_train_samples + max(0, steps - state.step) * train.global_batch_size
     if not validation.eval_interval:
         return [read, 0]
-    # The last evaluation follows the last step.
+    # One more evaluation follows the last step.
     evaluations = max(0, steps // validation.eval_interval - state.step // validation.eval_interval) + 1
     batch = validation.eval_global_batch_size or train.global_batch_size
     return [read, state.consumed_valid_samples + evaluations * validation.eval_iters * batch]
 
 
 def _is_padded(config: Any) -> bool:
-    """Whether Megatron-Bridge takes the vocabulary from the tokenizer, and then pads it."""
+    """Return whether Megatron-Bridge takes the vocabulary size from the tokenizer, which it then pads."""
     return bool(config.tokenizer.use_tokenizer_vocab_size or config.model.vocab_size is None)
 
 
 def _vocab_size(config: Any) -> int:
-    """Return the ids of a run's model, without padding."""
+    """Return the vocabulary size of a run's model, without padding."""
     if not _is_padded(config):
         return int(config.model.vocab_size)
     tokenizer = config.tokenizer

@@ -1,4 +1,4 @@
-"""What a run of Megatron-Bridge reports of its data, where its own figures go: the log, TensorBoard and W&B."""
+"""Reports on the data of a Megatron-Bridge run, in the same places as its own figures: log, TensorBoard and W&B."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +16,7 @@ from nca_plugin.megatron.metrics import with_supervised_tokens, write_progress
 def forward_step(
     state: GlobalState, data_iterator: Iterable[Any], model: torch.nn.Module, return_schedule_plan: bool = False
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """Run Megatron-Bridge's forward step of a GPT model, whose loss of a training step then reports its targets too."""
+    """Run Megatron-Bridge's forward step of a GPT model, whose training loss then also reports supervised tokens."""
     output, loss = gpt_step.forward_step(state, data_iterator, model, return_schedule_plan)
     if not model.training or not isinstance(state.cfg.dataset, SourceDatasetConfig):
         return output, loss
@@ -25,11 +25,11 @@ def forward_step(
 
 
 class DataReport(Callback):
-    """Writes tokens and the generator's time on the rank that has Megatron-Bridge's writers."""
+    """Writes the number of tokens and the generator's time on the rank that has Megatron-Bridge's writers."""
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         state, dataset = context.state, context.state.cfg.dataset
-        # It fires before the step is counted.
+        # This is called before the step is counted.
         iteration = state.train_state.step + 1
         if isinstance(dataset, SourceDatasetConfig) and iteration % state.cfg.logger.tensorboard_log_interval == 0:
             samples = state.train_state.consumed_train_samples + get_current_global_batch_size()

@@ -1,8 +1,8 @@
-"""A recipe of Megatron-Bridge, or a complete configuration, with a user's settings, none of which gets lost.
+"""Applies a user's settings to a recipe or complete configuration of Megatron-Bridge, so that none gets lost.
 
-Megatron-Bridge merges settings loosely: a key that `+` adds is dropped without a word, an unknown key of a YAML and a
-`_target_` that fails are warnings, after which the run goes on with what was there. Here every key is looked up in
-the configuration first, and every value is compared with what the configuration holds afterwards.
+Megatron-Bridge merges settings loosely. It silently drops keys that `+` adds, and only warns about unknown keys in YAML
+and about a failing `_target_`, and then goes on with the previous value. Here every key is looked up in the
+configuration first, and every value is compared with the configuration afterwards.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from nca_plugin.configuration.yaml_files import check_interpolations, check_yaml
 from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.suggestions import unknown_name, unknown_names
 
-#: A configuration's own keys, after which Megatron-Bridge calls a class or function.
+#: Keys with which Megatron-Bridge instantiates a class or calls a function.
 _TARGET: Final = "_target_"
 _INSTANTIATION_KEYS: Final = (_TARGET, "_args_", "_partial_", "_call_")
 
@@ -28,11 +28,11 @@ Settings = dict[str, Any]
 
 
 def read_file(path: Path) -> Settings:
-    """Return what a YAML file sets. Raises `NCAPluginError` if it cannot be read."""
+    """Return the settings in a YAML file. Raises `NCAPluginError` if it cannot be read."""
     with in_context(f"configuration file {path}"):
         check_yaml(path)
     try:
-        # As Megatron-Bridge reads it: 1e-4 is a number, and no key stands twice.
+        # OmegaConf reads the file as Megatron-Bridge does: 1e-4 is a number, and duplicate keys are refused.
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise NCAPluginError(f"configuration file {path} cannot be read: {one_line(error)}") from error
@@ -42,14 +42,14 @@ def read_file(path: Path) -> Settings:
 
 
 def read_overrides(overrides: list[str]) -> Settings:
-    """Return what overrides such as `train.train_iters=100` set. Raises `NCAPluginError` for one that is none."""
+    """Return the settings of overrides such as `train.train_iters=100`. Raises `NCAPluginError` for an invalid one."""
     settings = OmegaConf.create({})
     for override in parse_overrides(overrides):
         text = override.input_line
         try:
             if override.is_delete() or override.is_sweep_override() or override.package is not None:
                 raise NCAPluginError(f"override '{text}' must have the form key=value")
-            # `+key` and `++key` mean what `key` means: whether it exists is checked against the configuration.
+            # `+key` and `++key` mean the same as `key`, since all keys are checked against the configuration.
             OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
         except OmegaConfBaseException as error:
             raise NCAPluginError(f"override '{text}': {one_line(error)}") from error
@@ -57,12 +57,12 @@ def read_overrides(overrides: list[str]) -> Settings:
 
 
 def merged(settings: Settings, others: Settings) -> Settings:
-    """Return settings with `others` on top of them."""
+    """Return settings with those of `others`, which take precedence."""
     return _container(OmegaConf.merge(settings, others))
 
 
 def _container(settings: Any) -> Settings:
-    # Interpolations are resolved in the whole configuration.
+    # Interpolations are resolved later, in the whole configuration.
     result = OmegaConf.to_container(settings, resolve=False)
     assert isinstance(result, dict)
     return {str(key): value for key, value in result.items()}
@@ -72,7 +72,7 @@ def load_recipe(name: str) -> Any:
     """Return the configuration of a recipe of Megatron-Bridge.
 
     Raises:
-        NCAPluginError: no such recipe, or one that cannot read its model's configuration.
+        NCAPluginError: if there is no such recipe, or it cannot read its model's configuration.
     """
     from megatron.bridge import recipes
 
@@ -92,7 +92,7 @@ def load_complete(settings: Settings, path: Path) -> Any:
     """Return the configuration of a complete YAML file, such as the run_config.yaml of a checkpoint.
 
     Raises:
-        NCAPluginError: a file that is not complete, or that no configuration can be made of.
+        NCAPluginError: if the file is not complete, or is not a valid configuration.
     """
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.utils.instantiate_utils import InstantiationException, InstantiationMode
@@ -113,7 +113,7 @@ def apply_overrides(config: Any, settings: Settings) -> None:
     """Set a user's values in a configuration.
 
     Raises:
-        NCAPluginError: unknown keys, each with one that is near it, or a value that Megatron-Bridge does not take over.
+        NCAPluginError: if keys are unknown, with similar ones in the message, or Megatron-Bridge ignores a value.
     """
     from megatron.bridge.training.utils.omegaconf_utils import apply_overrides, create_omegaconf_dict_config
 
@@ -129,13 +129,13 @@ def apply_overrides(config: Any, settings: Settings) -> None:
         merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.create(settings)), resolve=True)
     except OmegaConfBaseException as error:
         raise NCAPluginError(f"configuration: {one_line(error)}") from error
-    # The user's keys alone, and no callables to restore: applying all would turn the recipe's tuples into lists.
+    # Only the user's keys are applied, because applying all of them would turn the recipe's tuples into lists.
     apply_overrides(config, _chosen(merged, settings), {})
     _check_values(config, merged, settings, dtypes)
 
 
 def _chosen(merged: Any, settings: Mapping[Any, Any]) -> Any:
-    """Return the part of a configuration that settings name; all of a section whose class they name."""
+    """Return the part of a configuration that settings name. A section whose class they name is returned whole."""
     if _TARGET in settings:
         return merged
     return {
@@ -145,7 +145,7 @@ def _chosen(merged: Any, settings: Mapping[Any, Any]) -> Any:
 
 
 def _check_keys(config: Any, settings: Mapping[Any, Any], prefix: str) -> None:
-    """Refuse keys that the objects that Megatron-Bridge would set them in do not have."""
+    """Refuse keys that the configuration does not have."""
     unknown = dict(_unknown_keys(config, settings, prefix))
     if unknown:
         known = dict.fromkeys(name for names in unknown.values() for name in names)
@@ -153,15 +153,15 @@ def _check_keys(config: Any, settings: Mapping[Any, Any], prefix: str) -> None:
 
 
 def _unknown_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield every key that `owner` does not have, with those that it has.
+    """Yield every key that `owner` does not have, with the keys that it has.
 
     Raises:
-        NCAPluginError: a value that a key cannot hold.
+        NCAPluginError: if a key cannot have its value.
     """
     if _TARGET in settings:
         owner = _located(settings[_TARGET], prefix)
     if not dataclasses.is_dataclass(owner):
-        # A function, whose arguments Megatron-Bridge checks.
+        # This is a function, whose arguments Megatron-Bridge checks.
         return
     known = _public_names(owner)
     for name, value in settings.items():
@@ -185,7 +185,7 @@ def _unknown_keys(owner: Any, settings: Mapping[Any, Any], prefix: str) -> Itera
 
 
 def _public_names(owner: Any) -> list[str]:
-    """Return what can be set in a configuration: its fields, and the attributes that its class sets beside them."""
+    """Return the names that can be set in a configuration: its fields, and other attributes that its class sets."""
     names = [field.name for field in dataclasses.fields(owner)]
     attributes = [] if isinstance(owner, type) else vars(owner)
     return [name for name in dict.fromkeys([*names, *attributes]) if not name.startswith("_")]
@@ -202,7 +202,7 @@ def _located(target: Any, prefix: str) -> Any:
 
 
 def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]) -> None:
-    """Refuse to go on if the configuration does not hold what the user set."""
+    """Raise `NCAPluginError` if the configuration does not have the values that the user set."""
     from megatron.bridge.training.utils.omegaconf_utils import create_omegaconf_dict_config
     from megatron.bridge.utils.instantiate_utils import instantiate
 
@@ -215,7 +215,7 @@ def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]
             if isinstance(expected, type) and type(_value_at(config, owner)) is not expected:
                 try:
                     instantiate(_item_at(merged, owner))
-                except Exception as error:  # What the class raised is what the user must know.
+                except Exception as error:  # The user needs the error of the class, whatever its type.
                     raise NCAPluginError(f"{key}={wanted}: {one_line(error)}") from error
                 raise NCAPluginError(
                     f"{key}={wanted} was not taken over: the run has {type(_value_at(config, owner)).__name__}"
@@ -223,7 +223,7 @@ def _check_values(config: Any, merged: Any, settings: Settings, dtypes: set[str]
         elif name in _INSTANTIATION_KEYS:
             continue
         elif key in dtypes or callable(found):
-            # Megatron-Bridge makes these from their names; one that it does not know stays a name.
+            # Megatron-Bridge makes these from their names. A name that it does not know stays a string.
             if isinstance(found, str):
                 raise NCAPluginError(f"{key}={wanted} is no type or function that Megatron-Bridge knows")
         elif wanted not in (_item_at(actual, key), found):
@@ -239,7 +239,7 @@ def _leaves(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _value_at(config: Any, key: str) -> Any:
-    """Return what a configuration holds at a dotted key, None where it has no such key."""
+    """Return the value of a configuration at a dotted key; None if it has no such key."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
     return config

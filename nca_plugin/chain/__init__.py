@@ -1,1 +1,1 @@
-"""Stages of training one after the other, each from what the one before it ended with."""
+"""A chain: stages of training in order, each of which starts from the last checkpoint of the stage before it."""

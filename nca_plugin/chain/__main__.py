@@ -1,8 +1,8 @@
-"""A chain of stages, each Megatron-LM's pretraining, from a file:
+"""Trains the stages of a chain file, each with Megatron-LM's pretraining:
 
     torchrun ... -m nca_plugin.chain CHAIN.yaml [stages.nca.train_iters=1000]
 
-Started again after anything, it goes on where the files say that it was. `nca-plugin chain CHAIN.yaml` shows that.
+The same command resumes a chain that was interrupted in any way. `nca-plugin chain CHAIN.yaml` shows its progress.
 """
 
 from nca_plugin.chain.supervisor import run_chain

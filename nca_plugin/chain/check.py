@@ -1,4 +1,4 @@
-"""Whether each stage of a chain could be trained, found out before the first one is."""
+"""Checks that all stages of a chain can be trained, before the first one is."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ _RECORD: Final = "chain.json"
 
 
 def check_once(chain: Chain, world_size: int) -> None:
-    """Check a chain as `check_stages` does, unless the same one was found to be right before; its folder remembers.
+    """Check a chain with `check_stages`, unless a file in its folder says that the same chain has passed.
 
     Raises:
-        NCAPluginError: see `check_stages`; a folder that holds something else.
+        NCAPluginError: for the reasons of `check_stages`, or if the folder holds something else.
     """
     record = chain.folder / _RECORD
     if not record.is_file() and any(stage.folder.exists() for stage in chain.stages):
@@ -39,9 +39,9 @@ def check_once(chain: Chain, world_size: int) -> None:
 
 
 def check_stages(chain: Chain, world_size: int) -> None:
-    """Raise `NCAPluginError` for arguments that a stage cannot be trained with, by as many ranks as `world_size`.
+    """Raise `NCAPluginError` if a stage cannot be trained with its arguments on `world_size` ranks.
 
-    Takes some seconds: Megatron is imported, in a process of its own.
+    This takes some seconds, because it imports Megatron in a process of its own.
     """
     argument_sets = [
         ArgumentSet(
@@ -66,7 +66,7 @@ def check_stages(chain: Chain, world_size: int) -> None:
 
 
 def _check_rows(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raise `NCAPluginError` if the start checkpoint would have other embedding rows than the stage."""
+    """Raise `NCAPluginError` if the start checkpoint would not have the stage's number of embedding rows."""
     transition = stage.transition
     assert transition is not None
     settings = (transition.vocab_size, transition.make_vocab_size_divisible_by, transition.tensor_model_parallel_size)

@@ -1,6 +1,6 @@
-"""A chain file: which stages are trained one after the other, and what each takes over from the one before it.
+"""Reads a chain file, which lists the stages and what each takes over from the stage before it.
 
-The dataclasses that a file is read into are not frozen, because OmegaConf cannot merge a file into frozen ones.
+The dataclasses for a file are not frozen, because OmegaConf cannot merge a file into frozen ones.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from nca_plugin.transition.plan import PRESETS
 from nca_plugin.transition.selectors import check_selectors
 from nca_plugin.transition.summary import FREEZE_LIST
 
-#: Keys that an override may add to a file.
+#: Overrides of these keys may add them to a file.
 _OPEN: Final = re.compile(r"(arguments|stages\.[^.=]+\.(arguments|transition))\.")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
-#: Megatron-LM's arguments that a stage must not have, and why.
+#: Megatron-LM's arguments that a stage must not have, with the reasons.
 _REFUSED: Final = {
     **dict.fromkeys(
         ("save", "load", "pretrained-checkpoint", "exit-signal-handler", "exit-signal", "freeze-list"),
@@ -45,7 +45,7 @@ _REFUSED: Final = {
 
 @dataclass
 class TransitionConfig:
-    """What a stage takes over from the one before it; the fields are those of `Transition`."""
+    """What a stage takes over from the stage before it. The fields are those of `Transition`."""
 
     preset: str = "default"
     keep: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class TransitionConfig:
     verify: bool = False
 
     def transition(self) -> Transition:
-        """Return what `transfer` takes. Raises `NCAPluginError` for values that it would refuse in any checkpoint."""
+        """Return the transition. Raises `NCAPluginError` for values that are wrong for any checkpoint."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.preset not in PRESETS:
             raise NCAPluginError(f"unknown preset '{self.preset}': choose from {', '.join(PRESETS)}")
@@ -72,93 +72,93 @@ class TransitionConfig:
 
 @dataclass
 class StageConfig:
-    """A run of Megatron-LM: its arguments, or a Hydra configuration of them, and its length."""
+    """A run of Megatron-LM: its length, and its arguments or a Hydra file with them."""
 
     train_iters: int | None = None
     train_samples: int | None = None
-    """Its length: one of the two."""
+    """The length of the stage. Exactly one of the two is set."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's arguments without their dashes, true for a flag; they win over those of the chain."""
+    """Megatron-LM's arguments without their dashes, true for a flag. They override those of the chain."""
 
     config_name: str | None = None
-    """A file that `nca_plugin.launch.hydra` takes, in place of arguments."""
+    """A file for `nca_plugin.launch.hydra`, instead of arguments."""
 
     config_dir: str | None = None
-    """Its folder; that of nca-plugin's own files if absent."""
+    """The folder of that file; the folder of nca-plugin's own files by default."""
 
     overrides: list[str] = field(default_factory=list)
-    """Of its values, such as `data.source=nca`."""
+    """Overrides of values in that file, such as `data.source=nca`."""
 
     transition: TransitionConfig = field(default_factory=TransitionConfig)
-    """What it takes over from the stage before it."""
+    """What the stage takes over from the stage before it."""
 
 
 @dataclass
 class ChainConfig:
-    """What a chain file holds."""
+    """The contents of a chain file."""
 
     folder: str
-    """Holds everything that the chain writes."""
+    """The folder to which the chain writes everything."""
 
     stages: dict[str, StageConfig]
-    """In the order in which they are trained."""
+    """The stages in the order in which they are trained."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's arguments of every stage that has no Hydra file."""
+    """Megatron-LM's arguments for every stage without a Hydra file."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage with all that it takes to train it."""
+    """A stage with everything that is needed to train it."""
 
     name: str
     folder: Path
-    """Of its checkpoints."""
+    """The save folder."""
 
     module: str
-    """What torchrun would start with `-m`."""
+    """The module that torchrun would start with `-m`."""
 
     arguments: tuple[str, ...]
-    """Its arguments, those that the chain sets among them."""
+    """The arguments of the module, including those that the chain sets."""
 
     options: tuple[str, ...]
-    """Megatron-LM's arguments that they stand for."""
+    """Megatron-LM's arguments, which `arguments` stand for."""
 
     unset: tuple[str, ...]
-    """Options that the file names with false or null, and that are not among these."""
+    """Options that the file sets to false or null, which are therefore not in `options`."""
 
     train_iters: int | None
     train_samples: int | None
-    """Its length: the other one is None."""
+    """The length of the stage. One of the two is None."""
 
     transition: Transition | None
     start: Path | None
-    """What it takes over, and the checkpoint that it starts from; None for the first stage."""
+    """The transition to this stage, and its start checkpoint. Both are None for the first stage."""
 
     @property
     def length(self) -> str:
-        """The length for people to read."""
+        """The length, for people to read."""
         return f"{self.train_iters:,}" if self.train_iters is not None else f"{self.train_samples:,} samples"
 
     def progress(self, iteration: int) -> str:
-        """Return how far an iteration is, for people to read."""
+        """Return the progress at an iteration, for people to read."""
         return f"at iteration {iteration:,} of {self.length}" if self.train_iters else f"at iteration {iteration:,}"
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in their order."""
+    """The stages of a chain, in order."""
 
     path: Path
-    """The file it was read from."""
+    """The chain file."""
 
     folder: Path
     stages: tuple[Stage, ...]
 
     @property
     def stop_file(self) -> Path:
-        """The file that a scheduler makes to have the chain save and end."""
+        """The file that a scheduler creates to make the chain save and end."""
         return self.folder / "stop"
 
 
@@ -169,8 +169,8 @@ def load_chain(path: Path, overrides: list[str]) -> Chain:
         path: a file, or the bare name of one that comes with the package: `demo`.
 
     Raises:
-        NCAPluginError: a missing file, an unknown key, a value of the wrong type, or parts that do not fit together.
-            The names of Megatron-LM's arguments are checked by `check_stages`.
+        NCAPluginError: if the file is missing, a key is unknown, a value has the wrong type, or values contradict each
+            other. `check_stages` checks the names of Megatron-LM's arguments.
     """
     path = find_file(path, "chain")
     overrides = [f"++{override}" if _OPEN.match(override) else override for override in overrides]
@@ -236,12 +236,12 @@ def _stage(name: str, config: StageConfig, common: dict[str, Any], folder: Path,
 
 
 def _of_hydra_file(config: StageConfig, name: str, own: dict[str, Any]) -> tuple[list[str], LaunchArguments]:
-    """Return the launcher's arguments, and the run that they stand for."""
+    """Return the launcher's arguments, and Megatron-LM's arguments that they stand for."""
     if config.arguments:
         raise NCAPluginError("arguments beside config_name: write them into overrides, as arguments.lr=1e-3")
     folder = shipped_folder() if config.config_dir is None else Path(config.config_dir)
     given = load_run(ConfigFile(folder, name, config.overrides)).arguments
-    # The length may stand in the file, as in those that come with the package.
+    # The file may give the length too, as the files of the package do.
     length = ("train-iters", "train-samples")
     _check_options({option.removeprefix("--") for option in given if option.startswith("--")} - {*length})
     own = {**dict.fromkeys(length), **own}

@@ -1,6 +1,6 @@
-"""How far a chain is, as its files tell: nothing else is kept, so nothing else can be wrong.
+"""The progress of a chain, which follows from its checkpoints alone. No other record is kept that could be wrong.
 
-`transfer` writes beside its target, so a start checkpoint is there as a whole or not at all.
+A start checkpoint is either complete or absent, because `transfer` gives it its name last.
 """
 
 import json
@@ -19,22 +19,22 @@ from nca_plugin.transition.transfer import REPORT, keeps_values_of
 
 @dataclass(frozen=True)
 class StageState:
-    """How far a stage is."""
+    """The progress of a stage."""
 
     stage: Stage
     iteration: int | None
-    """Of its newest complete checkpoint; None if there is none."""
+    """The iteration of the newest complete checkpoint; None without one."""
 
     is_complete: bool
     is_started: bool
-    """Whether there is anything to go on from: a checkpoint of its own, or the one that it starts from."""
+    """Whether the stage can be trained now, from a checkpoint of its own or its start checkpoint."""
 
     damage: str | None = None
-    """What is wrong with the tracker file, which `mend` puts right."""
+    """What is wrong with the tracker file, which `mend` repairs; None if nothing is."""
 
     @property
     def described(self) -> str:
-        """The state for people to read."""
+        """The state, for people to read."""
         if self.is_complete:
             return "complete" if self.iteration is not None else "complete, and removed"
         if self.iteration is None:
@@ -43,10 +43,10 @@ class StageState:
 
 
 def survey(chain: Chain) -> list[StageState]:
-    """Return how far each stage is.
+    """Return the state of each stage.
 
     Raises:
-        NCAPluginError: checkpoints that contradict each other or the chain, with the way out.
+        NCAPluginError: if checkpoints contradict each other or the chain. The message says what to do.
     """
     found = [newest_save(stage.folder) for stage in chain.stages]
     states: list[StageState] = []
@@ -56,7 +56,7 @@ def survey(chain: Chain) -> list[StageState]:
             found[number + 1][0] is not None or _start_exists(chain.stages[number + 1])
         )
         if checkpoint is None:
-            # Removed to save space: the next stage needs nothing of it any more.
+            # The user may remove a stage to save space, once the next stage does not need it any more.
             is_removed = is_followed and not stage.folder.exists()
             iteration, is_complete = None, is_removed
         else:
@@ -75,12 +75,12 @@ def survey(chain: Chain) -> list[StageState]:
 
 
 def next_stage(states: Sequence[StageState]) -> StageState | None:
-    """Return the stage of a chain that is trained next, the first that is not complete; None if all are."""
+    """Return the stage to train next, which is the first that is not complete; None if all are."""
     return next((state for state in states if not state.is_complete), None)
 
 
 def mend(state: StageState) -> list[str]:
-    """Make a stage's folder one that Megatron continues from; see `mend_saves`."""
+    """Repair the save folder of a stage, see `mend_saves`."""
     return mend_saves(state.stage.folder, state.iteration, state.damage)
 
 
@@ -89,14 +89,14 @@ def _iteration_of(checkpoint: Checkpoint) -> int:
 
 
 def _reaches(stage: Stage, checkpoint: Checkpoint, iteration: int) -> bool:
-    """Whether a checkpoint is the stage's last one."""
+    """Return whether a checkpoint is at the end of the stage."""
     if stage.train_iters is not None:
         return iteration >= stage.train_iters
     assert stage.train_samples is not None
     args: Any = (checkpoint.common_state or {}).get("args", Namespace())
     if getattr(args, "consumed_train_samples", 0) >= stage.train_samples:
         return True
-    # Megatron trains whole batches only, and stores how many iterations they are.
+    # Megatron trains only whole batches, and stores how many iterations that makes.
     is_same_length = getattr(args, "train_samples", None) == stage.train_samples
     return is_same_length and iteration >= (getattr(args, "train_iters", None) or iteration + 1)
 
@@ -117,10 +117,10 @@ def _contradiction(chain: Chain, number: int, state: StageState) -> str:
 
 
 def _check_start(stage: Stage, previous: Stage, origin: Checkpoint | None) -> None:
-    """Raise `NCAPluginError` unless a start checkpoint is what `transfer` would make of the stage before it now.
+    """Raise `NCAPluginError` unless `transfer` would make the same start checkpoint from the stage before it now.
 
     Args:
-        origin: the last checkpoint of `previous`, None if it was removed.
+        origin: the last checkpoint of `previous`; None if it was removed.
     """
     assert stage.start is not None and stage.transition is not None
     way_out = f"remove it, and {stage.folder}, to start stage {stage.name} anew"
@@ -131,7 +131,7 @@ def _check_start(stage: Stage, previous: Stage, origin: Checkpoint | None) -> No
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise NCAPluginError(f"its {REPORT} cannot be read ({error}): {way_out}") from error
     expected = stage.transition.described()
-    # What is written is the same for all of these.
+    # These settings do not change the values in the start checkpoint.
     for name in ("layout", "verify"):
         expected[name] = settings[name]
     if expected["vocab_size"] is None:
@@ -143,7 +143,7 @@ def _check_start(stage: Stage, previous: Stage, origin: Checkpoint | None) -> No
                 f"{_shown(value)}: set it back; or {way_out}"
             )
     now = previous.folder / source.name if origin is None else origin.folder
-    # By names: the whole folder may have been moved.
+    # Only names are compared, because the whole folder may have been moved.
     is_same = (source.parent.name, source.name) == (now.parent.name, now.name)
     if not is_same or (origin is not None and not keeps_values_of(report, origin)):
         raise NCAPluginError(f"it was made from {source}, not from what is in {now} now: {way_out}")

@@ -1,9 +1,9 @@
-"""What each process that torchrun starts for a chain does: run its rank of one stage after the other, as a child.
+"""Supervises one rank of a chain: torchrun starts this process, which runs its rank of each stage as a child process.
 
-Megatron can be initialised once in a process, so each stage is one. Rank 0 looks at the files, makes the start
-checkpoint that is due, and tells the others what is next: they need not see the same files at the same moment, which on
-a network's file system they do not. A child that fails ends its supervisor with the same code, so that torchrun starts
-all of them again, and rank 0 looks at the files again.
+Each stage needs its own process, because Megatron can be initialised only once in one. Rank 0 looks at the files, makes
+start checkpoints, and tells the other ranks which stage is next. They do not look themselves, because on a network file
+system they may not see the same files at the same time. If a child fails, its supervisor ends with the same code, so
+that torchrun restarts all ranks and rank 0 looks at the files again.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ from nca_plugin.launch.rounds import LostRankError, Round, rank_environment, res
 from nca_plugin.transition.transfer import transfer
 
 _LOCK: Final = "lock"
-#: A file system gives up the lock of a machine that is gone after a minute or two.
+#: A file system releases the lock of a lost machine after a minute or two.
 _SECONDS_TO_LOCK: Final = 180.0
 _SECONDS_TO_HEAR: Final = 60.0
 
 _SECONDS_BETWEEN_LOOKS: Final = 0.5
 _SECONDS_BETWEEN_BEATS: Final = 5.0
-#: Without a beat from a machine, which is then taken for lost.
+#: A machine without a heartbeat for this long is taken for lost.
 _SECONDS_TO_BEAT: Final = 60.0
 
 
 @dataclass(frozen=True)
 class NextStep:
-    """What rank 0 has the others do next: train a stage, or end.
+    """What rank 0 tells the other ranks to do next: train a stage, or end.
 
     Attributes:
-        command: of the stage's ranks, empty to end.
-        port: where they meet.
-        code: to end with.
+        command: the command of each rank of the stage; empty to end.
+        port: the port of the stage's rendezvous.
+        code: the exit code, if the ranks shall end.
     """
 
     command: list[str] = dataclasses.field(default_factory=list)
@@ -57,10 +57,10 @@ class NextStep:
 
 
 def run_chain(path: Path, overrides: list[str]) -> None:
-    """Train what is not complete of a chain, as one of the ranks that torchrun started; ends the process.
+    """Train the incomplete stages of a chain, as one of the ranks that torchrun started, and end the process.
 
     Raises:
-        NCAPluginError: only on rank 0, which decides; see `load_chain`, `check_once`, `survey` and `transfer`.
+        NCAPluginError: only on rank 0, for the reasons of `load_chain`, `check_once`, `survey` and `transfer`.
     """
     ranks = Round()
     try:
@@ -70,7 +70,7 @@ def run_chain(path: Path, overrides: list[str]) -> None:
             _lead(ranks, path, overrides)
     except LostRankError as error:
         print(f"nca-plugin: chain: {error}", file=sys.stderr, flush=True)
-        # Without waiting for a call that hangs.
+        # A normal exit would wait for a call that hangs.
         os._exit(1)
 
 
@@ -88,7 +88,7 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
     try:
         chain = load_chain(path, overrides)
         with _only_job(chain):
-            # It was meant for a job that has ended.
+            # A stop file that exists already was meant for an earlier job.
             chain.stop_file.unlink(missing_ok=True)
             check_once(chain, ranks.size)
             trained: StageState | None = None
@@ -108,18 +108,18 @@ def _lead(ranks: Round, path: Path, overrides: list[str]) -> None:
     except LostRankError:
         raise
     except NCAPluginError:
-        # The ranks that wait for a step end as well.
+        # The other ranks wait for a step and must end too.
         _end(ranks, number, 2)
         raise
     _end(ranks, number, 0)
 
 
 def _due(chain: Chain) -> StageState | None:
-    """Return the stage to train next, None if all are complete."""
+    """Return the stage to train next; None if all are complete."""
     states = survey(chain)
     due = next_stage(states)
     for state in states if due is None else states[: states.index(due)]:
-        # What the next stage starts from is found by the tracker file.
+        # The transition finds the last checkpoint of a complete stage by its tracker file.
         if state.damage is not None:
             for line in mend(state):
                 _say(line)
@@ -127,7 +127,7 @@ def _due(chain: Chain) -> StageState | None:
 
 
 def _make_ready(chain: Chain, state: StageState) -> None:
-    """Make the folder of a stage, and what it starts from, ready for its training."""
+    """Repair the save folder of a stage, and make its start checkpoint if it has none."""
     stage = state.stage
     for line in mend(state):
         _say(line)
@@ -143,7 +143,7 @@ def _make_ready(chain: Chain, state: StageState) -> None:
 
 
 def _check_progress(trained: StageState | None, state: StageState) -> None:
-    """Refuse to train a stage that has just ended without an error: Megatron found a reason of its own to end it."""
+    """Refuse to train a stage again that has just ended early without an error, for a reason of Megatron's own."""
     if trained is not None and trained.stage == state.stage:
         raise NCAPluginError(
             f"stage {state.stage.name} ended {state.described}, and nobody asked it to: see its lines above this one"
@@ -157,7 +157,7 @@ def _ended(chain: Chain, state: StageState | None) -> str:
 
 
 def _end(ranks: Round, number: int, code: int) -> None:
-    """Have the others end, and wait until they have heard it: the store ends with this process."""
+    """Tell the other ranks to end, and wait until they have heard it, because the store ends with this process."""
     with contextlib.suppress(LostRankError):
         ranks.tell(f"step-{number}", dataclasses.asdict(NextStep(code=code)))
         deadline = time.monotonic() + _SECONDS_TO_HEAR
@@ -167,10 +167,10 @@ def _end(ranks: Round, number: int, code: int) -> None:
 
 @contextlib.contextmanager
 def _only_job(chain: Chain) -> Iterator[None]:
-    """Wait until no other job works on a chain, such as one that is about to be killed.
+    """Wait until no other job works on the chain, such as one that is about to be killed.
 
     Raises:
-        NCAPluginError: one still does, or the folder cannot be written to.
+        NCAPluginError: if another job still does after three minutes, or the folder cannot be written to.
     """
     check_folder(chain.folder)
     chain.folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def _locked(file: IO[str]) -> bool:
     try:
         return try_lock(file)
     except OSError as error:
-        # Some network file systems have no locks: then it is up to the scheduler.
+        # Some network file systems have no locks. There, the scheduler must take care.
         _say(f"no lock on {file.name} ({error.strerror}): take care that only one job works there")
         return True
 
@@ -201,10 +201,10 @@ def _say(line: str) -> None:
 
 
 class _Child:
-    """A stage's process on this rank."""
+    """The process of a stage on this rank."""
 
     def __init__(self, step: NextStep, ranks: Round, stop_file: Path | None = None) -> None:
-        """`stop_file` is looked for by rank 0."""
+        """`stop_file` is the file that stops the stage. Only rank 0 looks for it."""
         self.is_stopped = False
         self._step = step
         self._ranks = ranks
@@ -212,10 +212,10 @@ class _Child:
         self._beats: dict[str, tuple[int, float]] = {}
 
     def run(self) -> None:
-        """Return when the process has ended without an error; end this one with its code if it has not.
+        """Run the process. If it fails, end this one with the same code.
 
         Raises:
-            LostRankError: another rank is gone.
+            LostRankError: if another rank is lost.
         """
         environment = {**os.environ, **rank_environment(self._step.port), PARENT: str(os.getpid())}
         process = subprocess.Popen(self._step.command, env=environment)
@@ -234,28 +234,28 @@ class _Child:
                 process.kill()
                 process.wait()
         if code:
-            # As a shell does for a process that a signal has ended.
+            # A process that a signal has ended gets the code that a shell gives it.
             sys.exit(code if code > 0 else 128 - code)
 
     def _stop_if_asked(self, process: subprocess.Popen[Any]) -> None:
-        """Have Megatron save and end. It asks all ranks at each iteration whether one has had the signal."""
+        """Make Megatron save and end if there is a stop file. At each iteration it asks all ranks for the signal."""
         if self._stop_file is None or self.is_stopped or not self._stop_file.exists():
             return
-        # Before it has a handler, the signal would kill it. Nothing is trained by then, so there is nothing to lose.
+        # The signal would kill a process that has no handler yet. The next look is soon enough.
         if _catches(process.pid, signal.SIGTERM):
             _say("asked to stop: saving")
             process.send_signal(signal.SIGTERM)
             self.is_stopped = True
 
     def _beat(self) -> None:
-        """Tell that this machine is there, and make sure that the others are: rank 0 all of them, the others rank 0."""
+        """Send a heartbeat of this machine to rank 0. Rank 0 checks those of all other machines."""
         now = time.monotonic()
         if self._ranks.rank:
-            # Only torchrun tells how many machines there are.
+            # Only torchrun says how many machines there are. One rank of each machine sends its heartbeat.
             if os.environ.get("LOCAL_RANK") != "0" or "GROUP_RANK" not in os.environ:
                 return
             beat = threading.Thread(target=self._tell_beat, daemon=True)
-            # To a machine that is cut off a call hangs, for as long as the system sends it again: a quarter of an hour.
+            # A call to a machine that is cut off hangs for a quarter of an hour, until the system gives up.
             beat.start()
             beat.join(_SECONDS_TO_BEAT)
             if beat.is_alive():
@@ -270,13 +270,13 @@ class _Child:
                 raise LostRankError(f"machine {number} of the job has not been heard of for {_SECONDS_TO_BEAT:.0f} s")
 
     def _tell_beat(self) -> None:
-        # A store that is gone is found out by the stage's ranks, and by the next step.
+        # If the store is gone, the stage's ranks and the next step will notice.
         with contextlib.suppress(LostRankError):
             self._ranks.count(f"beat-{os.environ['GROUP_RANK']}")
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal. True where the system does not tell."""
+    """Return whether a process has a handler for a signal. If the system does not say, return True."""
     try:
         caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     except OSError:

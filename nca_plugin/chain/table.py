@@ -1,4 +1,4 @@
-"""How far a chain is, for people to read."""
+"""The progress of a chain and its commands, for people to read."""
 
 import shlex
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from nca_plugin.chain.state import StageState
 
 
 def state_table(states: Iterable[StageState]) -> Table:
-    """Return a row for each stage and each start checkpoint, in their order."""
+    """Return a table with a row for each stage and each start checkpoint, in order."""
     table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in ("", "state", "length", "folder"):
         table.add_column(column, no_wrap=True)
@@ -21,13 +21,13 @@ def state_table(states: Iterable[StageState]) -> Table:
             start = "made" if stage.start.is_dir() else "no longer needed" if state.is_started else "waiting"
             table.add_row("transition", start, "", str(stage.start))
         described = state.described + (f" (its tracker file {state.damage})" if state.damage else "")
-        # As text: a folder's name may look like rich's markup.
+        # A folder's name may look like rich's markup, which `Text` does not interpret.
         table.add_row(*map(Text, (stage.name, described, stage.length, str(stage.folder))))
     return table
 
 
 def commands(chain: Chain, ranks: int) -> list[str]:
-    """Return the commands that the chain stands for, as they would be typed one by one."""
+    """Return the commands that do the same as the chain, in order."""
     lines = []
     for number, stage in enumerate(chain.stages):
         if stage.start is not None and stage.transition is not None:

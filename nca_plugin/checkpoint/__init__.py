@@ -1,1 +1,1 @@
-"""Checkpoint formats and save folders: read without PyTorch, and written."""
+"""Reads and writes checkpoint formats and save folders, without PyTorch."""

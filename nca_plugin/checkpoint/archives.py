@@ -1,7 +1,7 @@
-"""Zip archives without compression, each a part of a file: read without a copy of what they hold, and written.
+"""Reads and writes zip archives without compression, each a part of a file, without copying the values in them.
 
-A checkpoint may have hundreds of thousands of them, for each of which two short reads have to do. See "APPNOTE.TXT",
-PKWARE's description of the format, for the fields.
+A checkpoint may have hundreds of thousands of archives, so that two short reads must suffice for each. The fields are
+described in "APPNOTE.TXT" by PKWARE.
 """
 
 import io
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from typing import Final
 
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")
-#: Its last fields.
+#: The last fields of the local header: the lengths of the name and of the extra fields.
 _LETTERS_AND_EXTRA: Final = struct.Struct("<2H")
 _ENTRY: Final = struct.Struct("<4s6H3I5H2I")
-#: Where an entry has its CRC-32.
+#: Offset of the CRC-32 within an entry of the directory.
 _CRC32: Final = 16
 _END: Final = struct.Struct("<4s4H2IH")
-#: Of an archive that has fields of 64 bits: the end with these, and where it is.
+#: The end record of an archive with 64-bit fields, and its locator.
 _END64: Final = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR: Final = struct.Struct("<4sIQI")
 _LARGE: Final = 0xFFFFFFFF
 _LARGE_FIELDS: Final = 1
 _IS_ENCRYPTED: Final = 1
-#: Bytes that are read at once at either end; the directory of a tensor has some hundred.
+#: Bytes that are read at once at either end of an archive. The directory of a tensor has a few hundred.
 _END_BYTES: Final = 1 << 11
 _ALIGNMENT: Final = 64
 #: Version, flags, compression, time and date of an entry.
@@ -34,8 +34,14 @@ _FIELDS: Final = (0, 0, 0, 0, 33)
 
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
-    """What an archive's directory says of an entry: where its header begins, its bytes and their CRC-32, and where the
-    directory has that."""
+    """An entry in the directory of an archive.
+
+    Attributes:
+        header: the offset of the entry's local header.
+        size: the number of its bytes.
+        crc32: the CRC-32 of its bytes.
+        crc32_at: the offset at which the directory stores that CRC-32.
+    """
 
     header: int
     size: int
@@ -45,12 +51,12 @@ class ArchiveEntry:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The first and the last bytes of an archive, one after the other: all of one that is small.
+    """The first and the last bytes of an archive, joined. A small archive is held whole.
 
     Attributes:
         data: the bytes.
-        head: how many of them are the first ones.
-        gap: bytes between the first and the last.
+        head: how many of them are from the beginning of the archive.
+        gap: number of bytes between the first and the last ones.
     """
 
     data: bytes
@@ -59,7 +65,7 @@ class Ends:
 
     @classmethod
     def read(cls, descriptor: int, start: int, length: int) -> "Ends":
-        """Read those of an archive of `length` bytes that begins at a byte of a file."""
+        """Read the ends of an archive of `length` bytes that begins at byte `start` of a file."""
         if length <= 2 * _END_BYTES:
             return cls(os.pread(descriptor, length, start), 0, 0)
         head = os.pread(descriptor, _END_BYTES, start)
@@ -68,22 +74,23 @@ class Ends:
         )
 
     def place(self, at: int, count: int) -> int | None:
-        """Return where some bytes of the archive are in `data`, None for bytes that are not."""
+        """Return where `count` bytes at offset `at` of the archive are in `data`; None if they are not in it."""
         if at + count <= self.head:
             return at
         return at - self.gap if at - self.gap >= self.head else None
 
 
 class Archive:
-    """An archive that is read.
+    """Reads an archive.
 
     Args:
-        descriptor: of the file.
-        start, length: of the archive within it.
-        ends: of the archive.
+        descriptor: the descriptor of the file.
+        start, length: the bytes of the archive within the file.
+        ends: the ends of the archive.
 
     Raises:
-        ValueError: damaged, or compressed; `struct.error`, where it is too short.
+        ValueError: if the archive is damaged or compressed.
+        struct.error: if it is too short.
     """
 
     def __init__(self, descriptor: int, start: int, length: int, ends: Ends) -> None:
@@ -91,13 +98,13 @@ class Archive:
         self._start = start
         self._length = length
         self._ends = ends
-        #: Places and numbers of the bytes that were looked at so far: all else says nothing of what was found.
+        #: Offsets and lengths of the bytes that were read so far. Everything that was found follows from them alone.
         self.looks: list[tuple[int, int]] = []
-        #: By name, without the folder that PyTorch puts all in.
+        #: The entries by their names, without the folder that PyTorch puts all of them in.
         self.entries = self._directory()
 
     def read(self, name: str) -> bytes:
-        """Return what an entry holds."""
+        """Return the bytes of an entry."""
         at, entry = self.place(name), self.entries[name]
         data = self._bytes(at, entry.size)
         if zlib.crc32(data) != entry.crc32:
@@ -105,9 +112,9 @@ class Archive:
         return data
 
     def place(self, name: str) -> int:
-        """Return where the bytes of an entry begin, counted from where the archive does."""
+        """Return the offset of an entry's bytes from the start of the archive."""
         entry = self.entries[name]
-        # Of the other fields, only the directory's count.
+        # The other fields of the header repeat the directory, whose values count.
         signature = self._bytes(entry.header, 4)
         at = entry.header + _LOCAL_HEADER.size
         at += sum(_LETTERS_AND_EXTRA.unpack(self._bytes(at - _LETTERS_AND_EXTRA.size, _LETTERS_AND_EXTRA.size)))
@@ -134,7 +141,7 @@ class Archive:
             signature, *_, size, first = _END64.unpack(self._bytes(end, _END64.size))
             if signature != b"PK\6\6":
                 raise ValueError("no end of an archive")
-        # Where the archive's own count of places begins: zeros may lie before it.
+        # Offsets in the directory count from `begin`, before which the archive may have zeros.
         begin = end - size - first
         if begin < 0:
             raise ValueError("a directory that lies outside the archive")
@@ -162,7 +169,7 @@ class Archive:
 
 
 def _large_fields(extra: bytes) -> tuple[int, ...]:
-    """Return the fields of 64 bits among an entry's extra ones."""
+    """Return the 64-bit fields among an entry's extra fields."""
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, at)
@@ -174,12 +181,12 @@ def _large_fields(extra: bytes) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """What tells that an archive is like another one but for the values in it, so that it need not be looked through.
+    """Recognizes archives that differ from one that was read only in the values, so that they need not be parsed.
 
     Attributes:
-        spans: within `Ends.data`, what was looked at in the other one, without the CRC-32 of what was not read.
-        looked_at: the bytes there.
-        crc32: within `Ends.data`, where the record's is.
+        spans: slices of `Ends.data` that were read in the known archive, without the CRC-32 of unread entries.
+        looked_at: the bytes of the known archive in these slices.
+        crc32: the place of the record's CRC-32 in `Ends.data`.
     """
 
     spans: tuple[slice, ...]
@@ -188,8 +195,10 @@ class Alike:
 
     @classmethod
     def of(cls, archive: Archive, ends: Ends, name: str, read: Collection[str]) -> "Alike | None":
-        """Return what tells of an archive with a record `name`, of which the entries `read` were read; None if its ends
-        are not all that was looked at."""
+        """Return what recognizes archives like this one, with its record `name`, of which the entries `read` were read.
+
+        Returns None if bytes outside its ends were read too.
+        """
         unread = sorted(entry.crc32_at for name, entry in archive.entries.items() if name not in read)
         spans = []
         for at, count in archive.looks:
@@ -203,7 +212,7 @@ class Alike:
         return None if crc32 is None else cls(tuple(spans), b"".join([ends.data[span] for span in spans]), crc32)
 
     def crc32_of(self, ends: Ends) -> int | None:
-        """Return the CRC-32 of the record of an archive of the same length, None if it is not alike."""
+        """Return the CRC-32 of the record in an archive of the same length; None if it is not alike."""
         data = ends.data
         if b"".join([data[span] for span in self.spans]) != self.looked_at:
             return None
@@ -211,10 +220,7 @@ class Alike:
 
 
 class ArchiveWriter:
-    """An archive that is appended to a file.
-
-    Values lie at multiples of 64 bytes from the archive's start, as PyTorch has them.
-    """
+    """Appends an archive to a file. As in PyTorch, values begin at multiples of 64 bytes from the archive's start."""
 
     def __init__(self, file: io.BufferedWriter) -> None:
         self._file = file
@@ -223,11 +229,11 @@ class ArchiveWriter:
         self._count = 0
 
     def add(self, name: str, data: bytes | memoryview) -> None:
-        """Append an entry."""
+        """Append an entry to the archive."""
         encoded = f"archive/{name}".encode()
         header = self._file.tell() - self._start
         sizes = (zlib.crc32(data), len(data), len(data), len(encoded))
-        # The padding is an extra field of at least four bytes, its own header.
+        # The padding is an extra field, which has at least the four bytes of its own header.
         padding = -(header + _LOCAL_HEADER.size + len(encoded) + 4) % _ALIGNMENT
         extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
         self._file.write(_LOCAL_HEADER.pack(b"PK\3\4", *_FIELDS, *sizes, len(extra)) + encoded + extra)

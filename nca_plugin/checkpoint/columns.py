@@ -1,6 +1,6 @@
-"""A pickle of many alike objects, read by columns: no object is built, an attribute of all of them is one array.
+"""Reads a pickle of many similar objects by columns: an attribute of all objects is one array, no object is built.
 
-What a pickle names is looked up, and so refused, also where nobody reads it.
+All names in the pickle are looked up, so that a forbidden one is refused even if nobody reads it.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from nca_plugin.checkpoint.opcodes import Nodes
 from nca_plugin.checkpoint.pickling import Size
 
 Ints = NDArray[np.int64]
-#: In the place of a node, none.
+#: Stands in the place of a node that does not exist.
 MISSING: Final = -1
-#: Axes of PyTorch's tensors at most; values of shapes that a byte may stand for.
+#: PyTorch's limit on the axes of a tensor, and a limit on the values of shapes for each byte of the pickle.
 _MOST_AXES: Final = 64
 _SIZES_PER_BYTE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Lists of different lengths, one after the other: list i is `values[starts[i] : starts[i] + counts[i]]`."""
+    """Lists of different lengths: list i is `values[starts[i] : starts[i] + counts[i]]`. Lists may share values."""
 
     values: Ints
     starts: Ints
     counts: Ints
 
     def joined(self) -> Ints:
-        """Return the values of all lists in their order; one that occurs twice has them twice."""
+        """Return the values of all lists in order. Shared values are repeated."""
         before = np.cumsum(self.counts) - self.counts
         return self.values[np.arange(self.counts.sum()) + np.repeat(self.starts - before, self.counts)]
 
@@ -40,11 +40,11 @@ class Columns:
     """The values of a pickle, by columns.
 
     Args:
-        nodes: of the pickle.
-        find: returns what stands for a module's name.
+        nodes: the nodes of the pickle.
+        find: returns the object that stands for a name in a module, and may raise any exception.
 
     Raises:
-        ValueError: it does not fit together; other exceptions are those of `find`.
+        ValueError: if the pickle is inconsistent.
     """
 
     def __init__(self, nodes: Nodes, find: Callable[[str, str], Any]) -> None:
@@ -56,7 +56,7 @@ class Columns:
         self._members = np.asarray(nodes.members, np.int64)
         named = np.flatnonzero((self.kinds == opcodes.GLOBAL) | (self.kinds == opcodes.STACK_GLOBAL)).tolist()
         self._named = {node: find(*nodes.name(node)) for node in named}
-        # The same text may have been written many times.
+        # A pickle may contain the same text many times. Equal texts get one number.
         self._texts: dict[bytes, int] = {}
         self._text_of = np.full(len(self.kinds), MISSING, np.int64)
         texts = np.flatnonzero(self.kinds == opcodes.TEXT)
@@ -81,46 +81,46 @@ class Columns:
 
     @property
     def texts(self) -> list[str]:
-        """All texts, by their numbers."""
+        """All texts; the number of a text is its index."""
         return [str(text, "utf-8", "surrogatepass") for text in self._texts]
 
     def named(self, nodes: Ints) -> list[Any]:
-        """Return what names stand for. Raises `ValueError` for a node that is no name."""
+        """Return the objects that names stand for. Raises `ValueError` if a node is not a name."""
         return [self._named_by(node) for node in nodes.tolist()]
 
     def are(self, nodes: Ints, kind: object) -> NDArray[np.bool_]:
-        """Return which nodes are objects of a class: of what stands for its name."""
+        """Return which nodes are objects of the class `kind`, which `find` returned."""
         classes = [node for node, found in self._named.items() if found is kind]
         made = np.isin(self.kinds[nodes], (opcodes.NEWOBJ, opcodes.REDUCE)) & (nodes >= 0)
         return made & np.isin(self._first[nodes], classes)
 
     def attribute(self, objects: Ints, name: str) -> Ints:
-        """Return the nodes of an attribute of objects, `MISSING` for one that has none."""
+        """Return the nodes of an attribute of objects, `MISSING` for an object without it."""
         states = self.state(objects)
         of_name = self._key_texts == self._texts.get(name.encode(), len(self._texts))
         owners, values = self._owners[of_name], self._values[of_name]
         if not len(owners):
             return np.full(len(objects), MISSING)
-        # Of several, the last one counts.
+        # If an object sets the attribute several times, the last one counts.
         places = np.searchsorted(owners, states, "right") - 1
         return np.where((states >= 0) & (owners[places] == states), values[places], MISSING)
 
     def state(self, objects: Ints) -> Ints:
-        """Return the nodes of what objects were given as a whole."""
+        """Return the nodes of the objects' states, `MISSING` for an object without one."""
         return np.where(objects >= 0, self._state_of[objects], MISSING)
 
     def text_numbers(self, nodes: Ints) -> Ints:
-        """Return the numbers of texts, `MISSING` for what is none."""
+        """Return the numbers of texts, `MISSING` for a node that is not a text."""
         return np.where(nodes >= 0, self._text_of[nodes], MISSING)
 
     def integers(self, nodes: Ints) -> Ints:
-        """Return integers of up to 56 bits. Raises `ValueError` for a node that is none."""
+        """Return integers of up to 56 bits. Raises `ValueError` if a node is not one."""
         if not self._are_of(nodes, opcodes.INT).all():
             raise ValueError("no integer where there must be one")
         return self._first[nodes]
 
     def is_none(self, nodes: Ints) -> NDArray[np.bool_]:
-        """Return which nodes are None, or missing."""
+        """Return which nodes are None or missing."""
         return (nodes < 0) | (self.kinds[nodes] == opcodes.NONE)
 
     def items(self, mapping: int) -> tuple[Ints, Ints]:
@@ -131,7 +131,7 @@ class Columns:
         return self._keys[first:last], self._values[first:last]
 
     def elements(self, lists: Ints) -> Lists:
-        """Return the nodes in lists."""
+        """Return the elements of lists, as nodes. Raises `ValueError` if a node is not a list."""
         if not self._are_of(lists, opcodes.LIST).all():
             raise ValueError("no list where there must be one")
         targets, added = self._appended
@@ -140,14 +140,14 @@ class Columns:
         return self._within_bounds(Lists(added.joined(), ends[first], ends[last] - ends[first]))
 
     def tuples(self, nodes: Ints) -> Lists:
-        """Return the nodes in tuples."""
+        """Return the elements of tuples, as nodes. Raises `ValueError` if a node is not a tuple."""
         if not self._are_of(nodes, opcodes.TUPLE).all():
             raise ValueError("no tuple where there must be one")
         return Lists(self._members, self._first[nodes], self._second[nodes])
 
     def sizes(self, nodes: Ints) -> Lists:
-        """Return the numbers in shapes, which are `torch.Size`. Raises `ValueError` for what is none."""
-        # Many objects may share one.
+        """Return the numbers in shapes, which are `torch.Size`. Raises `ValueError` if a node is not a shape."""
+        # Many objects may share a shape, which is read once.
         found, places = np.unique(nodes, return_inverse=True)
         if len(found) and not self.are(found, Size).all():
             raise ValueError("no shape where there must be one")
@@ -175,7 +175,7 @@ class Columns:
         return self._named[node]
 
     def _added(self, kind: int) -> tuple[Ints, Lists]:
-        """Return additions of a kind, those to the same value side by side in their order: to what, and which."""
+        """Return the targets and the members of all additions of a kind, sorted by target and then by order."""
         added = np.flatnonzero(self.kinds == kind)
         added = added[np.argsort(self._targets[added], kind="stable")]
         return self._targets[added], Lists(self._members, self._first[added], self._second[added])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whatever its format: tensors as blocks that lie somewhere in files, and objects."""
+"""The contents of a checkpoint of any format: tensors, which consist of blocks in files, and objects."""
 
 import functools
 import itertools
@@ -15,18 +15,18 @@ from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.stored import Item, StoredTensor
 from nca_plugin.errors import NCAPluginError
 
-#: No parallelism of Megatron's cuts a tensor along more.
+#: No parallelism of Megatron cuts a tensor along more axes.
 _MOST_CUT_AXES: Final = 6
 Ints = NDArray[np.int64]
-#: Blocks that are looked through sooner than sorted.
+#: Up to this number of blocks, reading looks at all of them, which is faster than sorting them.
 _FEW_BLOCKS: Final = 32
-#: Start and stop along each axis.
+#: A part of a tensor: start and stop along each axis.
 Region = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a tensor: where it begins, its shape, and where its values lie."""
+    """A part of a tensor: its first indices, its shape, and where its values are stored."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Parts of files, by columns: the number of a file in `files`, and the bytes."""
+    """Parts of files as columns: the index of each part's file in `files`, its offset and its length in bytes."""
 
     files: Sequence[Path]
     numbers: Ints
@@ -47,7 +47,7 @@ class Places:
     lengths: Ints
 
     def of(self, rows: Ints) -> "Places":
-        """Return some of the parts."""
+        """Return the parts in `rows`."""
         return Places(self.files, self.numbers[rows], self.offsets[rows], self.lengths[rows])
 
     def __iter__(self) -> Iterator[Item]:
@@ -56,11 +56,11 @@ class Places:
 
 
 class BlockTable(Sequence[Block]):
-    """Blocks by columns, of which a `Block` is made when it is asked for: there may be hundreds of thousands.
+    """Blocks as columns. There may be hundreds of thousands, so a `Block` is made only when it is needed.
 
     Args:
-        offsets, shapes: one row for each block.
-        places: of the blocks' values.
+        offsets, shapes: [blocks, axes].
+        places: where the values of the blocks are stored.
     """
 
     def __init__(self, offsets: Ints, shapes: Ints, places: Places) -> None:
@@ -69,7 +69,7 @@ class BlockTable(Sequence[Block]):
         self.places = places
 
     def of(self, rows: Ints) -> "BlockTable":
-        """Return some of the blocks."""
+        """Return the blocks in `rows`."""
         return BlockTable(self.offsets[rows], self.shapes[rows], self.places.of(rows))
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class BlockTable(Sequence[Block]):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a checkpoint; its blocks cover it, each value once."""
+    """A tensor of a checkpoint. Its blocks cover each of its values once."""
 
     name: str
     dtype: DType
@@ -102,7 +102,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def stored(self, block: Block) -> StoredTensor:
-        """Return where the values of a block lie. Raises `NCAPluginError` if they are not of its shape and type."""
+        """Return where a block is stored. Raises `NCAPluginError` if its shape or type differs from the contents."""
         stored = block.source.tensor() if isinstance(block.source, Item) else block.source
         if (stored.dtype, stored.shape) != (self.dtype, block.shape):
             raise NCAPluginError(
@@ -112,11 +112,11 @@ class Tensor:
         return stored
 
     def opened(self) -> "Tensor":
-        """Return the same tensor with the places of its values looked up: for many reads."""
+        """Return the same tensor with the places of all blocks looked up once, which makes many reads faster."""
         return replace(self, blocks=tuple(replace(block, source=self.stored(block)) for block in self.blocks))
 
     def within(self, region: Region) -> "Tensor":
-        """Return the same tensor without blocks that have no part in a region of its first axes; a few may remain."""
+        """Return the same tensor without the blocks outside a region of its first axes. A short list is kept whole."""
         if len(self.blocks) <= _FEW_BLOCKS:
             return self
         (starts, stops), axis, order, first, last = self._sorted
@@ -133,8 +133,12 @@ class Tensor:
 
     @functools.cached_property
     def _sorted(self) -> tuple[tuple[Ints, Ints], int, Ints, Ints, Ints]:
-        """Where blocks begin and end; the axis on which most begin at places of their own, the blocks' order along it,
-        and of each in that order where it begins and where the last one of those before it ends."""
+        """The blocks, sorted along the axis on which they have the most different starts.
+
+        Returns:
+            Starts and stops of all blocks, each [blocks, axes]; the axis; the order of the blocks along it; in that
+            order, each block's start and the largest stop of it and the blocks before it.
+        """
         corners = _corners(self.blocks, len(self.shape))
         assert corners is not None
         starts, stops = corners[0], corners[0] + corners[1]
@@ -143,7 +147,7 @@ class Tensor:
         return (starts, stops), axis, order, starts[order, axis], np.maximum.accumulate(stops[order, axis])
 
     def read(self, *region: tuple[int, int]) -> Values:
-        """Return the values from start to stop along the first axes, all along the others."""
+        """Return the values from start to stop along the first axes, and all values along the others."""
         whole: Region = (*region, *((0, size) for size in self.shape[len(region) :]))
         values = np.empty([stop - start for start, stop in whole], self.dtype.array)
         for block in self.within(whole).blocks:
@@ -163,7 +167,7 @@ class Tensor:
 
 
 def check_blocks(folder: Path, tensor: Tensor) -> None:
-    """Raise `NCAPluginError` if the blocks of a tensor do not cover it, each value once."""
+    """Raise `NCAPluginError` unless the blocks of a tensor cover each of its values once."""
     corners = _corners(tensor.blocks, len(tensor.shape))
     whole = np.array(tensor.shape, np.int64)
     if corners is None or not ((corners[0] >= 0) & (corners[1] >= 0) & (corners[0] <= whole - corners[1])).all():
@@ -174,7 +178,7 @@ def check_blocks(folder: Path, tensor: Tensor) -> None:
 
 
 def _corners(blocks: Sequence[Block], axes: int) -> tuple[Ints, Ints] | None:
-    """Return where blocks begin and their shapes, None if they do not have so many axes."""
+    """Return the starts and shapes of blocks, each [blocks, axes]; None if a block has another number of axes."""
     if isinstance(blocks, BlockTable):
         return (blocks.offsets, blocks.shapes) if blocks.offsets.shape[1] == blocks.shapes.shape[1] == axes else None
     if any((len(block.offsets), len(block.shape)) != (axes, axes) for block in blocks):
@@ -185,19 +189,19 @@ def _corners(blocks: Sequence[Block], axes: int) -> tuple[Ints, Ints] | None:
 
 
 def _covers(shape: tuple[int, ...], starts: Ints, stops: Ints) -> bool:
-    """Whether regions within a tensor hold each of its values once.
+    """Return whether regions within a tensor cover each of its values once.
 
-    How often a value is held, as a function of its place, is told by its differences along all axes: each region has
-    +1 or -1 at its corners, and the sum of them must be that of the whole tensor. So, with the whole tensor taken
-    away, there are as many of +1 as of -1 at each place.
+    The number of regions that cover a value is a function of its place. Its differences along all axes are +1 or -1 at
+    the corners of each region, and 0 elsewhere. The regions cover each value once if the sum over all regions is the
+    same as for the whole tensor: if the whole is subtracted, there are as many +1 as -1 at each place.
     """
     if 0 in shape:
         return True
-    # Along most axes no block is a part.
+    # Along most axes no tensor is cut.
     cut = np.flatnonzero(((starts != 0) | (stops != np.array(shape, np.int64))).any(axis=0)).tolist()
     if not cut:
         return len(starts) == 1
-    # A place is one number; no tensor is so large that it has none.
+    # A place is encoded as one number of 62 bits, which is enough for any tensor.
     if len(cut) > _MOST_CUT_AXES or math.prod(shape[axis] + 1 for axis in cut) >= 1 << 62:
         return False
     signs: tuple[list[Ints], list[Ints]] = ([], [])
@@ -218,7 +222,7 @@ def _described(dtype: DType, shape: Iterable[int]) -> str:
 
 
 def contiguous_regions(shape: tuple[int, ...], most_values: int) -> list[Region]:
-    """Return regions that cover a tensor in order, each a contiguous run of at most `most_values` of its values."""
+    """Return regions that cover a tensor in order, each a contiguous run of at most `most_values` values."""
     count = math.prod(shape[1:])
     if math.prod(shape) <= most_values or not shape:
         return [tuple((0, size) for size in shape)]

@@ -1,4 +1,4 @@
-"""Types of tensors, by PyTorch's names, and how their values lie in numpy arrays."""
+"""The types of tensors by PyTorch's names, and the numpy types that hold their values."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -6,24 +6,24 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array of values, or of the bits of values that numpy has no type for.
+#: An array of values, or of their bits if numpy has no such type.
 Values = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A type that PyTorch has.
+    """A type of PyTorch.
 
     Attributes:
-        name: PyTorch's, such as "bfloat16".
-        array: numpy's type of an array of such values: of their bits, where numpy has no such type.
+        name: PyTorch's name, such as "bfloat16".
+        array: numpy's type of an array of such values, or of their bits if numpy has no such type.
     """
 
     name: str
     array: "np.dtype[Any]"
 
     def __setstate__(self, _: object) -> None:
-        # One for all: a pickle that names a type must not change it.
+        # All tensors share a type, so a pickle that names it must not change it.
         raise TypeError("a type has no state")
 
     @property
@@ -36,7 +36,7 @@ class DType:
         return self.name in ("float64", "float32", "float16", "bfloat16")
 
     def from_float32(self, values: NDArray[np.float32]) -> Values:
-        """Return values in this type, to the nearest, ties to even."""
+        """Return values in this type, rounded to the nearest, ties to even."""
         return _to_bfloat16(values) if self.name == "bfloat16" else values.astype(self.array, copy=False)
 
     def to_float32(self, values: Values) -> NDArray[np.float32]:
@@ -61,7 +61,7 @@ DTYPES: Final = {
 
 
 def _to_bfloat16(values: NDArray[np.float32]) -> Values:
-    """Return the upper halves of finite values, rounded to the nearest, ties to even."""
+    """Return the upper 16 bits of finite values, rounded to the nearest, ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)

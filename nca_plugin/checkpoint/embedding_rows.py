@@ -1,4 +1,4 @@
-"""Whether the embedding of a checkpoint has the rows of the run that loads it."""
+"""Checks that the embedding of a checkpoint has the rows of the run that loads it."""
 
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
@@ -11,16 +11,17 @@ def check_embedding_rows(
     tensor_parallel_size: int,
     option: str = "--padded-vocab-size {rows}",
 ) -> None:
-    """Refuse a checkpoint with other embedding rows than the run: Megatron loads it without a word, the rows that are
-    missing as zeros and those too many cut off.
+    """Refuse a checkpoint whose embedding has another number of rows than the run's.
+
+    Megatron would load it without a message: missing rows would become zeros, surplus rows would be cut off.
 
     Args:
-        rows: of the run's word embedding, padding included.
-        vocab_size: ids of the run, without padding.
-        option: gives the run's embedding `{rows}` rows, which are `{rows_of_rank}` on a tensor-parallel rank.
+        rows: rows of the run's word embedding, with padding.
+        vocab_size: number of ids of the run's vocabulary, without padding.
+        option: the option that gives the run's embedding `{rows}` rows, or a tensor-parallel rank `{rows_of_rank}`.
 
     Raises:
-        NCAPluginError: they differ.
+        NCAPluginError: if the numbers differ.
     """
     stored = checkpoint.embedding_rows
     if stored is None or stored == rows:

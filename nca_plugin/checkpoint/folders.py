@@ -13,19 +13,19 @@ RUN_CONFIG: Final = "run_config.yaml"
 TRAIN_STATE: Final = "train_state.pt"
 NEMO_WEIGHTS: Final = "weights"
 NEMO_CONTEXT: Final = "context"
-#: In an iteration's folder, the files of the run's tokenizer: of Megatron-Bridge, and of Megatron-LM from 0.20 on.
+#: The folder in an iteration's folder in which Megatron-Bridge, and Megatron-LM from 0.20 on, save the tokenizer.
 TOKENIZER: Final = "tokenizer"
 NEMO_MODEL: Final = "model.yaml"
 
-#: Of a file that describes a run or its model; they have some tens of kilobytes.
+#: Limit on a file that describes a run or its model, which is usually some tens of kilobytes.
 MOST_DESCRIPTION_BYTES: Final = 1 << 22
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the folder that holds the data of the checkpoint `path`: itself, or the latest one under it.
+    """Return the folder with the data files of the checkpoint `path`: itself, or that of its latest iteration.
 
     Raises:
-        NCAPluginError: nothing there, or no checkpoint in it.
+        NCAPluginError: if there is no folder, or its tracker file names no checkpoint.
     """
     if not path.is_dir():
         raise NCAPluginError(f"checkpoint {path} does not exist" if not path.exists() else f"{path} is no folder")
@@ -49,7 +49,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML without merged mappings, of which a few lines make any number."""
+    """Loads YAML, but refuses merged mappings, because a few lines of them can make any number of values."""
 
     def flatten_mapping(self, node: Any) -> None:
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
@@ -57,7 +57,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """Return a YAML file that holds a mapping. Raises `NCAPluginError` if it does not."""
+    """Return the mapping in a YAML file. Raises `NCAPluginError` if it holds none."""
     try:
         values = yaml.load(read_small(file, MOST_DESCRIPTION_BYTES).decode(), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -1,8 +1,8 @@
-"""Megatron's older format, one file for each model-parallel rank, read as if it were one checkpoint.
+"""Megatron's older format, with one file for each model-parallel rank, read as if it were one checkpoint.
 
 A folder holds `mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt` for tensor-, pipeline- and expert-parallel ranks. Each file
 has the rank's part of the model under `model`, or under `model0`, `model1`, ... for the chunks of virtual pipeline
-parallelism, without a word of how the parts belong together: that follows from the names, as Megatron cuts them.
+parallelism. How the parts belong together is not stored. It follows from the names, since Megatron cuts by name.
 """
 
 import itertools
@@ -30,25 +30,26 @@ _EXPERT: Final = (
     re.compile(r"mlp\.experts\.(?P<parameter>linear_fc[12]\.(weight|bias))(?P<expert>\d{1,5})"),
 )
 
-#: The axis that tensor parallelism cuts; every rank has the whole of what is not named (ColumnParallelLinear,
-#: RowParallelLinear and VocabParallelEmbedding in megatron.core.tensor_parallel.layers).
+#: The axis along which tensor parallelism cuts a parameter (ColumnParallelLinear, RowParallelLinear and
+#: VocabParallelEmbedding in megatron.core.tensor_parallel.layers).
 _CUT: Final = (
     (0, re.compile(r"(embedding\.word_embeddings|output_layer)\.(weight|bias)")),
     (0, re.compile(r".*\.(linear_(qkv|q|kv|fc1|q_proj|q_up_proj|kv_up_proj)|eh_proj)\.(weight|bias)\d*")),
     (0, re.compile(r".*\.softmax_offset")),
     (1, re.compile(r".*\.linear_(proj|fc2)\.weight\d*")),
 )
-#: What every tensor-parallel rank has the whole of.
+#: Parameters that every tensor-parallel rank has whole.
 _WHOLE: Final = re.compile(
     r".*norm[._](weight|bias)|.*\.linear_(proj|fc2)\.bias\d*|.*\.router\..*|.*\.gate_weight|.*_latent_proj\.(weight|bias)"
     r"|embedding\.(position|tokentype)_embeddings\.weight|.*\.linear_(q|kv)_down_proj\.weight"
 )
-#: Cut on axis 0 by the local layer spec, whole on every rank with Transformer Engine (MLASelfAttention).
+#: The local layer spec cuts these on axis 0, with Transformer Engine every rank has them whole (MLASelfAttention).
 _DOWN_PROJECTION: Final = re.compile(r".*\.linear_(q|kv)_down_proj\.weight")
 _MODULE_STATE: Final = "._extra_state"
-#: Parts of which it is not known how they belong together.
+#: Parameters whose parts cannot be put together, because it is unknown how Megatron cuts them.
 _UNSUPPORTED: Final = re.compile(r".*\.mixer\..*|.*mlp\.experts\.weight[12]|mtp\..*\.experts\..*|language_model\..*")
-#: Names of the local layer spec, and what `torch_dist` stores them as (megatron.core.models.gpt.gpt_layer_specs).
+#: Names of the local layer spec, and the names under which `torch_dist` stores them
+#: (megatron.core.models.gpt.gpt_layer_specs).
 _LOCAL_NAMES: Final = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -57,7 +58,7 @@ _LOCAL_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A parameter of one layer and one expert; None for one that has none."""
+    """A parameter of one layer and one expert; None if it belongs to no layer or expert."""
 
     name: str
     layer: int | None = None
@@ -66,7 +67,7 @@ class _Key:
 
 @dataclass
 class _Whole:
-    """A parameter that is put together from parts: where each begins in it. A module's state has none."""
+    """A parameter that is put together from parts, each with its offsets in it. The state of a module has no parts."""
 
     parts: list[tuple[tuple[int, ...], StoredTensor]] = field(default_factory=list)
 
@@ -77,20 +78,20 @@ class _Whole:
 
 
 def is_legacy(folder: Path) -> bool:
-    """Whether a folder holds files by model-parallel rank."""
+    """Return whether a folder holds a folder for each model-parallel rank."""
     return any(_FOLDER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def read_legacy(folder: Path, first: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, None]]:
-    """Return the tensors and the modules' states of a folder under the names and shapes of `torch_dist`.
+    """Return the tensors and the states of modules in a folder, under the names and shapes of `torch_dist`.
 
-    The states are None, as a module's is that has none: those of FP8 are not read.
+    All states are None, as if they were empty, because FP8 state is not read.
 
     Args:
         first: what the first rank saved; see `read_legacy_state`.
 
     Raises:
-        NCAPluginError: damaged, a rank's file is missing, or parts of which it is not known how they belong together.
+        NCAPluginError: if the checkpoint is damaged, a rank's file is missing, or parts cannot be put together.
     """
     if not isinstance(first.get("args"), Namespace):
         raise NCAPluginError(f"checkpoint {folder}: {_FILE} holds no arguments, so the ranks cannot be told apart")
@@ -123,13 +124,13 @@ def _read(folder: Path, first: dict[str, Any], model: ModelConfig) -> tuple[dict
                     raise NCAPluginError(f"checkpoint {folder}: '{name}' is no plain tensor, and cannot be read")
         for key, whole in stage.items():
             layer = None if key.layer is None else key.layer + num_layers
-            # A stage at the end has a copy of a tied embedding.
+            # The last stage has a copy of a tied embedding.
             wholes.setdefault(_Key(key.name, layer, key.expert), whole)
         num_layers += 1 + max((key.layer for key in stage if key.layer is not None), default=-1)
     if not model.get("untie_embeddings_and_output_weights"):
         wholes.pop(_Key("output_layer.weight"), None)
     if not model.is_hybrid:
-        # GPTModel does not store it.
+        # In `torch_dist`, GPTModel does not store this state.
         wholes.pop(_Key(f"output_layer{_MODULE_STATE}"), None)
     return _joined(folder, wholes, num_layers, model)
 
@@ -141,7 +142,7 @@ def read_legacy_state(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Ranks:
-    """How many ranks of each kind there are, and their files by tensor-, pipeline- and expert-parallel rank."""
+    """The numbers of ranks, and their files by tensor-, pipeline- and expert-parallel rank."""
 
     tensor: int
     pipeline: int
@@ -231,7 +232,7 @@ def _key(name: str, model: ModelConfig, ranks: _Ranks, expert_rank: int) -> _Key
 
 
 def _stored_name(name: str) -> str:
-    """Return what `torch_dist` stores a name within a layer of the local layer spec as."""
+    """Return the name under which `torch_dist` stores a parameter of the local layer spec. Both are within a layer."""
     for local, stored in _LOCAL_NAMES.items():
         name = stored + name.removeprefix(local) if name.startswith(local) else name
     return name
@@ -240,15 +241,17 @@ def _stored_name(name: str) -> str:
 def _joined(
     folder: Path, wholes: dict[_Key, _Whole], num_layers: int, model: ModelConfig
 ) -> tuple[dict[str, Tensor], dict[str, None]]:
-    """Return what `torch_dist` stores: experts and, where all layers are alike, layers lie on axes before a
-    parameter's own."""
+    """Return the tensors and objects that `torch_dist` stores.
+
+    Experts are stacked on an axis before a parameter's own, and so are layers if all have the same parameters.
+    """
     experts = 1 + max((key.expert for key in wholes if key.expert is not None), default=0)
     # megatron.core.transformer.transformer_block, TransformerBlock.sharded_state_dict.
     by_layer = ("heterogeneous_block_specs", "heterogeneous_layers_config_path", "hetereogenous_dist_checkpoint")
     frequencies = (model.get(name, default=1) for name in ("moe_layer_freq", "linear_attention_freq"))
     has_kinds = model.is_hybrid or any(map(model.get, by_layer)) or any(frequency != 1 for frequency in frequencies)
     if len({key.layer for key in wholes if key.layer is not None}) != num_layers:
-        raise NCAPluginError(f"checkpoint {folder} is incomplete: it has {num_layers} layers, and not all of them")
+        raise NCAPluginError(f"checkpoint {folder} is incomplete: some of its {num_layers} layers are missing")
     is_stacked = not has_kinds and _alike(wholes)
     objects: dict[str, None] = {}
     blocks: dict[str, list[Block]] = {}
@@ -280,7 +283,7 @@ def _joined(
 
 
 def _alike(wholes: dict[_Key, _Whole]) -> bool:
-    """Whether every layer has the same parameters."""
+    """Return whether every layer has the same parameters."""
     layers: dict[int, set[tuple[str, int | None, tuple[int, ...]]]] = {}
     for key, whole in wholes.items():
         if key.layer is not None and whole.parts:

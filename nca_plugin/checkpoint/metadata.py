@@ -1,6 +1,6 @@
-"""`.metadata` of a `torch_dist` folder: which tensors and objects there are, in which blocks, and where each lies.
+"""Reads `.metadata`, the table of contents of a `torch_dist` folder: its tensors, objects, blocks and their places.
 
-There may be hundreds of thousands of blocks, so that it is read by columns.
+It is read by columns, because there may be hundreds of thousands of blocks.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from nca_plugin.checkpoint.pickling import Foreign, Globals, Reference, read_pic
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
 
-#: Of a name.
+#: Limit on the length of a name.
 _MOST_LETTERS: Final = 1000
 #: The number of a text that is not there.
 _NO_TEXT: Final = -2
 
 _MODULE: Final = "torch.distributed.checkpoint.metadata"
-#: What the pickle names: the whole, the entry of a tensor and of an object, and what these hold.
+#: The classes and functions in the pickle: the table, the entries of tensors and of objects, and what these hold.
 METADATA: Final = Reference(_MODULE, "Metadata")
 TENSOR: Final = Reference(_MODULE, "TensorStorageMetadata")
 OBJECT: Final = Reference(_MODULE, "BytesStorageMetadata")
@@ -38,10 +38,10 @@ _NAMES: Final[Globals] = {
         (named.module, named.name): named
         for named in (METADATA, TENSOR, OBJECT, CHUNK, PROPERTIES, INDEX, STORAGE, LAYOUT, MEMORY_FORMAT)
     },
-    # megatron-core 0.15 and before.
+    # megatron-core up to 0.15 writes this class.
     ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): METADATA,
     (_MODULE, "StorageMeta"): Foreign,
-    # How the save was planned, which nobody needs to read it.
+    # The plan of the save is not needed for reading.
     **{
         ("torch.distributed.checkpoint.planner", name): Foreign
         for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
@@ -114,14 +114,14 @@ class TableOfContents:
 
 
 class _Stored:
-    """Where the bytes of objects and blocks lie: a row for each entry of `storage_data`."""
+    """The places of objects and blocks in files. There is a row for each entry of `storage_data`."""
 
     def __init__(self, folder: Path, table: Columns, texts: Sequence[str], indices: Ints, infos: Ints) -> None:
         names = table.text_numbers(_attribute(table, indices, "fqn"))
         firsts = dict(zip(*(found.tolist() for found in np.unique(names, return_index=True)), strict=True))
         for name in firsts:
             _name(texts, name)
-        #: By a name's number, the first row.
+        #: The first row of each name, by the name's number.
         self.first_of: dict[int, int] = firsts
         self.places = _places(folder, table, texts, infos)
         offsets = table.attribute(indices, "offset")
@@ -130,7 +130,7 @@ class _Stored:
         self._rows = dict(zip(keys, of_blocks.tolist(), strict=True))
 
     def rows(self, names: Ints, offsets: Lists) -> Ints:
-        """Return the rows of blocks, by the numbers of their tensors' names and where they begin."""
+        """Return the rows of blocks, given the numbers of their tensors' names and their offsets."""
         return np.array([self._rows.get(key, MISSING) for key in _block_keys(names, offsets)], np.int64)
 
     def item(self, row: int) -> Item:
@@ -164,7 +164,7 @@ def _places(folder: Path, table: Columns, texts: Sequence[str], infos: Ints) -> 
         files.append(file)
         sizes.append(file.stat().st_size)
     has = np.array(sizes, np.int64)[places]
-    # Integers have up to 56 bits, so that no sum overflows.
+    # `Columns.integers` have up to 56 bits, so the sum does not overflow.
     beyond = np.flatnonzero((offsets < 0) | (lengths < 0) | (offsets + lengths > has))
     if len(beyond):
         row = beyond[0]
@@ -178,7 +178,7 @@ def _places(folder: Path, table: Columns, texts: Sequence[str], infos: Ints) -> 
 def _tensors(
     folder: Path, table: Columns, names: Sequence[str], keys: Ints, entries: Ints, stored: _Stored
 ) -> dict[str, Tensor]:
-    """Return tensors of the table of contents: `keys` are the numbers of their names."""
+    """Return the tensors `names` of the table of contents. `keys` are the numbers of their names."""
     properties, shapes, lists = (_attribute(table, entries, name) for name in ("properties", "size", "chunks"))
     states = table.tuples(table.state(properties))
     if not states.counts.all():
@@ -189,7 +189,7 @@ def _tensors(
     of_chunks = chunks.joined()
     offsets, sizes = (table.sizes(_attribute(table, of_chunks, name)) for name in ("offsets", "sizes"))
     rows = stored.rows(np.repeat(keys, chunks.counts), offsets)
-    # Of a tensor's blocks, the first one and the first of its numbers.
+    # `first_chunks` has the first block of each tensor, `columns` the numbers of all blocks and where they begin.
     first_chunks = (np.cumsum(chunks.counts) - chunks.counts).tolist()
     columns = [(lists.joined(), lists.counts, np.cumsum(lists.counts) - lists.counts) for lists in (offsets, sizes)]
     tensors: dict[str, Tensor] = {}
@@ -207,7 +207,7 @@ def _tensors(
             at = starts[first] if count else 0
             corners.append(numbers[at : at + count * axes].reshape(count, axes))
         blocks = BlockTable(corners[0], corners[1], stored.places.of(of_tensor))
-        # A product that a float does not hold exactly is larger than any file.
+        # The product may exceed 64 bits as an integer. A float64 is exact up to the size of any file.
         if (np.prod(blocks.shapes, axis=1, dtype=np.float64) * dtype.itemsize > blocks.places.lengths).any():
             raise NCAPluginError(f"checkpoint {folder} is damaged: a block of '{name}' is larger than its bytes")
         shape = tuple(whole.values[start : start + axes].tolist())

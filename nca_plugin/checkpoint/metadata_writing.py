@@ -1,6 +1,6 @@
-"""`.metadata` of a new `torch_dist` folder, see `metadata`: a pickle of protocol 2, written opcode by opcode.
+"""Writes `.metadata` of a new `torch_dist` folder, see `metadata`, as a pickle of protocol 2, opcode by opcode.
 
-A pickler would look for what is shared among hundreds of thousands of objects that are alike but for a few numbers.
+Python's pickler would be slow: it looks for shared objects among hundreds of thousands that differ in a few numbers.
 """
 
 import struct
@@ -23,12 +23,12 @@ def dump_metadata(
     objects: Sequence[str],
     places: Mapping[tuple[str, tuple[int, ...] | None], Item],
 ) -> bytes:
-    """Return a `.metadata`.
+    """Return the bytes of a `.metadata` file.
 
     Args:
-        tensors: name, type, shape and blocks of each.
-        objects: names of the other entries.
-        places: by name, and first indices of a block, where its bytes lie.
+        tensors: name, type, shape and blocks of each tensor.
+        objects: names of the objects.
+        places: where the bytes of each block or object are, by its name and its first indices; None for an object.
     """
     new = _Pickle()
     layout = new.call(metadata.LAYOUT, new.text("torch.strided"))
@@ -45,7 +45,7 @@ def dump_metadata(
                 for region in regions
             ]
         )
-        # Later versions of PyTorch add strides, which earlier ones cannot read.
+        # Later versions of PyTorch also write strides, which earlier ones cannot read.
         state = (new.name(Reference("torch", dtype.name)), layout, _FALSE, memory_format, _FALSE)
         properties = new.empty(metadata.PROPERTIES) + b"(" + b"".join(state) + b"tb"
         entries.append(new.text(name) + tensor % (properties, new.size(shape), b"](" + chunks + b"e"))
@@ -62,7 +62,10 @@ def dump_metadata(
 
 
 class _Pickle:
-    """A pickle whose texts and names are at its beginning, once each: all else refers to them."""
+    """A pickle that begins with all its texts and names, each once. The rest refers to them.
+
+    Its methods return the opcodes that make a value.
+    """
 
     def __init__(self) -> None:
         self._shared: dict[str | Reference, bytes] = {}
@@ -70,24 +73,24 @@ class _Pickle:
         self._sizes: dict[tuple[int, ...], bytes] = {}
 
     def text(self, text: str) -> bytes:
-        """Return what stands for a text."""
+        """Return the opcodes of a text."""
         if text not in self._shared:
             encoded = text.encode("utf-8", "surrogatepass")
             self._share(text, b"X" + struct.pack("<I", len(encoded)) + encoded)
         return self._shared[text]
 
     def name(self, reference: Reference) -> bytes:
-        """Return what stands for what is named."""
+        """Return the opcodes of a class or function."""
         if reference not in self._shared:
             self._share(reference, f"c{reference.module}\n{reference.name}\n".encode())
         return self._shared[reference]
 
     def call(self, function: Reference, argument: bytes) -> bytes:
-        """Return what stands for a call."""
+        """Return the opcodes of a call with one argument."""
         return self.name(function) + argument + b"\x85R"
 
     def size(self, numbers: tuple[int, ...]) -> bytes:
-        """Return what stands for a `torch.Size`."""
+        """Return the opcodes of a `torch.Size`."""
         code = self._sizes.get(numbers)
         if code is None:
             code = self.name(Size.reference) + b"(" + b"".join(map(_integer, numbers)) + b"t\x85R"
@@ -95,12 +98,12 @@ class _Pickle:
         return code
 
     def empty(self, kind: Reference) -> bytes:
-        """Return what stands for an object without attributes."""
+        """Return the opcodes of an object without attributes."""
         return self.name(kind) + b")\x81"
 
     def form(self, kind: Reference, *attributes: str) -> bytes:
-        """Return what stands for an object, with `%b` in the places of its attributes."""
-        # The number of what is shared may be that of a percent sign.
+        """Return the opcodes of an object, with `%b` in the places of its attributes."""
+        # The number of a shared value may contain the byte of a percent sign.
         names = [self.text(name).replace(b"%", b"%%") + b"%b" for name in attributes]
         return self.empty(kind).replace(b"%", b"%%") + _mapping(names) + b"b"
 
@@ -110,7 +113,7 @@ class _Pickle:
 
     def _share(self, key: str | Reference, code: bytes) -> None:
         number = struct.pack("<I", len(self._shared))
-        # It is put into the memo, and taken from the stack.
+        # The value is put into the memo and taken from the stack.
         self._definitions.append(code + b"r" + number + b"0")
         self._shared[key] = b"j" + number
 

@@ -1,6 +1,6 @@
-"""What the transition must know of a model, from the arguments or the configuration that its checkpoint keeps.
+"""The configuration of a model, from the arguments or the configuration file that its checkpoint keeps.
 
-What is said there is bounded: numbers beyond any model's are those of a damaged checkpoint, or a hostile one.
+Values are checked against limits that no model exceeds, because a checkpoint may be damaged or hostile.
 """
 
 import math
@@ -12,33 +12,34 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.json_files import shown
 
 _MOST: Final = 1 << 31
-#: Of standard deviations: below, float32 has zeros for values.
+#: Limits of standard deviations. With smaller ones, values would be zeros in float32.
 _SMALLEST_SCALE: Final = 1e-30
 _LARGEST_SCALE: Final = 1e6
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model, and the vocabulary that it was trained with.
+    """A model and the vocabulary that it was trained with.
 
-    `values` holds everything that the checkpoint says, under Megatron-LM's names of arguments or TransformerConfig's.
+    Attributes:
+        values: everything that the checkpoint says, under the names of Megatron-LM's arguments or TransformerConfig.
     """
 
     values: Mapping[str, Any]
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """Return the first of some values that the checkpoint has, `default` if it has none."""
+        """Return the first of the values `names` that the checkpoint has; `default` if it has none of them."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), default)
 
     def need(self, name: str) -> Any:
-        """Return a value. Raises `NCAPluginError` if the checkpoint does not say it."""
+        """Return a value. Raises `NCAPluginError` if the checkpoint does not have it."""
         value = self.get(name)
         if value is None:
             raise NCAPluginError(f"the checkpoint does not say the model's {name}: nothing can be drawn anew")
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """Return a value of at least 1. Raises `NCAPluginError` if it is none, or if it is absent without a default."""
+        """Return an integer of at least 1. Raises `NCAPluginError` for another value, or if absent without default."""
         value = self.need(name) if default is None else self.get(name, default=default)
         if type(value) is not int or not 1 <= value <= _MOST:
             raise NCAPluginError(
@@ -47,7 +48,7 @@ class ModelConfig:
         return value
 
     def scale(self, name: str) -> float:
-        """Return a standard deviation. Raises `NCAPluginError` if it is none that values are drawn with, or absent."""
+        """Return a standard deviation. Raises `NCAPluginError` if it is absent or not one."""
         return standard_deviation(name, self.need(name))
 
     @property
@@ -56,12 +57,12 @@ class ModelConfig:
 
     @property
     def is_zero_centred(self) -> bool:
-        """Whether norm weights are stored minus 1."""
+        """Whether norm weights are stored as their difference from 1."""
         return bool(self.get("apply_layernorm_1p", "layernorm_zero_centered_gamma"))
 
     @property
     def width_multiplier(self) -> float:
-        """mu-P's width over its base width; 1 without mu-P."""
+        """The model's width divided by mu-P's base width; 1 without mu-P."""
         if not self.get("use_mup"):
             return 1.0
         hidden_size = self.integer("hidden_size")
@@ -69,12 +70,12 @@ class ModelConfig:
 
     @property
     def vocab_size(self) -> int | None:
-        """Ids of the tokenizer; None if the checkpoint does not say it."""
+        """The vocabulary size; None if the checkpoint does not have it."""
         return None if self.get("vocab_size") is None else self.integer("vocab_size")
 
     @property
     def pads_vocabulary(self) -> bool:
-        """Whether `vocab_size` counts the tokenizer's ids, which are padded to more rows; else it counts the rows."""
+        """Whether `vocab_size` is the number of ids, to which rows are padded; otherwise it is the number of rows."""
         return bool(self.get("should_pad_vocab", default=True))
 
     @property
@@ -87,8 +88,8 @@ class ModelConfig:
 
 
 def standard_deviation(name: str, value: Any) -> float:
-    """Return a value of a model's configuration as a number above 0. Raises `NCAPluginError` if it is none."""
-    # As text, it may come from a configuration file: YAML takes 1e-2 for one.
+    """Return a configuration value as a standard deviation above 0. Raises `NCAPluginError` if it is not one."""
+    # From a configuration file the number may come as a string: YAML reads 1e-2 as one.
     try:
         scale = float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):

@@ -1,16 +1,16 @@
-"""The names that Megatron's models store their parameters under, and what a study calls them.
+"""The names under which Megatron's models store their parameters, and the roles by which users select them.
 
-Both layer specs store Transformer Engine's names, most of the time: a norm that is fused into the projection after it
-(`linear_qkv.layer_norm_weight`), or a module of its own (`input_layernorm.weight`). Layers are stacked on axis 0 under
-one name, or have names of their own (`decoder.layers.3.`): a model with layers of several kinds, and HybridModel. Under
-`singleton_local_shards` experts have names of their own too, and so have the two halves of a gated projection.
+Both layer specs store most parameters under Transformer Engine's names. A norm is fused into the projection after it
+(`linear_qkv.layer_norm_weight`) or is a module of its own (`input_layernorm.weight`). Layers are stacked on axis 0
+under one name. In HybridModel and other models with several kinds of layers, each has its own name
+(`decoder.layers.3.`). Under `singleton_local_shards`, so have experts and the halves of a gated projection.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Final
 
-#: What holds a norm's weight and bias, by its name within a layer: a module of its own, or the projection after it.
+#: Names within a layer of a norm's weight and bias: as a module of its own, or fused into the projection after it.
 _NORM: Final = (
     r"((input|pre_cross_attn|pre_mlp|post_self_attn|post_mlp)_layernorm|norm|mixer\.norm"
     r"|(self|cross)_attention\.((q|k|kv)_(layernorm|norm)|out_norm)"
@@ -20,8 +20,8 @@ _FUSED_NORM: Final = (
     r"((self|cross)_attention\.linear_(qkv|q|kv|k|v|q_up_proj|kv_up_proj)|mlp\.(shared_experts\.)?linear_fc1"
     r"|mixer\.in_proj)\.layer_norm_(weight|bias)"
 )
-#: Roles by a pattern of the name within a layer. Every name is spelt out: what is nearly one of them is a damaged name,
-#: under which no model would look for its values.
+#: Roles, each with a pattern of names within a layer. The patterns are exact: a name that is only similar is damaged,
+#: and no model would look for its values there.
 _IN_LAYER: Final = (
     ("norm", _NORM),
     ("norm", _FUSED_NORM),
@@ -39,10 +39,10 @@ _OUTSIDE: Final = (
     ("output", r"output_layer\.(weight|bias)"),
     ("final_norm", r"decoder\.final_(layer)?norm\.(weight|bias)"),
 )
-#: What multi-token prediction has around a layer, and the layer within it.
+#: Names in a multi-token-prediction layer: the parameters around its transformer layer, and that layer.
 _IN_MTP: Final = re.compile(r"(enorm|hnorm|final_layernorm|eh_proj)\.(weight|bias)")
 _MTP_LAYER: Final = re.compile(r"(transformer_layer|mtp_model_layer)\.(layers\.\d+\.)?(?P<rest>.+)")
-#: What selectors may name; a role belongs to the selector that it begins with.
+#: The names that selectors may use. A selector also selects the roles that begin with its name and a dot.
 SELECTORS: Final = (
     *("embedding", "position", "output", "attention", "attention.qkv", "attention.proj", "mlp", "norm", "final_norm"),
     *("router", "mamba", "mtp", "all"),
@@ -51,31 +51,31 @@ SELECTORS: Final = (
 _LAYER: Final = re.compile(r"(?P<stem>(?:decoder|encoder)\.layers|mtp\.layers)\.(?:(?P<number>\d{1,5})\.)?(?P<rest>.+)")
 _EXPERT: Final = re.compile(r"\.experts\.experts\.(\d{1,5})\.")
 
-#: Entries of the training run, not of the model.
+#: Entries that belong to the training run, not to the model.
 _RUN_STATE: Final = re.compile(
     r"(chained_\d+\.)?(optimizer|rng_state|rerun_state_machine_state|common_state|opt_param_scheduler|iteration)\b.*"
 )
-#: State of Transformer Engine's modules, such as FP8 scales; empty under the local layer spec.
+#: State of Transformer Engine's modules, such as FP8 scales. It is empty under the local layer spec.
 _MODULE_STATE: Final = re.compile(r"(?P<module>.+)\._extra_state\d*(/shard_[\d._]+)?")
 #: Modules within a layer that have such state and no parameters.
 _BARE_MODULE: Final = re.compile(r"(self|cross)_attention\.core_attention|mlp\.experts(\.experts)?")
-#: Counters of the training, kept as buffers of the model.
+#: Counters of training that are stored as buffers of the model.
 _COUNTERS: Final = re.compile(r".*mlp\.router\.(local_tokens_per_expert|global_tokens_per_expert|ga_steps)")
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """What an entry of a checkpoint is.
+    """What the name of a checkpoint's entry says.
 
     Attributes:
-        role: the selector that names it, or a part of it such as `attention.qkv`; "run" for the state of the training
-            run, "module" for state that belongs to the code, "unknown".
-        canonical: its name without the numbers of layer and expert and NeMo's prefix: the same however a checkpoint is
-            cut and whoever wrote it.
-        layer: its layer; None for what belongs to none, or to all (`is_stacked`).
+        role: the part of the model, as selectors name it, such as `attention.qkv`; "run" for state of the training
+            run, "module" for state of a module's code, or "unknown".
+        canonical: the name without the numbers of layer and expert and without NeMo's prefix. It is the same for every
+            stack, and however the checkpoint is cut.
+        layer: the layer; None if the entry belongs to no layer, or to all (`is_stacked`).
         is_stacked: whether axis 0 counts layers.
-        expert: the expert that it belongs to; None for what belongs to none, or to all.
-        half: 0 or 1 for a half of a gated projection that has a name of its own.
+        expert: the expert; None if the entry belongs to no expert, or to all.
+        half: 0 or 1 for a half of a gated projection that has its own name; otherwise None.
     """
 
     role: str
@@ -87,8 +87,8 @@ class Parameter:
 
 
 def parameter(name: str) -> Parameter:
-    """Return what the entry `name` of a checkpoint is."""
-    # NeMo 2 wraps the model once more.
+    """Return what the name of a checkpoint's entry says."""
+    # NeMo 2 puts a module around the model.
     name = name.removeprefix("module.")
     if _RUN_STATE.fullmatch(name):
         return Parameter("run", name)
@@ -112,7 +112,7 @@ def parameter(name: str) -> Parameter:
 
 
 def _is_module(path: str) -> bool:
-    """Whether a module is one that a model has: one with a parameter of a known name, for the most part."""
+    """Return whether a model has a module at `path`. Nearly all modules have a parameter of a known name."""
     match = _LAYER.fullmatch(path)
     if match is not None and _BARE_MODULE.fullmatch(match["rest"]):
         return True

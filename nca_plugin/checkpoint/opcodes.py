@@ -1,7 +1,7 @@
-"""The opcodes of a pickle, read into a table of what they make: nothing is looked up, called or built.
+"""Reads the opcodes of a pickle into a table of the values that they make. Nothing is looked up, called or built.
 
-The table has at most one node for each byte. A node is a value, or what is added to one; its members are nodes before
-it. A large pickle is read by the same function as a small one, compiled.
+The table has at most one node for each byte. A node is a value or an addition to one, and its members are earlier
+nodes. Large and small pickles are read by the same function, which is compiled for large ones.
 """
 
 import functools
@@ -16,31 +16,32 @@ from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
 
-#: Kinds of nodes, named as the module pickletools names the opcodes that make them. `first` and `second` are:
+#: Kinds of nodes, which have the names that the module pickletools gives the opcodes that make them. The comments say
+#: what `first` and `second` of such a node are.
 NONE: Final = 0x4E
 TRUE: Final = 0x88
 FALSE: Final = 0x89
 INT: Final = 0x4B  # The number.
-LONG: Final = 0x8A  # Place and length of a number that may have more than 56 bits.
-FLOAT: Final = 0x47  # The place.
-TEXT: Final = 0x8C  # Place and length, as for the next two.
+LONG: Final = 0x8A  # Offset and length in the pickle. The number may have more than 56 bits.
+FLOAT: Final = 0x47  # Offset in the pickle.
+TEXT: Final = 0x8C  # Offset and length in the pickle, as for the next two.
 BYTES: Final = 0x43
 BYTEARRAY: Final = 0x96
-TUPLE: Final = 0x74  # Place and count of its members, as for the next.
+TUPLE: Final = 0x74  # Index and count of its members, as for the next.
 FROZENSET: Final = 0x91
 LIST: Final = 0x5D
 DICT: Final = 0x7D
 SET: Final = 0x8F
-GLOBAL: Final = 0x63  # Place and length of two lines.
+GLOBAL: Final = 0x63  # Offset and length of two lines: the module and the name.
 STACK_GLOBAL: Final = 0x93  # Nodes of the module and the name.
 REDUCE: Final = 0x52  # Nodes of the function and its arguments.
 NEWOBJ: Final = 0x81  # Nodes of the class and its arguments.
-PERSID: Final = 0x51  # The node of an identity.
-#: Additions, to `target`. Place and count of the members; of a mapping's, keys and values by turns.
+PERSID: Final = 0x51  # Node of the persistent identity.
+#: Additions to `target`: index and count of the members. For a mapping, keys and values alternate.
 APPENDS: Final = 0x65
 SETITEMS: Final = 0x75
 ADDITEMS: Final = 0x90
-BUILD: Final = 0x62  # The node of the state.
+BUILD: Final = 0x62  # Node of the state.
 
 _PROTO: Final = 0x80
 _FRAME: Final = 0x95
@@ -65,20 +66,20 @@ _SETITEM: Final = 0x73
 _TEXTS: Final = {0x8C: 1, 0x58: 4, 0x8D: 8}
 _BYTES: Final = {0x43: 1, 0x42: 4, 0x8E: 8}
 
-#: Bytes of a number after an opcode; a text's length is one.
+#: Number of bytes of the operand after an opcode, which is a number, such as the length of a text.
 _WIDTHS: Final = {
     **{_PROTO: 1, _FRAME: 8, _BINPUT: 1, _LONG_BINPUT: 4, _BINGET: 1, _LONG_BINGET: 4},
     **{_BININT: 4, INT: 1, _BININT2: 2, LONG: 1, _LONG4: 4, FLOAT: 8, BYTEARRAY: 8, **_TEXTS, **_BYTES},
 }
-#: All values on the stack above the last mark.
+#: Stands for all values on the stack above the last mark.
 _ALL: Final = -1
-#: Values that an opcode takes from the stack.
+#: Number of values that an opcode takes from the stack.
 _TAKES: Final = {
     **{_STOP: 1, _POP: 1, _TUPLE1: 1, _TUPLE2: 2, _TUPLE3: 3, _APPEND: 1, _SETITEM: 2},
     **{BUILD: 1, REDUCE: 2, NEWOBJ: 2, STACK_GLOBAL: 2, PERSID: 1},
     **dict.fromkeys((TUPLE, FROZENSET, APPENDS, SETITEMS, ADDITEMS, _POP_MARK), _ALL),
 }
-#: Kinds of the nodes that opcodes make.
+#: Kind of the node that an opcode makes.
 _KINDS: Final = {
     **{kind: kind for kind in (NONE, TRUE, FALSE, INT, LONG, FLOAT, BYTEARRAY, TUPLE, FROZENSET, LIST, DICT, SET)},
     **{kind: kind for kind in (GLOBAL, STACK_GLOBAL, REDUCE, NEWOBJ, PERSID, APPENDS, SETITEMS, ADDITEMS, BUILD)},
@@ -89,35 +90,36 @@ _KINDS: Final = {
     **dict.fromkeys(_BYTES, BYTES),
 }
 _OTHERS: Final = (_PROTO, _FRAME, _STOP, _MARK, _POP, _POP_MARK, _MEMOIZE, *(_BINPUT, _LONG_BINPUT, _BINGET))
-#: By opcode: width, values taken, kind (0 for none); a width of -1 is that of an opcode that no checkpoint has.
+#: For each opcode: its width, -1 if no checkpoint has the opcode; the values it takes; its kind, 0 if it makes no node.
 _TABLES: Final = (
     [_WIDTHS.get(code, 0) if code in (*_KINDS, *_OTHERS, _LONG_BINGET) else -1 for code in range(256)],
     [_TAKES.get(code, 0) for code in range(256)],
     [_KINDS.get(code, 0) for code in range(256)],
 )
 
-#: Bytes, of some ten thousand blocks, that take longer to read than numba's import and start, one second.
+#: From this number of bytes on, some ten thousand blocks, reading takes longer than numba's import and start, a second.
 _LARGE: Final = 1 << 21
-#: Places are int32.
+#: Offsets are int32.
 _MOST_BYTES: Final = (1 << 31) - 2
-#: How a reading ends.
+#: How `_scan` ends.
 _DONE: Final = 0
 _CUT_OFF: Final = 1
 _UNKNOWN: Final = 2
 _DAMAGED: Final = 3
 
-#: Of nodes.
+#: A column of the table of nodes.
 Table = array[int] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """What a pickle makes, in order, and the node that it stands for.
+    """The values and additions that a pickle makes, in order.
 
     Attributes:
-        data: the pickle, in which the places of texts and the like lie.
-        kinds, first, second, targets: of each node.
-        members: nodes, in which the places of members lie.
+        data: the pickle, in which the texts and bytes of nodes lie.
+        kinds, first, second, targets: one value for each node.
+        members: the members of all nodes, as nodes.
+        root: the node of the value that the pickle stands for.
     """
 
     data: bytes
@@ -130,12 +132,12 @@ class Nodes:
 
     @property
     def columns(self) -> Iterator[list[int]]:
-        """The tables of nodes and the members, with Python's integers."""
+        """`kinds`, `first`, `second`, `targets` and `members` as lists of Python's integers."""
         tables = (self.kinds, self.first, self.second, self.targets, self.members)
         return (table.tolist() for table in tables)
 
     def name(self, node: int) -> tuple[str, str]:
-        """Return module and name of a node that is a name. Raises `ValueError` if it is none."""
+        """Return the module and the name that a node consists of. Raises `ValueError` if they are not texts."""
         first, second = self.first[node], self.second[node]
         if self.kinds[node] == GLOBAL:
             module, name = self.data[first : first + second].decode().split("\n")[:2]
@@ -145,17 +147,20 @@ class Nodes:
         return self.text(first), self.text(second)
 
     def text(self, node: int) -> str:
-        """Return the text of a node that is one."""
+        """Return the text of a `TEXT` node."""
         return str(self.bytes(node), "utf-8", "surrogatepass")
 
     def bytes(self, node: int) -> bytes:
-        """Return the bytes of a node that has some."""
+        """Return the bytes of a node that has an offset and a length."""
         return self.data[self.first[node] : self.first[node] + self.second[node]]
 
 
 def scan(data: bytes) -> Nodes:
-    """Return what a pickle makes. Raises `ValueError` for what is none, or has opcodes that protocols 2 to 5 do not
-    write."""
+    """Return the nodes of a pickle.
+
+    Raises:
+        ValueError: if `data` is not a pickle, or has opcodes that protocols 2 to 5 do not write.
+    """
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     compiled = _compiled() if len(data) >= _LARGE else None
@@ -165,7 +170,7 @@ def scan(data: bytes) -> Nodes:
         tables = [array(kind, bytes(width * room)) for kind, width in (("B", 1), ("q", 8), *[("i", 4)] * 6)]
         ending = _scan(data, *_TABLES, *tables)
     else:
-        # Pages of zeros that nothing is written to take no memory.
+        # Pages of `np.zeros` take no memory until something is written to them.
         types = (np.uint8, np.int64, *[np.int32] * 6)
         tables = [np.zeros(room, dtype) for dtype in types]
         ending = compiled(np.frombuffer(data, np.uint8), *(np.array(table, np.int16) for table in _TABLES), *tables)
@@ -182,7 +187,7 @@ def scan(data: bytes) -> Nodes:
 
 @functools.cache
 def _compiled() -> Any:
-    """Return the compiled function, None where numba is told not to compile: reading needs no compiler."""
+    """Return `_scan` compiled; None if compilation is impossible or switched off, since reading works without it."""
     from nca_plugin.compiled import compiled
 
     with suppress(NCAPluginError):
@@ -204,12 +209,13 @@ def _scan(
     marks: Any,
     memo: Any,
 ) -> tuple[int, int, int, int, int]:
-    """Fill the tables, each of which has more places than the data has bytes and is all zeros.
+    """Fill the tables, which are all zeros and longer than the data.
 
-    Compiled code looks at no bounds: an opcode's bytes, and what it takes from the stack, are counted before.
+    Compiled code does not check bounds, so the bytes of an opcode and the values that it takes from the stack are
+    checked first.
 
     Returns:
-        How it ended, the place of the last opcode, the numbers of nodes and of members, and the node of the value.
+        How it ended, the offset of the last opcode, the numbers of nodes and of members, and the node of the value.
     """
     size = len(data)
     at = num_nodes = num_members = depth = num_marks = fence = memoized = code = start = 0
@@ -235,11 +241,11 @@ def _scan(
                     value += data[at + 2] * 0x10000 + data[at + 3] * 0x1000000
                     if width > 4:
                         value += data[at + 4] * 0x100000000 + data[at + 5] * 0x10000000000
-                        # Any length that is too large may stand for another; a sum must not overflow.
+                        # All lengths that are too large are treated alike, so that no sum overflows.
                         if data[at + 6] or data[at + 7]:
                             value = 1 << 48
             at += width
-        # The most frequent first.
+        # The most frequent opcodes come first.
         if code in (_MEMOIZE, _LONG_BINPUT, _BINPUT):
             if code == _MEMOIZE:
                 value = memoized

@@ -1,4 +1,4 @@
-"""A checkpoint that is opened once: its parts are read when they are first asked for, and kept."""
+"""An open checkpoint, whose parts are read when they are first needed and then kept."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -33,13 +33,13 @@ _EMBEDDING: Final = "embedding.word_embeddings.weight"
 class Checkpoint:
     """A checkpoint folder.
 
-    Every part raises `NCAPluginError` when it is read if it is damaged, incomplete, or of no known format.
+    Reading a part raises `NCAPluginError` if it is damaged, incomplete, or of an unknown format.
 
     Attributes:
-        folder: holds the data files.
-        root: holds what belongs to the checkpoint beside them: the same folder, but for NeMo 2.
-        stack: wrote the folder: megatron, bridge or nemo.
-        format: torch_dist or torch; None for one that only Megatron may read.
+        folder: the folder of the data files.
+        root: the folder of the whole checkpoint. It differs from `folder` only in NeMo 2.
+        stack: the stack that wrote the checkpoint: megatron, bridge or nemo.
+        format: torch_dist or torch; None for a format that only Megatron may be able to read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def objects(self) -> dict[str, Item | None]:
-        """Entries that are no tensors, None for the state of a module that has none."""
+        """Entries that are not tensors; None for the empty state of a module."""
         return self._contents[1]
 
     @property
@@ -66,22 +66,22 @@ class Checkpoint:
         return [*self.tensors, *self.objects]
 
     def tensor(self, name: str) -> Values:
-        """Return a whole tensor."""
+        """Return the values of a whole tensor."""
         return self.tensors[name].read()
 
     @cached_property
     def common_state(self) -> dict[str, Any] | None:
-        """What is stored once for all ranks: the run's arguments, its iteration and the like; None if nothing is."""
+        """The state that is stored once for all ranks, such as the run's arguments and iteration; None without one."""
         with self._reading():
             if self.format == "torch":
                 return read_legacy_state(self.folder)
-            # As Megatron does; without the file the table of contents has to be read.
+            # As in Megatron, the file comes first. Without it, the table of contents has to be read.
             state = read_common_file(self.folder) if self.format else None
             return read_common_object(self.folder, self._table) if self.format and state is None else state
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The model, by the arguments or the configuration that the checkpoint keeps."""
+        """The model's configuration, from the arguments or the configuration file that the checkpoint keeps."""
         with self._reading():
             values = self._model_values()
         if not isinstance(values, dict):
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @cached_property
     def embedding_rows(self) -> int | None:
-        """Rows of the word embedding; None in a checkpoint that is no `torch_dist` one, or has none."""
+        """Number of rows of the word embedding; None without one, or if the format is not `torch_dist`."""
         if self.format != "torch_dist":
             return None
         # NeMo 2 puts a module around the model.
@@ -99,10 +99,10 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer that a run saved with its checkpoint, None if it saved none."""
+        """The folder of the tokenizer that the run saved with the checkpoint; None if it saved none."""
         folder = self.folder / TOKENIZER
         with self._reading():
-            # One that has no files, as the NullTokenizer of a source, leaves the folder empty.
+            # A tokenizer without files, such as the NullTokenizer of a source, leaves the folder empty.
             return folder if folder.is_dir() and any(folder.iterdir()) else None
 
     @cached_property
@@ -148,19 +148,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`: a save folder, whose latest iteration is taken, or an iteration's folder.
 
     Raises:
-        NCAPluginError: nothing there, or no checkpoint in it.
+        NCAPluginError: if there is no folder, or its tracker file names no checkpoint.
     """
     return Checkpoint(find_checkpoint(path))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the same with its table of contents, its common state and its model read, so that nothing is missing.
+    """Return the checkpoint at `path` after reading all its parts but the values, so that errors show at once.
 
     Raises:
-        NCAPluginError: no complete checkpoint of a known format.
+        NCAPluginError: if there is no complete checkpoint of a known format.
     """
     checkpoint = open_checkpoint(path)
-    # Which of them raises first is what a user reads.
+    # The order decides which error a user sees.
     _ = checkpoint.tensors, checkpoint.common_state, checkpoint.model
     return checkpoint
 
@@ -185,5 +185,5 @@ def _nemo_model(root: Path) -> Any:
         raise NCAPluginError(f"checkpoint {root}: {NEMO_CONTEXT}/{NEMO_MODEL} is missing, which describes the model")
     values = read_mapping(file)
     model = values.get("config", values)
-    # A vocabulary that NeMo's configuration says is not padded.
+    # If NeMo's configuration has a vocabulary size, it is the number of rows.
     return {**model, "should_pad_vocab": model.get("vocab_size") is None} if isinstance(model, dict) else model

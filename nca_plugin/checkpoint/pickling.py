@@ -1,8 +1,8 @@
-"""Pickles that name PyTorch's and Megatron's types, read and written without importing these.
+"""Reads and writes pickles that name types of PyTorch and Megatron, without importing these packages.
 
-What is read is of untrusted origin: types on a list are built, what Megatron, Transformer Engine and numpy put
-beside them becomes a `Foreign` that holds nothing, and any other name is refused. So nothing that a pickle names is
-ever run, and a process that only moves tensors needs no PyTorch: half a gigabyte, and seconds.
+Pickles are not trusted. Types on a list are built, other types of Megatron, Transformer Engine and numpy become a
+`Foreign` that holds nothing, and any other name is refused. So no code that a pickle names is ever run, and a process
+that only moves tensors saves the half gigabyte and the seconds of importing PyTorch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Globals = Mapping[tuple[str, str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a pickle names: a class or a function of a module."""
+    """A class or function that a pickle names. It cannot be called."""
 
     module: str
     name: str
@@ -36,9 +36,9 @@ class Reference:
 
 
 class Foreign:
-    """Stands for an object of a type that is known to occur and is of no use here: enumerations, random states."""
+    """Stands for an object that occurs in checkpoints but is not needed, such as an enumeration or a random state."""
 
-    #: Whether items that a pickle adds to it are left out.
+    #: Items that a pickle adds to the object are ignored.
     takes_items: Final = True
 
     def __new__(cls, *_: object, **__: object) -> "Foreign":
@@ -51,12 +51,12 @@ class Foreign:
         pass
 
 
-#: PyTorch's limit.
+#: PyTorch's limit on the axes of a tensor.
 _MOST_AXES: Final = 64
 
 
 class Size(tuple[int, ...]):
-    """PyTorch's class of shapes."""
+    """Stands for `torch.Size`."""
 
     __slots__ = ()
     reference = Reference("torch", "Size")
@@ -75,7 +75,7 @@ class Size(tuple[int, ...]):
 
 
 class Maker:
-    """A function that a pickle may call, and cannot change."""
+    """A function that a pickle may call but cannot change."""
 
     __slots__ = ("_make",)
 
@@ -90,7 +90,7 @@ class Maker:
 
 
 class _Namespace(argparse.Namespace):
-    """A namespace whose class a pickle cannot change: what has `__setstate__` is not written to otherwise."""
+    """A namespace whose attributes a pickle sets only through `__setstate__`, so that it cannot change the class."""
 
     reference = Reference("argparse", "Namespace")
 
@@ -112,21 +112,21 @@ def _set_attributes(built: object, state: Any) -> None:
 
 
 class _OrderedDict(collections.OrderedDict[Any, Any]):
-    """A mapping whose own attributes are left out, such as the versions of modules in the state of a model."""
+    """A mapping without its own attributes, such as the versions of modules in a state dict."""
 
     def __setstate__(self, _: object) -> None:
         pass
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What protocol 2 stores bytes as."""
+    """Return bytes from a text, as which protocol 2 stores them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
         raise pickle.UnpicklingError("bytes that no pickle has")
     return text.encode(encoding)
 
 
 def _member(enumeration: object, _: str) -> Foreign:
-    """What some Python versions store a member of an enumeration as."""
+    """Stand for `builtins.getattr`, with which some Python versions store a member of an enumeration."""
     if not (isinstance(enumeration, type) and issubclass(enumeration, Foreign)):
         raise pickle.UnpicklingError("refused to load builtins.getattr")
     return Foreign()
@@ -154,22 +154,22 @@ _FOREIGN_PACKAGES: Final = ("megatron", "transformer_engine", "numpy", "nvidia_r
 
 
 def load_pickle(data: bytes, origin: str, extra: Globals | None = None, storage: Storage | None = None) -> Any:
-    """Return what `data` holds.
+    """Return the value of a pickle.
 
     Args:
-        data: a pickle.
-        origin: of the pickle, for messages.
-        extra: by module and name, more types and what is built in their place.
-        storage: what a persistent identity of the pickle becomes.
+        data: the pickle.
+        origin: where the pickle is from, for messages.
+        extra: further types by module and name, with what is built in their place.
+        storage: returns the value of a persistent identity; None if the pickle may have none.
 
     Raises:
-        NCAPluginError: the pickle is damaged, or names anything else.
+        NCAPluginError: if the pickle is damaged, or names a type that is not allowed.
     """
     return read_pickle(data, origin, extra, lambda nodes, find: build(nodes, find, storage))
 
 
 def read_pickle[T](data: bytes, origin: str, extra: Globals | None, read: Callable[[Nodes, Find], T]) -> T:
-    """Return what `read` makes of a pickle's nodes, and of a function that returns what stands for a name.
+    """Return the result of `read`, which gets the nodes of a pickle and a function that looks up a module's name.
 
     Raises:
         NCAPluginError: see `load_pickle` and `reading`.
@@ -194,7 +194,7 @@ def reading(origin: str) -> Iterator[None]:
         yield
     except NCAPluginError:
         raise
-    # A damaged pickle can fail in any operation: every type of error says the same of it.
+    # A damaged pickle can fail in any operation and with any type of error.
     except Exception as error:
         raise NCAPluginError(f"{origin} cannot be read: {one_line(error)}") from error
 
@@ -203,14 +203,14 @@ def dump_pickle(value: object, storage: Callable[[object], Any] = lambda value: 
     """Return the pickle of a value of plain types, `Size`, `DType` and `Reference`.
 
     Args:
-        storage: returns the persistent identity of what is stored outside the pickle, None for all else.
+        storage: returns the persistent identity of a value that is stored outside the pickle, None for any other.
     """
     out = io.BytesIO()
     _Pickler(out, storage).dump(value)
     return out.getvalue()
 
 
-# The one in C cannot name what is not imported.
+# Python's pickler in C cannot name types that are not imported.
 class _Pickler(pickle._Pickler):
     def __init__(self, out: io.BytesIO, storage: Callable[[object], Any]) -> None:
         super().__init__(out, protocol=2)

@@ -1,7 +1,7 @@
-"""What a run of Megatron that was killed has left in its save folder, and how it is made fit to go on from.
+"""Finds what a killed Megatron run left in its save folder, and repairs the folder so that the run can resume.
 
-Megatron writes an iteration's folder, `iter_0000300`, and then that number into the tracker file, which it empties
-first. Killed in between it leaves a folder that the tracker does not name yet, or a tracker that names nothing.
+Megatron writes an iteration's folder, `iter_0000300`, then empties the tracker file and writes the number into it. A
+run that is killed in between leaves a folder that the tracker does not name yet, or a tracker that names nothing.
 """
 
 import re
@@ -15,15 +15,15 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.files import complete_files
 
 _ITERATION: Final = re.compile(r"iter_(\d{7,})")
-#: Of an iteration's files.
+#: The last file that Megatron writes into an iteration's folder.
 _WRITTEN_LAST: Final = "metadata.json"
 
 
 def newest_save(folder: Path) -> tuple[Checkpoint | None, str | None]:
-    """Return the newest complete checkpoint, and what is wrong with the tracker file if it names another.
+    """Return the newest complete checkpoint; and, if the tracker file does not name it, what is wrong with that file.
 
     Raises:
-        NCAPluginError: a folder that cannot be read.
+        NCAPluginError: if the folder cannot be read.
     """
     iterations = _iterations(folder)
     try:
@@ -47,15 +47,16 @@ def newest_save(folder: Path) -> tuple[Checkpoint | None, str | None]:
 
 
 def mend_saves(folder: Path, iteration: int | None, damage: str | None) -> list[str]:
-    """Make a save folder one that Megatron continues from, and return what was done.
+    """Repair a save folder so that Megatron resumes from it, and return a line for each repair.
 
-    Only one process may do this, and none may train.
+    Only one process may do this, while no run writes to the folder.
 
     Args:
-        iteration, damage: of what `newest_save` returns; None if there is none.
+        iteration: the iteration of the checkpoint that `newest_save` returns; None without one.
+        damage: what `newest_save` says is wrong with the tracker file.
 
     Raises:
-        NCAPluginError: a folder that cannot be written to.
+        NCAPluginError: if the folder cannot be written to.
     """
     done = []
     try:
@@ -63,10 +64,10 @@ def mend_saves(folder: Path, iteration: int | None, damage: str | None) -> list[
             number = int(path.name.removeprefix("iter_"))
             if number <= (iteration or 0):
                 continue
-            # Megatron would write into it. Its files may be those of other ranks, and the next stage's start checkpoint
-            # may be linked to them.
+            # The resumed run would write into this folder, whose files may be from other ranks. The start checkpoint of
+            # the next stage may have links to them.
             if _complete(path) is None and not (path / _WRITTEN_LAST).exists():
-                # What a link leads to is not this folder's.
+                # The target of a symbolic link does not belong to this folder.
                 path.unlink() if path.is_symlink() else shutil.rmtree(path)
                 done.append(f"removed {path}, an unfinished save")
             else:
@@ -87,7 +88,7 @@ def mend_saves(folder: Path, iteration: int | None, damage: str | None) -> list[
 
 
 def _iterations(folder: Path) -> list[Path]:
-    """Return the folders of iterations, the newest first."""
+    """Return the folders of iterations, the latest iteration first."""
     try:
         found = [path for path in folder.iterdir() if _ITERATION.fullmatch(path.name) and path.is_dir()]
     except FileNotFoundError:
@@ -98,13 +99,13 @@ def _iterations(folder: Path) -> list[Path]:
 
 
 def _complete(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint in an iteration's folder, None if it is not complete: all its files' sizes are checked."""
+    """Return the checkpoint in an iteration's folder; None if it is incomplete, by the sizes of its files."""
     if not folder.is_dir():
         return None
     try:
         return read_checkpoint(folder)
     except NCAPluginError as error:
-        # What cannot be read now is no unfinished save.
+        # A disk that cannot be read now does not mean that the save is unfinished.
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
             raise
         return None

@@ -1,7 +1,7 @@
-"""The format of `torch.save`, read in place and written: objects, and tensors as references to the bytes they lie in.
+"""Reads and writes the format of `torch.save`. A tensor is read as a reference to its bytes in the file.
 
-It is a zip archive without compression: `data.pkl`, `byteorder`, `version`, and one record for each storage (PyTorch,
-"Serialization semantics"). The archive holds a CRC-32 of each record, which PyTorch itself does not check.
+The format is a zip archive without compression: `data.pkl`, `byteorder`, `version`, and one record for each storage
+(PyTorch, "Serialization semantics"). The archive holds a CRC-32 of each record, which PyTorch itself does not check.
 """
 
 import collections
@@ -34,16 +34,16 @@ _STORAGES: Final = {
     "BoolStorage": DTYPES["bool"],
 }
 _STORAGE_NAMES: Final = {dtype: name for name, dtype in _STORAGES.items()}
-#: Archives of one length, and lengths, of which what was found is remembered.
+#: Limits of `_ALIKE`: archives of one length, and lengths.
 _MOST_ALIKE: Final = 8
 _MOST_LENGTHS: Final = 256
-#: Little enough that a piece stays in a core's cache from its reading to its writing.
+#: A piece of this size stays in a core's cache from its reading to its writing.
 _COPY_BYTES: Final = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Bytes of a file and their CRC-32."""
+    """The `size` bytes from `position` on in a file, and the CRC-32 that they were saved with."""
 
     file: Path
     position: int
@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor, or a part of one, that lies in a record: `offset` and `strides` count elements."""
+    """A tensor, or a part of one, in a record. `offset` and `strides` count elements."""
 
     record: Record
     dtype: DType
@@ -70,7 +70,7 @@ class StoredTensor:
     offset: int
 
     def narrow(self, axis: int, start: int, length: int) -> "StoredTensor":
-        """Return the part of `length` along an axis, as `torch.Tensor.narrow`."""
+        """Return `length` indices from `start` on along an axis, as `torch.Tensor.narrow` does."""
         if (start, length) == (0, self.shape[axis]):
             return self
         shape = (*self.shape[:axis], length, *self.shape[axis + 1 :])
@@ -81,11 +81,11 @@ class StoredTensor:
         return replace(self, shape=(1,) * axes + self.shape, strides=(0,) * axes + self.strides)
 
     def read(self) -> Values:
-        """Return the values, contiguous."""
+        """Return the values as a contiguous array."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype.array)
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        # All of it lies in the file, see `_rebuild_tensor`.
+        # `_rebuild_tensor` has checked that the span lies within the record.
         values = np.empty(span, self.dtype.array)
         with self.record.file.open("rb", buffering=0) as file:
             file.seek(self.record.position + self.offset * self.dtype.itemsize)
@@ -96,17 +96,17 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The bytes of one `torch.save`: a whole file, or a part of one."""
+    """The bytes of one `torch.save`, which are a whole file or a part of one."""
 
     file: Path
     offset: int
     length: int
 
     def load(self) -> Any:
-        """Return what was saved, tensors as `StoredTensor`.
+        """Return the saved value, with each tensor as a `StoredTensor`.
 
         Raises:
-            NCAPluginError: damaged, or not an archive that `torch.save` writes.
+            NCAPluginError: if the archive is damaged, or `torch.save` did not write it.
         """
         descriptor = os.open(self.file, os.O_RDONLY)
         try:
@@ -115,7 +115,7 @@ class Item:
             os.close(descriptor)
 
     def tensor(self) -> StoredTensor:
-        """Return the one tensor that was saved. Raises `NCAPluginError` if it is anything else."""
+        """Return the saved tensor. Raises `NCAPluginError` if the saved value is not a tensor."""
         descriptor = os.open(self.file, os.O_RDONLY)
         try:
             ends = Ends.read(descriptor, self.offset, self.length)
@@ -137,7 +137,7 @@ class Item:
             archive = Archive(descriptor, self.offset, self.length, ends)
             read = ["data.pkl", *(name for name in ("byteorder",) if name in archive.entries)]
             pickled, *byteorder = map(archive.read, read)
-        # A damaged archive can fail in any way, as a damaged pickle can.
+        # A damaged archive can fail with any type of error, as a damaged pickle can.
         except Exception as error:
             raise NCAPluginError(
                 f"{origin} cannot be read: it is damaged, or was not written by torch.save (PyTorch 1.6 or later)"
@@ -168,12 +168,12 @@ class Item:
         _ALIKE[self.length] = (*_ALIKE.get(self.length, ()), (alike, replace(found, record=record)))[-_MOST_ALIKE:]
 
 
-#: By length, archives of one tensor that were loaded, with places that count from where each begins.
+#: Loaded archives of a single tensor, by their lengths. Positions count from the start of the archive.
 _ALIKE: Final[dict[int, tuple[tuple[Alike, StoredTensor], ...]]] = {}
 
 
 def check_record(record: Record) -> None:
-    """Read a record. Raises `NCAPluginError` if its bytes are not those that were saved."""
+    """Read a record. Raises `NCAPluginError` if its bytes do not have the CRC-32 that they were saved with."""
     crc = 0
     for piece in pieces(record.file, record.position, record.size):
         crc = zlib.crc32(piece, crc)
@@ -181,7 +181,7 @@ def check_record(record: Record) -> None:
 
 
 def pieces(path: Path, position: int, size: int) -> Iterator[memoryview]:
-    """Yield `size` bytes of a file in pieces of one buffer, each valid until the next."""
+    """Yield `size` bytes of a file in pieces. A piece is valid until the next one, since they share a buffer."""
     buffer = memoryview(np.empty(min(_COPY_BYTES, size), np.uint8))
     with path.open("rb", buffering=0) as file:
         file.seek(position)
@@ -213,7 +213,7 @@ def _rebuild_tensor(
     record, stored_dtype = storage
     if not isinstance(record, Record) or {type(v) for v in (offset, *shape, *strides)} != {int}:
         raise ValueError("a tensor without a place")
-    # _rebuild_tensor_v3 names the type itself; v2 has metadata in its place, which is empty for what a model stores.
+    # _rebuild_tensor_v3 passes the type as `dtype`. v2 passes metadata there, which a model's tensors do not have.
     found = dtype if isinstance(dtype, DType) else stored_dtype
     if not isinstance(found, DType):
         raise ValueError("a tensor of no known type")
@@ -222,7 +222,7 @@ def _rebuild_tensor(
         raise ValueError("a tensor of negative shape")
     last = offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     count = math.prod(tensor.shape)
-    # Nor may a value be there several times: a few bytes would become any number of them.
+    # A value may not be repeated by strides of 0 either, or a few bytes could become any number of values.
     if count and max(last + 1, count) * found.itemsize > record.size:
         raise ValueError("a tensor that does not lie within its record")
     return tensor
@@ -264,7 +264,7 @@ class NewTensor:
 
 
 def save(value: object, file: io.BufferedWriter) -> None:
-    """Append what `torch.save` would write: `value`, and every `NewTensor` in it as a tensor."""
+    """Append to a file what `torch.save` would write for `value`, with every `NewTensor` in it as a tensor."""
     storages: list[NewTensor] = []
 
     def storage(found: object) -> tuple[Any, ...] | None:
@@ -291,7 +291,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Rebuilt:
-    """A tensor as PyTorch pickles it: a function, and what to call it with."""
+    """A tensor as PyTorch pickles it: a function and its arguments."""
 
     tensor: NewTensor
 
@@ -306,6 +306,6 @@ class _Rebuilt:
 def _with_tensors(value: Any) -> Any:
     if isinstance(value, NewTensor):
         return _Rebuilt(value)
-    # Only where Megatron-Bridge has them: a value that many others share must not become many.
+    # Only a flat dict, as in Megatron-Bridge, is copied. Copies of a shared value would no longer be shared.
     is_flat = type(value) is dict and any(isinstance(item, NewTensor) for item in value.values())
     return {key: _with_tensors(item) for key, item in value.items()} if is_flat else value

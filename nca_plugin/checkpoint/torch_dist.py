@@ -1,8 +1,9 @@
-"""Megatron's `torch_dist` format, read without a process group.
+"""Reads Megatron's `torch_dist` format without a process group.
 
-A folder holds `.metadata` (a pickle: which tensors and objects there are, in which blocks, and where the bytes of each
-lie), `*.distcp` files of such blocks, each a `torch.save` of its own, and `metadata.json`, which names the format. The
-state that all ranks share is an object among the others, or a file `common.pt` (megatron-core 0.18 and before).
+A folder holds `.metadata`, `*.distcp` files and `metadata.json`, which names the format. `.metadata` is a pickle that
+lists the tensors and objects, their blocks, and the place of each block in the `*.distcp` files. Each block is a
+`torch.save` of its own. The common state of all ranks is one of the objects, or the file `common.pt` (megatron-core up
+to 0.18).
 """
 
 import json
@@ -13,7 +14,7 @@ from nca_plugin.checkpoint.metadata import TableOfContents
 from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
 
-#: What `metadata.json` says. Versions before megatron-core 0.19 need the last two, later ones do not mind them.
+#: The contents of `metadata.json`. Versions before megatron-core 0.19 need the last two, later ones ignore them.
 FORMAT: Final = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -23,12 +24,12 @@ FORMAT: Final = {
 COMMON_STATE: Final = "common_state/shard_0_1"
 COMMON_FILE: Final = "common.pt"
 _MOST_FORMAT_BYTES: Final = 1 << 20
-#: Some millions of blocks.
+#: Limit on `.metadata`, which is reached with some millions of blocks.
 _MOST_METADATA_BYTES: Final = 1 << 30
 
 
 def is_torch_dist(folder: Path) -> bool:
-    """Whether a folder says of itself that it is a `torch_dist` checkpoint."""
+    """Return whether `metadata.json` in a folder says that the format is `torch_dist`."""
     try:
         backend = json.loads(read_small(folder / "metadata.json", _MOST_FORMAT_BYTES)).get("sharded_backend")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -40,7 +41,7 @@ def read_table(folder: Path) -> TableOfContents:
     """Return the table of contents of a folder.
 
     Raises:
-        NCAPluginError: damaged, incomplete, or anything but a table of contents in `.metadata`.
+        NCAPluginError: if the checkpoint is damaged or incomplete, or `.metadata` is not a table of contents.
     """
     try:
         data = read_small(folder / ".metadata", _MOST_METADATA_BYTES)
@@ -54,13 +55,13 @@ def read_table(folder: Path) -> TableOfContents:
 
 
 def read_common_file(folder: Path) -> dict[str, Any] | None:
-    """Return what is stored once for all ranks in a file of its own; None without the file."""
+    """Return the common state from the file `common.pt`; None without the file."""
     file = folder / COMMON_FILE
     return _mapping(folder, Item(file, 0, file.stat().st_size).load()) if file.is_file() else None
 
 
 def read_common_object(folder: Path, table: TableOfContents) -> dict[str, Any] | None:
-    """Return what is stored once for all ranks among the objects; None if nothing is."""
+    """Return the common state from the objects; None if there is none."""
     item = table.object(COMMON_STATE)
     if item is None:
         return None
@@ -75,7 +76,11 @@ def _mapping(folder: Path, state: Any) -> dict[str, Any]:
 
 
 def read_small(file: Path, most: int) -> bytes:
-    """Return what a file holds. Raises `ValueError` for one that is larger, or no file, which might never end."""
+    """Return the contents of a file of at most `most` bytes.
+
+    Raises:
+        ValueError: if the file is larger, or is not a regular file, which might never end.
+    """
     if not file.is_file() and file.exists():
         raise ValueError(f"{file.name} is no file")
     with file.open("rb") as opened:

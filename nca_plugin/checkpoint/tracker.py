@@ -1,4 +1,4 @@
-"""The file of a save folder that names its latest checkpoint."""
+"""The tracker file, which names the latest checkpoint in a save folder."""
 
 import re
 import time
@@ -7,24 +7,24 @@ from typing import Final
 
 TRACKER: Final = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
-#: Seconds between two looks at a file that a run may be writing at this moment: about one in all.
+#: Seconds between attempts to read the tracker file, about one second in all.
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 _MOST_BYTES: Final = 100
 
 
 def read_tracker(folder: Path) -> str | None:
-    """Return what the tracker file of a save folder holds, without space around it; None if there is no such file.
+    """Return the text of the tracker file in a save folder, without surrounding white space; None without the file.
 
-    A run that saves empties the file and writes it anew. So what names no folder that is there is asked for again,
-    for about a second, before it is believed.
+    A run that saves empties the file and writes it anew. If the file does not name an existing folder, it is therefore
+    read again for about a second.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: if the file cannot be read.
     """
     for pause in (*_PAUSES, None):
         try:
             with (folder / TRACKER).open("rb") as file:
-                # Megatron strips white space; NULs are what a lost machine may leave of a write.
+                # Megatron strips white space too. NULs may be left of a write when a machine fails.
                 text = file.read(_MOST_BYTES).decode(errors="replace").strip().strip("\0").strip()
         except FileNotFoundError:
             return None
@@ -36,7 +36,7 @@ def read_tracker(folder: Path) -> str | None:
 
 
 def folder_named(text: str) -> str | None:
-    """Return the folder that the text of a tracker file names, None if it names none."""
+    """Return the name of the folder that the text of a tracker file names; None if it names none."""
     if re.fullmatch(r"[0-9]{1,12}", text):
         return f"iter_{int(text):07d}"
     return RELEASE if text == RELEASE else None

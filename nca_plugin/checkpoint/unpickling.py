@@ -1,8 +1,8 @@
-"""Pickles of untrusted origin, read in time and memory that their length bounds.
+"""Reads untrusted pickles in time and memory that are bounded by their length.
 
-A few bytes are enough to have Python's own unpickler allocate gigabytes for an index, or hash tuples that hold each
-other for ever. So this one builds what protocols 2 to 5 write node by node, see `opcodes`, calls nothing but what it is
-given for a name, and has each call and each key pay for the values that it looks at.
+With a few bytes, Python's own unpickler can be made to allocate gigabytes for an index, or to hash nested tuples for
+ever. This one builds the values that protocols 2 to 5 write node by node, see `opcodes`. It calls only what `find`
+returns for a name, and charges each call and each key for the values that it looks at.
 """
 
 import struct
@@ -12,29 +12,30 @@ from typing import Any, Final
 from nca_plugin.checkpoint import opcodes
 from nca_plugin.checkpoint.opcodes import Nodes
 
-#: Looks at values that each byte pays for; nothing that torch or Megatron writes comes near.
+#: Number of values that may be looked at for each byte. Nothing that PyTorch or Megatron writes comes near.
 _LOOKS_PER_BYTE: Final = 16
 _FREE_LOOKS: Final = 10_000
 _MOST_ARGUMENTS: Final = 64
-#: Keys whose hashes a pickle can choose, so that each is compared with all: there are a few for an optimizer's groups.
+#: Limit on keys whose hashes a pickle can choose, because keys with equal hashes are all compared with each other. The
+#: groups of an optimizer have a few such keys.
 _MOST_CHOSEN_KEYS: Final = 1000
-#: An integer below it is its own hash.
+#: Below this, an integer is its own hash, so that equal hashes are equal keys.
 _LEAST_CHOSEN_HASH: Final = 1 << 60
 _SIZED: Final = (str, bytes, list, tuple, dict, set, frozenset)
-#: A name's or a persistent identity's value.
+#: These return the value of a module's name, and of a persistent identity.
 Find = Callable[[str, str], Any]
 Storage = Callable[[tuple[Any, ...]], Any]
 
 
 def build(nodes: Nodes, find: Find, storage: Storage | None) -> Any:
-    """Return the value that a pickle stands for.
+    """Return the value of a pickle.
 
     Args:
-        find: returns what stands for a module's name.
-        storage: returns what a persistent identity stands for; None where there are none.
+        find: returns the value of a module's name.
+        storage: returns the value of a persistent identity; None if the pickle may have none.
 
     Raises:
-        Exception: of any type, for what would take more than its length explains, or does not fit together.
+        Exception: of any type, if the pickle is inconsistent or would take more time or memory than its length allows.
     """
     return _Builder(nodes, find, storage).root()
 
@@ -49,7 +50,7 @@ class _Builder:
 
     def root(self) -> Any:
         nodes, data = self._nodes, self._nodes.data
-        # Of an addition, None.
+        # The value of each node; None for an addition.
         values: list[Any] = []
         kinds, firsts, seconds, targets, members = nodes.columns
         for number, (kind, first, second, target) in enumerate(zip(kinds, firsts, seconds, targets, strict=True)):
@@ -105,7 +106,7 @@ class _Builder:
             raise ValueError("a few of its bytes stand for more values than memory may hold")
 
     def _checked_key(self, key: Any) -> Any:
-        """Return a key after its hash is known to take no longer than its values are long."""
+        """Return a key after checking that hashing it takes a bounded time."""
         hashed_by: Any = type(key).__hash__
         is_small = type(key) is int and abs(key) < _LEAST_CHOSEN_HASH
         if type(key) not in (str, bytes) and not is_small and hashed_by is not object.__hash__:
@@ -149,7 +150,8 @@ class _Builder:
     def _build(self, built: Any, state: Any) -> None:
         if isinstance(state, _SIZED):
             self._look(len(state))
-        # What has no such method of its own has no state; a class that is named is no object of it.
+        # Only types with a `__setstate__` of their own have state. It is looked up on the type, so that a class that a
+        # pickle names does not count as its object.
         set_state = getattr(type(built), "__setstate__", None)
         if set_state is None:
             raise ValueError(f"a state of a {type(built).__name__}")
@@ -161,6 +163,6 @@ _OF_MEMBERS: Final = (opcodes.TUPLE, opcodes.SETITEMS, opcodes.APPENDS, opcodes.
 
 
 def _of_no_use(target: Any) -> None:
-    """Leave out items of an object that stands for one that nobody needs."""
+    """Ignore items for a `Foreign`. Raises `ValueError` for any other object."""
     if not getattr(type(target), "takes_items", False):
         raise ValueError(f"items for a {type(target).__name__}")

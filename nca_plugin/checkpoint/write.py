@@ -1,7 +1,7 @@
-"""The data files of a new `torch_dist` folder: links to old files, copies of parts of them, and new blocks.
+"""Writes the data files of a new `torch_dist` folder: links to old files, copies of parts of them, and new blocks.
 
-Blocks are written by several threads, each to a file of its own, one block at a time, so that memory does not grow
-with the checkpoint. Which thread writes what is fixed beforehand: the same transition gives the same bytes.
+Several threads write blocks, each thread to its own file and one block at a time, so that memory does not grow with the
+checkpoint. It is fixed beforehand which thread writes what, so that the same transition gives the same bytes.
 """
 
 import io
@@ -27,10 +27,10 @@ from nca_plugin.files import check_space
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: Bytes of the values of a new block, which is what a worker holds in memory.
+#: Largest size of a new block's values. Each worker holds one block in memory.
 BLOCK_BYTES: Final = 1 << 24
 _EAGER_BYTES: Final = 1 << 23
-#: Of a saved block beside its values, about.
+#: Approximate size of a saved block without its values.
 _ARCHIVE_BYTES: Final = 1 << 10
 
 
@@ -44,7 +44,7 @@ class NewBlock:
 
 @dataclass(frozen=True, slots=True)
 class KeptBlock:
-    """A part of a tensor that is kept with the bytes that it was saved with."""
+    """A part of a tensor that keeps its saved bytes."""
 
     region: Region
     item: Item
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Something to append to a file: the object `name`, or the block of a tensor that begins at `offsets`."""
+    """Something to append to a file: the object `name`, or the block at `offsets` of the tensor `name`."""
 
     name: str
     offsets: tuple[int, ...] | None
@@ -72,8 +72,10 @@ class _Job:
 
 
 class _EagerFile(io.BufferedWriter):
-    """Has the disk begin at once with what was written: what piles up in memory slows down all writing, and the flush
-    at the end has to wait for it."""
+    """Makes the system write data to the disk early.
+
+    Data that piles up in memory slows down all writing, and the flush at the end has to wait for it.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.open("xb", buffering=0))
@@ -84,22 +86,22 @@ class _EagerFile(io.BufferedWriter):
         end = self.tell()
         if end - self._begun >= _EAGER_BYTES:
             self.flush()
-            # What is not on the disk yet is not dropped by this advice, but sent there.
+            # This advice does not drop data that is not on the disk yet. It starts writing the data.
             os.posix_fadvise(self.fileno(), self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = end
         return count
 
 
 class _Stopped(Exception):
-    """Another worker has failed."""
+    """Stops a worker after another one has failed."""
 
 
 class Writer:
     """Writes the data files of one folder, which exists and is empty.
 
     Args:
-        links: whether old blocks of tensors are linked; else they are copied.
-        num_workers: threads.
+        links: whether kept blocks of tensors are linked. Otherwise they are copied.
+        num_workers: number of threads.
     """
 
     def __init__(self, folder: Path, *, links: bool, num_workers: int) -> None:
@@ -116,7 +118,7 @@ class Writer:
         self._places: dict[tuple[str, tuple[int, ...] | None], Item] = {}
 
     def add(self, entry: Entry) -> None:
-        """Plan a tensor."""
+        """Add a tensor to the plan."""
         self._entries.append(entry)
         for block in entry.blocks:
             start = tuple([start for start, _ in block.region])
@@ -126,7 +128,7 @@ class Writer:
                 self._add_values(entry, start, block)
 
     def add_object(self, name: str, item: Item | None) -> None:
-        """Plan an object that is kept as it is, or the state of a module that has none."""
+        """Add an object to the plan, which is kept unchanged; None is the empty state of a module."""
         self._objects.append(name)
         if item is None:
             self._jobs.append(_Job(name, None, 0, lambda file: save([None], file)))
@@ -135,30 +137,30 @@ class Writer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all blocks that were planned and are not linked."""
+        """Bytes of all planned blocks that are not linked."""
         return sum(job.num_bytes for job in self._jobs)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the linked files that nothing in this folder uses: they stay on the disk for its sake."""
+        """Bytes of the linked files that this folder does not use, but keeps on the disk."""
         return sum(path.stat().st_size for path in self._linked) - sum(self._linked.values())
 
     def check_space(self, more: int = 0) -> None:
-        """Raise `NCAPluginError` unless the disk has room for what was planned, and for `more` bytes."""
+        """Raise `NCAPluginError` unless the disk has room for the plan and `more` bytes."""
         needed = self.num_bytes + len(self._jobs) * _ARCHIVE_BYTES + more
         check_space(self._folder, needed, "the checkpoint", "choose another output")
 
     def write(self, common_state: Mapping[str, Any], advance: Callable[[int], None]) -> list[Path]:
-        """Write all that was planned, flushed to disk, and return the old files that were linked.
+        """Write the plan, flush it to the disk, and return the old files that were linked.
 
         Args:
-            common_state: what is stored once for all ranks. It becomes an object among the others, which
-                megatron-core 0.19 reads, and a file, which all versions before do.
-            advance: is told of bytes as they are written.
+            common_state: the state that is stored once for all ranks. It becomes an object, which megatron-core 0.19
+                reads, and a file, which earlier versions read.
+            advance: is called with the number of bytes as they are written.
 
         Raises:
-            NCAPluginError: what is copied is damaged, or the disk has no room for it.
-            OSError: a file cannot be written.
+            NCAPluginError: if data to copy are damaged, or the disk has no room.
+            OSError: if a file cannot be written.
         """
         self.check_space()
         self._advance = advance
@@ -173,7 +175,7 @@ class Writer:
         self._run({path.name for path in linked})
         with (self._folder / ".metadata").open("xb") as file:
             tensors = [(e.name, e.dtype, e.shape, [block.region for block in e.blocks]) for e in self._entries]
-            # In an order that does not depend on which thread was first.
+            # The order must not depend on which thread was first.
             places = dict(sorted(self._places.items(), key=lambda place: (place[0][0], place[0][1] or ())))
             file.write(dump_metadata(tensors, self._objects, places))
             flush(file)
@@ -192,7 +194,7 @@ class Writer:
         self._jobs.append(_Job(entry.name, offsets, num_bytes, append))
 
     def _add_item(self, name: str, offsets: tuple[int, ...] | None, item: Item, record: Record | None) -> None:
-        # Objects are small, and hold no weights: they are no reason to keep an old file.
+        # Objects are copied, because they are small and not worth keeping an old file on the disk.
         if self._links and record is not None:
             self._linked[item.file] = self._linked.get(item.file, 0) + item.length
             self._places[name, offsets] = item
@@ -213,7 +215,7 @@ class Writer:
         self._jobs.append(_Job(name, offsets, item.length, append))
 
     def _run(self, taken: set[str]) -> None:
-        """Write the new files, under names that no link has: a checkpoint that was transferred before has some."""
+        """Write the new files. Linked files of an earlier transition may have the same names, which are avoided."""
         shares: list[list[_Job]] = [[] for _ in range(self._num_workers)]
         loads = [0] * self._num_workers
         for job in self._jobs:
@@ -249,15 +251,17 @@ class Writer:
 
 
 def check_records(records: Sequence[Record], num_workers: int, advance: Callable[[int], None]) -> None:
-    """Read records. Raises `NCAPluginError` if the bytes of one are not those that were saved."""
+    """Read records. Raises `NCAPluginError` if the bytes of one do not have the CRC-32 that they were saved with."""
     with ThreadPoolExecutor(num_workers) as pool:
         for num_bytes in pool.map(_check_some, _batches(records)):
             advance(num_bytes)
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield records together until they have the bytes of a block: to hand over each of many takes longer than to read
-    it."""
+    """Yield lists of records that together have the bytes of a block.
+
+    Handing small records to a thread one by one would take longer than reading them.
+    """
     batch: list[Record] = []
     num_bytes = 0
     for record in records:
@@ -276,7 +280,7 @@ def _check_some(records: Sequence[Record]) -> int:
 
 
 def why_no_link(files: Iterable[Path], folder: Path) -> str | None:
-    """Return why one of some files cannot be linked into `folder`, None if all can."""
+    """Return why one of the files cannot be linked into `folder`; None if all can."""
     probe = folder / "link"
     for file in files:
         try:
@@ -288,6 +292,6 @@ def why_no_link(files: Iterable[Path], folder: Path) -> str | None:
 
 
 def flush(file: io.BufferedWriter) -> None:
-    """Have the disk hold what was written."""
+    """Wait until everything that was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())

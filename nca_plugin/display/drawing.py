@@ -1,4 +1,4 @@
-"""Charts: each is drawn once, as a PNG of its own and as SVG for a page that may be light or dark."""
+"""Draws charts, each as a PNG file and as an SVG for a page that may be light or dark."""
 
 import io
 import textwrap
@@ -8,19 +8,19 @@ from typing import Any, Final
 
 #: Size of a chart in inches.
 CHART: Final = (6.0, 4.2)
-#: C0, C1, ... of every chart: the vibrant scheme of Paul Tol ("Colour schemes", SRON/EPS/TN/09-002, 2021), made for
-#: colour-blind readers. C0 is what a chart is about, C1 what that is compared with.
+#: The colours C0, C1, ... of every chart: the vibrant scheme of Paul Tol ("Colour schemes", SRON/EPS/TN/09-002, 2021),
+#: made for colour-blind readers. C0 is for the subject of a chart, C1 for what it is compared with.
 COLORS: Final = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#cc3311", "#33bbee")
 #: The colour of baselines.
 GREY: Final = "#8c959f"
-#: Colours that on a page are those of its text and of its background.
+#: Colours that on a page become those of its text and its background.
 TEXT: Final = "#1f2328"
 PAPER: Final = "#ffffff"
 
 _ON_A_PAGE: Final = {TEXT: "currentColor", PAPER: "var(--page)"}
 _DPI: Final = 160
 _LETTERS_PER_INCH: Final = 8.6
-#: From the axes down to the legend, past tick labels and axis label, in units of the font size.
+#: Distance from the axes down to the legend, past tick labels and axis label, in units of the font size.
 _LEGEND_DROP: Final = 3.6
 
 
@@ -29,11 +29,11 @@ class Picture:
     """A picture.
 
     Attributes:
-        name: its file's stem.
-        title: what one sees.
-        reading: how to read it; empty where the page says it elsewhere.
-        draw: draws it on matplotlib axes.
-        size: in inches.
+        name: the name of the file without its suffix.
+        title: what the picture shows.
+        reading: how to read the picture; empty if the page says it elsewhere.
+        draw: draws the picture on matplotlib axes.
+        size: width and height in inches.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture as it was drawn.
+    """A picture after drawing.
 
     Attributes:
-        svg: an element for a page, in the page's colours of text and background.
-        png: a file of its own, on white.
+        svg: an element for a page, with the page's colours for text and background.
+        png: the contents of a file, on white.
     """
 
     picture: Picture
@@ -70,7 +70,7 @@ def drawn(picture: Picture) -> Drawn:
         "axes.prop_cycle": cycler(color=COLORS),
         "figure.facecolor": PAPER,
         "axes.facecolor": PAPER,
-        # Names within one picture differ from those of the others on a page, and are the same every time.
+        # With this, ids in the SVG are reproducible, and differ from those of other pictures on a page.
         "svg.hashsalt": picture.name,
     }
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT)
@@ -82,7 +82,7 @@ def drawn(picture: Picture) -> Drawn:
         axes.set_title(title, loc="left", pad=10)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=_DPI)
-        # Both have one layout, computed once.
+        # The SVG keeps the layout of the PNG.
         figure.set_layout_engine("none")
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", dpi=_DPI, metadata=nothing)
@@ -96,9 +96,9 @@ def finish_chart(axes: Any, percent: bool = False, num_columns: int = 3, is_in_t
     """Give a chart its grid and legend.
 
     Args:
-        percent: for a vertical axis of shares.
-        num_columns: of the legend, at most.
-        is_in_tokens: for a horizontal axis of many tokens.
+        percent: whether the vertical axis shows shares.
+        num_columns: largest number of columns of the legend.
+        is_in_tokens: whether the horizontal axis counts many tokens.
     """
     from matplotlib.ticker import EngFormatter, FuncFormatter, StrMethodFormatter
 
@@ -114,7 +114,7 @@ def finish_chart(axes: Any, percent: bool = False, num_columns: int = 3, is_in_t
 
 
 def place_legend(axes: Any, num_columns: int = 3, **options: Any) -> None:
-    """Place the legend, of columns at most, below the axis label; `options` are matplotlib's."""
+    """Place the legend, with at most `num_columns`, below the axis label. `options` are those of matplotlib."""
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
@@ -128,6 +128,6 @@ def place_legend(axes: Any, num_columns: int = 3, **options: Any) -> None:
 
 
 def hide_frame(axes: Any) -> None:
-    """Leave out what stands around an image: its frame and the marks of its labels."""
+    """Hide the frame of an image and the tick marks."""
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Pages of pictures: HTML from templates, and the folder that it is written to with its pictures."""
+"""Makes pages of pictures as HTML from templates, and writes them to a folder with their pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
 def html(template: Path, **values: object) -> str:
-    """Return the page that a template makes of values; what is text in them is shown as it is.
+    """Return the page that a template makes of values. Text in the values is escaped.
 
     Args:
-        template: it extends `page.html.j2` of this folder's templates, which has what all pages share.
+        template: a template that extends `page.html.j2` in this folder's templates, the common part of all pages.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -29,10 +29,10 @@ def html(template: Path, **values: object) -> str:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Write files by name to a folder, all of them or, after an error, none, and return their paths.
+    """Write files to a folder, by name, either all or, after an error, none. Returns their paths.
 
     Raises:
-        NCAPluginError: a folder that cannot be written to.
+        NCAPluginError: if the folder cannot be written to.
     """
     targets = [folder / name for name in contents]
     with complete_files(*targets) as partials:

@@ -1,1 +1,1 @@
-"""Llama checkpoints as Hugging Face folders, and back."""
+"""Converts Llama checkpoints to Hugging Face folders and back."""

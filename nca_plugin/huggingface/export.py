@@ -1,6 +1,6 @@
-"""`nca-plugin export --to hf`: a checkpoint of a Llama as a Hugging Face folder.
+"""`nca-plugin export --to hf`: writes a checkpoint of a Llama as a Hugging Face folder.
 
-Nothing of the model is built: values stream from file to file, at most `PIECE_BYTES` of them in memory.
+The model is not built. Values stream from file to file, with at most `PIECE_BYTES` in memory.
 """
 
 import functools
@@ -26,11 +26,11 @@ from nca_plugin.huggingface.safetensors_files import WEIGHT_DTYPES, PiecewiseTen
 from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 from nca_plugin.transition.vocabulary import ROW_TENSORS
 
-#: Bytes of a safetensors file, as the model hub advises.
+#: Largest size of a safetensors file in bytes, as the model hub advises.
 SHARD_BYTES: Final = 5 * 10**9
 #: Bytes that are read and written at once.
 PIECE_BYTES: Final = 1 << 23
-#: What a tokenizer's folder may hold beside other things, such as a model's weights.
+#: The files of a tokenizer, which are copied. Its folder may hold others, such as a model's weights.
 _TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
@@ -39,7 +39,7 @@ _TOKENIZER_FILES: Final = (
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: values, bytes, `.safetensors` files, and what the user should know of it."""
+    """What was written, in values, bytes and `.safetensors` files, and notes for the user."""
 
     num_values: int
     num_bytes: int
@@ -57,18 +57,18 @@ def export_hf(
     max_shard_bytes: int = SHARD_BYTES,
     start_stage: StartStage = silent_stage,
 ) -> Exported:
-    """Write the Llama at `origin` as a folder that transformers' `from_pretrained` takes; values keep their bits.
+    """Write the Llama at `origin` as a folder for transformers' `from_pretrained`. Values are copied bit for bit.
 
     Args:
-        origin: see `read_checkpoint`.
-        target: a folder that does not exist.
-        tokenizer: a folder that `AutoTokenizer` loads; its files are copied, and its special ids enter the config.
-        vocab_size: ids of the tokenizer, whose rows are written; None takes the checkpoint's, else the tokenizer's,
-            else all rows. Rows beyond pad the vocabulary and are left out.
+        origin: a checkpoint, see `read_checkpoint`.
+        target: a folder that does not exist yet.
+        tokenizer: a folder that `AutoTokenizer` loads. Its files are copied, and its special ids enter the config.
+        vocab_size: number of rows to write, one for each id. None takes the checkpoint's number of ids, else the
+            tokenizer's, else all rows. Further rows are padding and are left out.
 
     Raises:
-        NCAPluginError: see `read_checkpoint` and `llama_of_megatron`; a parameter that a Llama does not have or lacks;
-            a tokenizer that does not fit; a target that exists or cannot be written.
+        NCAPluginError: for the reasons of `read_checkpoint` and `llama_of_megatron`, if a parameter is missing or does
+            not belong to a Llama, the tokenizer does not fit, or the target exists or cannot be written.
     """
     check_absent(target)
     check_outside(target, origin, *([] if tokenizer is None else [tokenizer]))
@@ -85,12 +85,12 @@ def export_hf(
         notes.append(f"the checkpoint does not say how many ids its tokenizer has: all {ids:,} rows are written")
     saved = checkpoint.tokenizer
     if saved is not None and tokenizer is None:
-        # It may be in a form that transformers does not read, under a name that it does.
+        # A saved tokenizer may have files that transformers would take for its own but cannot read.
         notes.append(f"the tokenizer that the run saved, {saved}, is not copied: name the model's with --tokenizer")
     llama = llama_of_megatron(checkpoint.root, checkpoint.model, {name for name, _ in found}, ids)
     tensors = _hf_tensors(checkpoint, llama, found)
     dtypes = {tensor.dtype.name for tensor in tensors}
-    # The narrowest type that holds them all: transformers loads a model in one.
+    # transformers loads a model in one type. Float32 holds all values if the types differ.
     config = _hf_config(llama, special, dtypes.pop() if len(dtypes) == 1 else "float32")
     if llama.zero_biases:
         notes.append("the biases of o_proj, which Megatron's model does not have, are written as zeros")
@@ -118,7 +118,7 @@ def check_llama(origin: Path) -> None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A parameter of one layer: tensors whose rows follow each other, each within a region of its first axes."""
+    """A parameter of one layer: consecutive rows of tensors, each within a region of the tensor's first axes."""
 
     tensors: tuple[tuple[Tensor, Region], ...]
 
@@ -137,11 +137,11 @@ class _Rows:
         return self.tensors[0][0].dtype
 
     def opened(self) -> "_Rows":
-        """Return the same rows with the places of their values looked up, and nothing but them to look through."""
+        """Return the same rows with the places of their values looked up and without other blocks, for many reads."""
         return _Rows(tuple((tensor.within(region).opened(), region) for tensor, region in self.tensors))
 
     def read(self, start: int, stop: int) -> Iterator[Values]:
-        """Yield rows `start` .. `stop - 1` in pieces of at most `PIECE_BYTES`, if a row is not larger."""
+        """Yield rows `start` .. `stop - 1` in pieces of at most `PIECE_BYTES`, or of one row if that is larger."""
         step = max(1, PIECE_BYTES // (math.prod(self.shape[1:]) * self.dtype.itemsize))
         first = 0
         for tensor, region in self.tensors:
@@ -190,8 +190,11 @@ def _vocab_size(checkpoint: Checkpoint, rows: int, asked: int | None, special: M
 def _hf_tensors(
     checkpoint: Checkpoint, llama: Llama, found: Mapping[tuple[str, int | None], _Rows]
 ) -> list[PiecewiseTensor]:
-    """Return all tensors to write, in the order of the forward pass. Raises `NCAPluginError` if the checkpoint has
-    others than a Llama's, or does not have all."""
+    """Return all tensors to write, in the order of the forward pass.
+
+    Raises:
+        NCAPluginError: if the checkpoint does not have exactly the tensors of a Llama.
+    """
     left = set(found)
     tensors: list[PiecewiseTensor] = []
     for mapped in llama.parameters():
@@ -226,7 +229,7 @@ def _split(mapped: Mapped, rows: _Rows) -> Iterator[PiecewiseTensor]:
     places: dict[str, list[tuple[int, int]]] = {}
     at = 0
     for part in mapped.parts:
-        # Parts of a tensor come in its order.
+        # The parts of one tensor are in the order of its rows.
         places.setdefault(part.name, []).append((at, at + part.rows))
         at += part.rows
 
@@ -245,7 +248,7 @@ def _zeros(name: str, size: int, dtype: DType) -> PiecewiseTensor:
 
 
 def _special_ids(folder: Path) -> dict[str, Any]:
-    """Return how many ids a tokenizer has, and which of them the config names."""
+    """Return the tokenizer's number of ids under "num_ids", and the special ids under their names in the config."""
     if not folder.is_dir() or not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise NCAPluginError(f"--tokenizer {folder}: no folder of a tokenizer, which save_pretrained writes")
     with in_context("--tokenizer"):
@@ -276,8 +279,8 @@ def _hf_config(llama: Llama, special: Mapping[str, Any], dtype: str) -> dict[str
         mlp_bias=llama.linear_bias,
         attention_dropout=llama.attention_dropout,
         dtype=dtype,
-        # Llama's own ids are not this tokenizer's.
+        # The defaults of LlamaConfig are the ids of another tokenizer.
         **{name: special.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
-    # Versions of transformers before 5, and others that read its folders, know the frequencies by these names.
+    # transformers before 5 and other programs that read such folders know the frequencies by these names.
     return {**config.to_diff_dict(), "rope_theta": llama.rope_theta, "rope_scaling": scaling or None}

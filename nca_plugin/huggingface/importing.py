@@ -1,6 +1,6 @@
-"""`nca-plugin export --from hf`: a Hugging Face folder of a Llama as a checkpoint that Megatron-LM starts from.
+"""`nca-plugin export --from hf`: writes a Hugging Face Llama as a checkpoint from which Megatron-LM starts.
 
-Nothing of the model is built: values stream from file to file, at most `BLOCK_BYTES` of them in memory for each thread.
+The model is not built. Values stream from file to file, with at most `BLOCK_BYTES` in memory for each thread.
 """
 
 import functools
@@ -46,8 +46,12 @@ _BUFFERS: Final = (".rotary_emb.inv_freq",)
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: values and bytes, rows of the vocabulary with the padding, the arguments that a run from it
-    needs besides --pretrained-checkpoint, and what the user should know of it."""
+    """What was written, in values and bytes, and notes for the user.
+
+    Attributes:
+        rows: rows of the vocabulary, with padding.
+        arguments: the arguments that a run from this checkpoint needs besides --pretrained-checkpoint.
+    """
 
     num_values: int
     num_bytes: int
@@ -67,20 +71,19 @@ def import_hf(
     num_workers: int = 1,
     start_stage: StartStage = silent_stage,
 ) -> Imported:
-    """Write the Hugging Face Llama at `origin` as a checkpoint that Megatron-LM starts from; values keep their bits.
+    """Write the Hugging Face Llama at `origin` as a checkpoint for Megatron-LM. Values are copied bit for bit.
 
     Args:
         origin: a folder with `config.json` and safetensors.
-        target: a folder that does not exist; give it to Megatron as --pretrained-checkpoint. It is stored whole, for
-            any parallel layout.
-        tensor_model_parallel_size, make_vocab_size_divisible_by: of the next stage, for Megatron's padding of the
-            vocabulary.
-        seed: of the rows that pad it, drawn as the model's embeddings are.
-        num_workers: threads, each with `BLOCK_BYTES` in memory.
+        target: a folder that does not exist yet. Megatron takes it as --pretrained-checkpoint with any parallelism.
+        tensor_model_parallel_size, make_vocab_size_divisible_by: the next stage's values, which decide how Megatron
+            pads the vocabulary.
+        seed: the seed of the padding rows, which are drawn as the model's embeddings are.
+        num_workers: number of threads, each with `BLOCK_BYTES` in memory.
 
     Raises:
-        NCAPluginError: another model than LlamaForCausalLM, or one that Megatron has no options for; a tensor that is
-            missing, of another shape or type; a target that exists or cannot be written.
+        NCAPluginError: if the model is not a LlamaForCausalLM or Megatron has no options for it, a tensor is missing or
+            has another shape or type, or the target exists or cannot be written.
     """
     check_absent(target)
     check_outside(target, origin)
@@ -98,7 +101,7 @@ def import_hf(
     tensors, llama, notes = _read_hf(origin)
     rows = padded_vocab_size(llama.vocab_size, make_vocab_size_divisible_by, tensor_model_parallel_size)
     dtypes = {WEIGHT_DTYPES[tensor.dtype].name for tensor in tensors.values()}
-    # The narrowest type that holds them all: a run has one for all of its weights.
+    # A run has one type for all weights. Float32 holds all values if the types differ.
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     arguments = {
         **arguments_of_llama(llama, dtype),
@@ -115,7 +118,7 @@ def import_hf(
             writer = Writer(partial / "release", links=False, num_workers=num_workers)
             for entry in entries:
                 writer.add(entry)
-            # Objects are copied from a file; all these are alike.
+            # Objects are copied from a file. The states of all modules are empty, so they share one.
             empty = partial / "empty"
             with empty.open("xb") as file:
                 save([None], file)
@@ -139,20 +142,20 @@ def import_hf(
     return Imported(num_values, num_bytes, rows, llama, command_line(llama, dtype), tuple(notes))
 
 
-#: The beginning of the name of a layer's tensor.
+#: Matches the beginning of the name of a layer's tensor.
 _LAYER: Final = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
 def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama, list[str]]:
-    """Return the tensors of a Hugging Face folder, the Llama that they are, and notes on what has no effect.
+    """Return the tensors of a Hugging Face folder, their Llama, and notes on what has no effect.
 
     Raises:
-        NCAPluginError: they are something else.
+        NCAPluginError: if the folder does not hold exactly the tensors of a Llama.
     """
     llama, notes = read_llama(folder)
     tensors = {name: tensor for name, tensor in read_folder(folder).items() if not name.endswith(_BUFFERS)}
     needed: set[str] = set()
-    # Heads are many rows: a number that the tensors contradict must not be counted up to.
+    # Checked first, since `parameters` goes through the heads: a wrong number of them could be huge.
     for name, heads in (("q", llama.num_heads), ("k", llama.num_groups)):
         weight = f"model.layers.0.self_attn.{name}_proj.weight"
         _check_tensor(folder, tensors, weight, (heads * llama.head_dim, llama.hidden_size))
@@ -185,7 +188,7 @@ def _read_hf(folder: Path) -> tuple[dict[str, SavedTensor], Llama, list[str]]:
 
 
 def _why_left(name: str, left: Collection[str], llama: Llama) -> str:
-    """Return why `name`, one of the tensors that are `left`, is none of the model that config.json describes."""
+    """Return why tensor `name`, one of the surplus tensors `left`, does not fit the model of config.json."""
     layers = [int(match[1]) for each in left if (match := _LAYER.match(each))]
     if layers and max(layers) >= llama.num_layers:
         return (
@@ -209,7 +212,7 @@ def _check_tensor(folder: Path, tensors: Mapping[str, SavedTensor], name: str, s
 
 
 def _is_same(one: SavedTensor, other: SavedTensor) -> bool:
-    """Whether two tensors of one shape hold the same bits."""
+    """Return whether two tensors of the same shape hold the same bits."""
     if one.dtype != other.dtype:
         return False
     spans = _spans(0, one.shape[0], one.shape[1:], WEIGHT_DTYPES[one.dtype])
@@ -219,7 +222,7 @@ def _is_same(one: SavedTensor, other: SavedTensor) -> bool:
 def _entries(
     llama: Llama, tensors: Mapping[str, SavedTensor], padded_rows: int, model: ModelConfig, seed: int
 ) -> list[Entry]:
-    """Return Megatron's tensors, the layers of each on axis 0."""
+    """Return Megatron's tensors, with the layers stacked on axis 0."""
     blocks: dict[str, list[NewBlock]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
@@ -252,7 +255,7 @@ def _entries(
 
 
 def _spans(start: int, stop: int, columns: tuple[int, ...], dtype: DType) -> list[tuple[int, int]]:
-    """Return spans of rows of at most `BLOCK_BYTES`, if a row is not larger."""
+    """Return spans of rows of at most `BLOCK_BYTES`, or of one row if that is larger."""
     step = max(1, BLOCK_BYTES // (math.prod(columns) * dtype.itemsize))
     return [(at, min(at + step, stop)) for at in range(start, stop, step)]
 
@@ -260,7 +263,7 @@ def _spans(start: int, stop: int, columns: tuple[int, ...], dtype: DType) -> lis
 def _joined(
     mapped: Mapped, tensors: Mapping[str, SavedTensor], span: tuple[int, int], num_axes: int, dtype: DType
 ) -> Values:
-    """Return rows of one of Megatron's parameters, with axes of size 1 before them."""
+    """Return the rows `span` of one of Megatron's parameters, with `num_axes` axes of size 1 before them."""
     start, stop = span
     values = np.empty((stop - start, *mapped.columns), dtype.array)
     at = 0
@@ -274,7 +277,7 @@ def _joined(
 
 
 def _module_states(num_layers: int) -> list[str]:
-    """Return the names that Megatron stores the state of modules under."""
+    """Return the names under which Megatron stores the state of modules."""
     of_layers = [
         f"{module}._extra_state/shard_{layer}_{num_layers}"
         for module in MODULES_WITH_STATE

@@ -1,8 +1,8 @@
-"""What a Llama is to Megatron and to Hugging Face: its sizes, and where the rows of each parameter lie.
+"""A Llama in Megatron and in Hugging Face: its sizes, and where each stores the rows of a parameter.
 
-Both store the same numbers. Megatron puts query, key and value of a group of heads one behind the other into one
-matrix (`linear_qkv`), and gate and up into another (`linear_fc1`); Hugging Face has matrices of their own. So a
-conversion moves runs of whole rows, and nothing else.
+Both store the same numbers. Megatron stores query, key and value of each group of heads in one matrix (`linear_qkv`),
+and gate and up in another (`linear_fc1`). Hugging Face stores each in its own matrix. So a conversion only moves whole
+rows.
 """
 
 import sys
@@ -25,18 +25,18 @@ _PROJ: Final = f"{_LAYERS}.self_attention.linear_proj"
 _FC1: Final = f"{_LAYERS}.mlp.linear_fc1"
 _FC2: Final = f"{_LAYERS}.mlp.linear_fc2"
 
-#: Modules that keep a state of their own beside their parameters under Transformer Engine, and an empty one elsewhere:
-#: a checkpoint without an entry for it is not loaded.
+#: Modules that have a state besides their parameters under Transformer Engine, and an empty one otherwise. Megatron
+#: does not load a checkpoint without these entries.
 MODULES_WITH_STATE: Final = (_QKV, _PROJ, _FC1, _FC2, f"{_LAYERS}.self_attention.core_attention")
 FINAL_MODULE_WITH_STATE: Final = "decoder.final_layernorm"
 
-#: Names of a norm that is not fused with the projection after it.
+#: Names of a norm that is a module of its own, and of the same norm fused into the projection after it.
 SAME_AS: Final = {
     f"{_LAYERS}.input_layernorm.weight": f"{_QKV}.layer_norm_weight",
     f"{_LAYERS}.pre_mlp_layernorm.weight": f"{_FC1}.layer_norm_weight",
 }
 
-#: The parameters of Llama 3's scaling of rotary frequencies that Megatron has no options for.
+#: The parameters of Llama 3's scaling of rotary frequencies for which Megatron has no options.
 LLAMA3_SCALING: Final = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -48,7 +48,7 @@ MEGATRON_LM_FACTOR: Final = 8.0
 NO_OTHER_FACTOR: Final = f"but Megatron-LM computes with {MEGATRON_LM_FACTOR}, whatever --rope-scaling-factor says"
 
 _SILU: Final = ("torch.nn.functional.silu", "torch.nn.functional.swish")
-#: Options of Megatron, and the one value with which the model is a Llama. Those that must be known come first.
+#: Options of Megatron, each with the only value with which the model is a Llama. `_REQUIRED` must be in the checkpoint.
 _REQUIRED: Final[Mapping[str, object]] = {"normalization": "RMSNorm", "position_embedding_type": "rope"}
 _ALLOWED: Final[Mapping[str, object]] = {"rotary_percent": 1.0, "softmax_type": "vanilla"}
 #: Options of Megatron-LM and of TransformerConfig that a Llama does not use.
@@ -65,7 +65,7 @@ _UNUSED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows `start` .. `start + rows - 1` of a Hugging Face tensor, which follow each other in Megatron's too."""
+    """Rows `start` .. `start + rows - 1` of a Hugging Face tensor, which are also consecutive in Megatron's."""
 
     name: str
     start: int
@@ -74,12 +74,12 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A parameter of Megatron's and the rows that it is made of, in order.
+    """A parameter in Megatron and the Hugging Face rows that it consists of, in order.
 
     Attributes:
-        canonical: its name, without a layer's number.
-        columns: values of a row: () or (columns,).
-        layer: of a parameter that each layer has.
+        canonical: the name, without a layer's number.
+        columns: the shape of a row: () or (columns,).
+        layer: the layer; None if the parameter belongs to no layer.
     """
 
     canonical: str
@@ -102,10 +102,10 @@ class Llama:
     """A model that both Megatron's GPTModel and Hugging Face's LlamaForCausalLM compute.
 
     Attributes:
-        num_groups: heads of keys and values.
-        vocab_size: ids of the tokenizer.
+        num_groups: number of heads of keys and values.
+        vocab_size: number of ids of the tokenizer.
         attention_bias: whether query, key and value have biases.
-        linear_bias: whether all other projections have, too.
+        linear_bias: whether all other projections have biases.
         rope_scaling: Llama 3's four parameters, `factor` and `LLAMA3_SCALING`; None for plain rotary embeddings.
     """
 
@@ -138,8 +138,11 @@ class Llama:
 
     @property
     def zero_biases(self) -> list[str]:
-        """Names of Hugging Face's biases that Megatron's model has none for: LlamaForCausalLM has biases in all
-        projections of the attention or in none of them, Megatron also in query, key and value only."""
+        """Names of biases that Hugging Face has but this model in Megatron does not have.
+
+        LlamaForCausalLM has biases in all projections of the attention or in none, Megatron also in query, key and
+        value only.
+        """
         is_needed = self.attention_bias and not self.linear_bias
         return [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(self.num_layers) if is_needed]
 
@@ -178,12 +181,12 @@ def llama_of_megatron(checkpoint: Path, model: ModelConfig, canonical_names: set
     """Return the Llama that a checkpoint's configuration describes.
 
     Args:
-        checkpoint: its folder, for messages.
-        canonical_names: of its parameters, which tell where biases are.
-        vocab_size: ids of the tokenizer.
+        checkpoint: the folder, for messages.
+        canonical_names: the names of the parameters, which tell where biases are.
+        vocab_size: number of ids of the tokenizer.
 
     Raises:
-        NCAPluginError: a model that LlamaForCausalLM does not compute.
+        NCAPluginError: if LlamaForCausalLM does not compute the model.
     """
     try:
         return _llama(model, canonical_names, vocab_size)
@@ -196,11 +199,13 @@ def llama_of_megatron(checkpoint: Path, model: ModelConfig, canonical_names: set
 def _llama(model: ModelConfig, canonical_names: set[str], vocab_size: int) -> Llama:
     _check_is_llama(model)
     heads, hidden = (_whole(_need(model, name), name) for name in ("num_attention_heads", "hidden_size"))
-    # Megatron-LM has a switch beside the number, TransformerConfig the number only.
+    # Megatron-LM has a switch and a number, TransformerConfig only the number.
     grouped = model.get("group_query_attention", default=True)
     groups = _whole(model.get("num_query_groups", default=heads), "num_query_groups") if grouped else heads
     if hidden % heads or heads % groups:
-        raise NCAPluginError(f"its {hidden} hidden units, {heads} heads and {groups} groups of them do not divide")
+        raise NCAPluginError(
+            f"its hidden_size {hidden} must be a multiple of its {heads} heads, and these of its {groups} query groups"
+        )
     tied = model.get("share_embeddings_and_output_weights")
     return Llama(
         num_layers=_whole(_need(model, "num_layers"), "num_layers"),
@@ -247,10 +252,10 @@ def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
         if factor != MEGATRON_LM_FACTOR:
             raise NCAPluginError(f"its rope_scaling_factor is {factor}, {NO_OTHER_FACTOR}")
         return {"factor": factor, **LLAMA3_SCALING}
-    # Megatron-Bridge hands its models the factor.
+    # Unlike Megatron-LM, Megatron-Bridge passes the factor to its models.
     if model.get("rope_scaling"):
         return {"factor": factor, **LLAMA3_SCALING}
-    # NeMo's configuration of Llama 3.1.
+    # NeMo's configuration of Llama 3.1 has these names.
     if model.get("old_context_len"):
         names = ("scale_factor", "low_freq_factor", "high_freq_factor")
         values = dict(zip(("factor", *names[1:]), (_positive(_need(model, name), name) for name in names), strict=True))
@@ -262,7 +267,7 @@ def _scaling(model: ModelConfig) -> Mapping[str, float] | None:
 
 
 def _positive(value: Any, name: str) -> float:
-    # Whole numbers that no float holds are not less than the largest one either.
+    # The upper limit also refuses integers that are too large for a float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise NCAPluginError(f"its {name} is {shown(value)}, no number above 0")
     return float(value)
@@ -286,7 +291,7 @@ def _need(model: ModelConfig, *names: str) -> Any:
 
 
 def arguments_of_llama(llama: Llama, dtype: str) -> dict[str, Any]:
-    """Return the arguments that Megatron-LM would have been started with, as its checkpoints keep them."""
+    """Return the arguments of a Megatron-LM run with this model, as its checkpoints would keep them."""
     return {
         "num_layers": llama.num_layers,
         "hidden_size": llama.hidden_size,
@@ -326,7 +331,7 @@ def arguments_of_llama(llama: Llama, dtype: str) -> dict[str, Any]:
 
 
 def command_line(llama: Llama, dtype: str) -> tuple[str, ...]:
-    """Return the arguments that Megatron-LM's --use-checkpoint-args does not take from a checkpoint."""
+    """Return the arguments that are needed because --use-checkpoint-args does not read them from a checkpoint."""
     precision = {"bfloat16": ("--bf16",), "float16": ("--fp16",)}
     return (
         *("--use-checkpoint-args", "--norm-epsilon", str(llama.norm_epsilon)),

@@ -1,4 +1,4 @@
-"""What the `config.json` of a Hugging Face folder says of a Llama, and whether Megatron computes the same model."""
+"""Reads a Llama from the `config.json` of a Hugging Face folder, and checks that Megatron computes the same model."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ _SIZES: Final = (
     *("head_dim", "vocab_size", "max_position_embeddings"),
 )
 _SWITCHES: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias")
-#: Fields that are numbers, with the least value and the first that is too large. None of them is 0, but a dropout.
+#: Fields that are numbers, each with its least value and the first value that is too large.
 _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "rms_norm_eps": (1e-30, 1.0),
     "initializer_range": (1e-30, 1e3),
@@ -21,13 +21,13 @@ _NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "rope_theta": (1e-3, 1e30),
 }
 _ROPE: Final = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
-#: All that is read; `original_max_position_embeddings` is of the rotary embeddings too.
+#: All fields that are read. `original_max_position_embeddings` also belongs to the rotary embeddings.
 _READ: Final = (*_SIZES, *_SWITCHES, *_NUMBERS, *_ROPE, "original_max_position_embeddings", "hidden_act")
 _QUANTIZATION: Final = ("quantization_config", "compression_config")
-#: Entries that make another model of a Llama, for some program that reads such folders, and the values that do not.
+#: Entries with which some program computes another model than a Llama, each with the values that have no effect.
 _CHANGES: Final[Mapping[str, tuple[object, ...]]] = {
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "no_rope_layers"), (0, [])),
-    # Code of the model's own among them.
+    # `auto_map` names the model's own code.
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "auto_map"), ()),
     **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "use_bidirectional_attention"), ()),
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), (1,)),
@@ -37,11 +37,11 @@ _CHANGES: Final[Mapping[str, tuple[object, ...]]] = {
 
 
 def read_llama(folder: Path) -> tuple[Llama, list[str]]:
-    """Return the Llama that a folder's `config.json` describes, and notes on what of the file has no effect.
+    """Return the Llama that a folder's `config.json` describes, and notes on entries without effect.
 
     Raises:
-        NCAPluginError: no such file, one that cannot be read, another model than LlamaForCausalLM, a value that no
-            Llama has, or a model that Megatron has no options for.
+        NCAPluginError: if the file is missing or cannot be read, the model is not a LlamaForCausalLM, a value is
+            invalid for a Llama, or Megatron has no options for the model.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -80,12 +80,14 @@ def read_llama(folder: Path) -> tuple[Llama, list[str]]:
     )
     unknown = sorted(set(values) - set(_READ) - _of_any_model())
     has_no_effect = [name for name in unknown if values[name] not in (None, False)]
-    notes = [f"a Llama has no {shown_names(has_no_effect)}: config.json's are left out"] if has_no_effect else []
+    notes = []
+    if has_no_effect:
+        notes.append(f"entries of config.json that a Llama does not have are left out: {shown_names(has_no_effect)}")
     return llama, notes
 
 
 def rope_of(config: Any) -> Mapping[str, Any]:
-    """Return the parameters of the rotary embeddings, by the names that transformers has from 5 on."""
+    """Return the parameters of the rotary embeddings under their names in transformers 5."""
     if hasattr(config, "rope_parameters"):
         found: Mapping[str, Any] = config.rope_parameters
     else:
@@ -94,7 +96,7 @@ def rope_of(config: Any) -> Mapping[str, Any]:
 
 
 def _check_plain(values: Mapping[str, Any]) -> None:
-    """Raise `NCAPluginError` for what transformers would go on with: values of a wrong kind, or said twice."""
+    """Raise `NCAPluginError` for mistakes that transformers accepts: values of a wrong type, and contradictions."""
     said: dict[str, Any] = {}
     rope = {name: values.get(name) for name in _ROPE}
     for name in ("rope_parameters", "rope_scaling"):
@@ -115,11 +117,11 @@ def _check_plain(values: Mapping[str, Any]) -> None:
         if not isinstance(values.get(name, False), bool):
             raise NCAPluginError(f"its {name} is {shown(values[name])}, neither true nor false")
     for name in _SIZES:
-        # Without these two, transformers takes what follows from others.
+        # For these two, transformers computes a missing value from others.
         if name in values and (values[name] is not None or name not in ("num_key_value_heads", "head_dim")):
             _check_size(name, values[name])
     for name in _NUMBERS:
-        # The rotary embeddings' may stand with their others.
+        # `rope_theta` may be null if it is among the other parameters of the rotary embeddings.
         if name in values and (name != "rope_theta" or values[name] is not None):
             _check_number(name, values[name])
     if values.get("hidden_act", "") is None:
@@ -130,25 +132,26 @@ def _parsed(values: Mapping[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     try:
-        # Nothing but what is read: a number of labels, for example, would become a list of as many names.
+        # Only fields that are read are passed: a number of labels, for example, would become a list of that length.
         return LlamaConfig.from_dict({name: values[name] for name in _READ if values.get(name) is not None})
-    # transformers raises whatever it meets.
+    # transformers raises errors of any type.
     except Exception as error:
         raise NCAPluginError(one_line(error.__cause__ or error)) from error
 
 
 def _check(config: Any) -> None:
-    """Raise `NCAPluginError` for values that no model has. transformers before 5 takes what it is given."""
+    """Raise `NCAPluginError` for values that no model has. transformers before 5 does not check them."""
     for name in _SIZES:
         _check_size(name, getattr(config, name))
     for name in _NUMBERS:
         _check_number(name, rope_of(config).get(name) if name == "rope_theta" else getattr(config, name))
     if config.num_attention_heads % config.num_key_value_heads:
         raise NCAPluginError(
-            f"its {config.num_attention_heads} heads for {config.num_key_value_heads} of keys do not divide"
+            f"its num_attention_heads, {config.num_attention_heads}, must be a multiple of its num_key_value_heads, "
+            f"{config.num_key_value_heads}"
         )
     if config.head_dim % 2:
-        raise NCAPluginError(f"its head_dim is {config.head_dim}, and rotary embeddings turn pairs")
+        raise NCAPluginError(f"its head_dim is {config.head_dim}, but rotary embeddings need an even number")
 
 
 def _check_size(name: str, size: Any) -> None:
@@ -163,7 +166,7 @@ def _check_number(name: str, number: Any) -> None:
 
 
 def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what makes it another model than Megatron's."""
+    """Yield each reason why Megatron computes another model."""
     if config.hidden_act not in ("silu", "swish"):
         yield f"hidden_act {shown(config.hidden_act)}, where Megatron's --swiglu has SiLU"
     for name in _QUANTIZATION:
@@ -175,7 +178,7 @@ def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> I
         yield f"rotary embeddings of type {shown(rope['rope_type'])}, which Megatron does not scale in the same way"
     for of_rope in (values, rope):
         if of_rope.get("partial_rotary_factor") not in (None, 1):
-            yield f"a partial_rotary_factor of {shown(of_rope['partial_rotary_factor'])}: a Llama turns whole heads"
+            yield f"a partial_rotary_factor of {shown(of_rope['partial_rotary_factor'])}: a Llama rotates whole heads"
     scaling = ("factor", *LLAMA3_SCALING) if rope["rope_type"] == "llama3" else ("original_max_position_embeddings",)
     others = sorted(set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling})
     if others:
@@ -197,7 +200,7 @@ def _other(values: Mapping[str, Any], config: Any, rope: Mapping[str, Any]) -> I
 
 
 def _of_any_model() -> set[str]:
-    """Return the entries of a `config.json` that say nothing of what the model computes."""
+    """Return the entries of a `config.json` that do not affect what the model computes, or are checked elsewhere."""
     from transformers import PretrainedConfig
 
     own = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "use_cache")

@@ -1,8 +1,7 @@
-"""Folders of `.safetensors` files, read in parts and written piece by piece.
+"""Reads folders of `.safetensors` files in parts, and writes them piece by piece.
 
-The safetensors library writes a file only from tensors that are all in memory. A file is eight bytes with the length of
-a header, the header (JSON: type, shape and place of each tensor), and the values, so it is written here; the library
-reads it back.
+Files are written here, because the safetensors library writes only tensors that are all in memory. A file has eight
+bytes with the length of the header, the header (JSON with type, shape and place of each tensor), and the values.
 """
 
 import json
@@ -23,18 +22,18 @@ from nca_plugin.json_files import read_object, shown
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-#: Of an index: that of a model of a million tensors.
+#: Limit on an index, which is enough for a million tensors.
 _MAX_INDEX_BYTES: Final = 1 << 27
-#: How transformers names the files that an index names.
+#: The names that transformers gives to files of an index.
 _SHARDS: Final = "model-*-of-*.safetensors"
-#: Types of weights, by their names in a file.
+#: Types of weights by their names in safetensors.
 WEIGHT_DTYPES: Final = {"F32": DTYPES["float32"], "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"]}
 _NAMES: Final = {dtype.name: name for name, dtype in WEIGHT_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class SavedTensor:
-    """A tensor of a file, whose values begin at byte `position`; `dtype` as safetensors calls it."""
+    """A tensor in a file, whose values begin at byte `position`. `dtype` is the name in safetensors."""
 
     file: Path
     name: str
@@ -55,7 +54,7 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PiecewiseTensor:
-    """A tensor to write; `pieces` yields its values in order, each piece contiguous."""
+    """A tensor to write. `pieces` yields its values in order, as contiguous arrays."""
 
     name: str
     dtype: DType
@@ -71,8 +70,8 @@ def read_folder(folder: Path) -> dict[str, SavedTensor]:
     """Return the tensors of a folder by name.
 
     Raises:
-        NCAPluginError: no model in safetensors, a file that is missing, damaged or not the model's, or a tensor that is
-            nowhere or in two places.
+        NCAPluginError: if the folder holds no model in safetensors, a file is missing, damaged or surplus, or a tensor
+            is missing or stored twice.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
@@ -110,8 +109,12 @@ def read_folder(folder: Path) -> dict[str, SavedTensor]:
 def write_folder(
     folder: Path, tensors: Iterable[PiecewiseTensor], max_shard_bytes: int, advance: Callable[[int], None]
 ) -> int:
-    """Write tensors to an existing folder, in files of at most `max_shard_bytes` unless one tensor is larger, flushed
-    to disk; with an index if there is more than one. Returns how many files."""
+    """Write tensors to an existing folder and return the number of files. Several files get an index.
+
+    Args:
+        max_shard_bytes: the largest size of a file, unless a single tensor is larger.
+        advance: is called with the number of bytes as they are written.
+    """
     shards: list[list[PiecewiseTensor]] = []
     size = 0
     for tensor in tensors:
@@ -133,9 +136,9 @@ def write_folder(
 
 
 def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[int], None]) -> None:
-    # Wide types first keep every tensor aligned to its values.
+    # With the widest types first, all values are aligned.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    # transformers refuses a file that does not say which framework it is for.
+    # transformers refuses a file without a framework's name.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in ordered:
@@ -158,10 +161,10 @@ def _write(path: Path, tensors: Iterable[PiecewiseTensor], advance: Callable[[in
 
 def _contents(path: Path) -> Iterator[SavedTensor]:
     try:
-        # A pipe has no end.
+        # Reading a pipe might never end.
         if path.exists() and not path.is_file():
             raise NCAPluginError(f"{path} is no file")
-        # The library checks the header and the size of the file, but does not tell where values lie.
+        # The library checks the header and the size of the file, but does not say where the values are.
         with safetensors.safe_open(path, framework="np"), path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))

@@ -1,1 +1,1 @@
-"""Looking at samples: their statistics, a page of pictures, a trajectory played in the terminal."""
+"""Shows samples: their statistics, a page of pictures, a trajectory played in the terminal."""

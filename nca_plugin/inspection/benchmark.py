@@ -1,4 +1,4 @@
-"""The benchmark of one source as a whole: what is measured in which order, its table, its JSON."""
+"""The whole benchmark of a source: its measurements in order, its table, its JSON."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ from nca_plugin.inspection.throughput import StartTimes, Throughput, measure_sta
 from nca_plugin.sources import parse
 from nca_plugin.sources.details import automaton
 
-#: Samples that are made step by step, with a clock between the steps.
+#: Number of samples for which the steps are timed one by one.
 _SAMPLES_IN_STEPS: Final = 400
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All figures of a source. `shares` and `roofline` are those of an automaton, None for other sources."""
+    """All figures of a source. `shares` and `roofline` are None unless the source is a single automaton."""
 
     uri: str
     seq_length: int
@@ -42,18 +42,18 @@ def run_benchmark(
     """Measure the source `uri` with samples of `seq_length` tokens, in 1 .. `processes` processes.
 
     Args:
-        seconds: for each number of processes.
-        say: is told what comes next.
+        seconds: time for each number of processes, 0 to 3600.
+        say: is called with a line before each measurement.
 
     Raises:
-        NCAPluginError: a source or a length that cannot be, or no process or time to measure.
+        NCAPluginError: if the source, the length, the number of processes or the time is invalid.
     """
     if processes < 1 or not 0 < seconds <= 3600:
         raise NCAPluginError(
             f"bench with {processes} processes for {seconds:g} s: it takes 1 process or more, and up to 3600 s"
         )
     source = parse(uri)
-    # What no sample can be made of is an error here, not in a process of its own.
+    # Making a sample first raises any error here, not in a worker process.
     source.sample(0, seq_length)
     say(f"{uri}: compiling everything once (about ten seconds)")
     start = measure_start(uri, seq_length)
@@ -72,7 +72,7 @@ def run_benchmark(
 
 
 def table(result: Benchmark) -> Table:
-    """Return the figures of `result` for a terminal."""
+    """Return a table of the figures for a terminal."""
     shown = Table(title=result.uri.partition("?")[0], show_header=False, title_justify="left")
     shown.add_column(style="bold")
     shown.add_column(justify="right")
@@ -117,12 +117,12 @@ def _add_automaton(shown: Table, shares: Shares, roofline: Roofline) -> None:
 
 
 def to_json(results: list[Benchmark]) -> str:
-    """Return all figures of `results` as JSON."""
+    """Return all figures as JSON."""
     return json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n"
 
 
 def _process_counts(most: int) -> list[int]:
-    """1, 2, 4, ... and `most`."""
+    """Return 1, 2, 4, ... and `most`."""
     return sorted({1 << k for k in range(most.bit_length())} | {most})
 
 
@@ -138,7 +138,7 @@ def _machine() -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """The model's name where Linux tells it; the architecture elsewhere."""
+    """Return the name of the processor in Linux, or else the architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -15,7 +15,7 @@ from nca_plugin.inspection.samples import Samples
 
 _BINS: Final = 40
 _STRIP_LENGTH: Final = 64
-#: Ratio of mutual informations from which on their axis is logarithmic.
+#: The axis of mutual information is logarithmic if its largest and smallest value have a larger ratio than this.
 _LOGARITHMIC_RANGE: Final = 30
 _RELEASED: Final = "released code"
 
@@ -29,16 +29,16 @@ def draw_scores(
     bands: Sequence[Band],
     noise: float,
 ) -> None:
-    """Draw the scores of the sequences, and of random rules where a band has chosen among them.
+    """Draw the scores of the sequences, and of random rules if a band selected the sequences' rules.
 
     Args:
-        bands: the bands that chose the sequences, lowest first.
+        bands: the bands that selected the rules, lowest first.
         noise: the score of random frames.
     """
     everything = scores if random_scores is None else np.concatenate([scores, random_scores])
     edges = _edges(max(noise, float(everything.max())), bands)
     for i, (low, high) in enumerate(bands):
-        # A label that begins with an underscore stays out of the legend.
+        # Matplotlib leaves labels that begin with an underscore out of the legend.
         label = "_" if i else "band" if len(bands) == 1 else "bands"
         axes.axvspan(low, min(high, edges[-1]), color="C0", alpha=0.12, label=label, linewidth=0)
     axes.hist(scores, edges, weights=_equal_shares(scores), color="C0", alpha=0.75, label="these sequences")
@@ -54,7 +54,7 @@ def draw_scores(
 
 
 def _edges(highest: float, bands: Sequence[Band]) -> NDArray[np.float64]:
-    """Return bins from 0 or below to above `highest`, such that the lowest band begins and ends between two of them."""
+    """Return the edges of bins from 0 or below to above `highest`. The lowest band begins and ends at an edge."""
     width, start = highest / _BINS, 0.0
     if bands:
         start, end = bands[0][0], min(bands[0][1], highest)
@@ -63,7 +63,7 @@ def _edges(highest: float, bands: Sequence[Band]) -> NDArray[np.float64]:
 
 
 def draw_ranks(axes: Any, tokens: NDArray[np.int32], vocab_size: int, reference: Reference) -> None:
-    """Draw the share of all tokens that the r most frequent ids make up, against r."""
+    """Draw the share of the r most frequent ids in all tokens, against r."""
     counts = statistics.token_counts(tokens, vocab_size)
     ranks = np.unique(np.geomspace(1, vocab_size, 200).round().astype(int))
     axes.plot(ranks, statistics.top_shares(counts, ranks.tolist()), color="C0", label="these sequences")
@@ -74,14 +74,14 @@ def draw_ranks(axes: Any, tokens: NDArray[np.int32], vocab_size: int, reference:
 
 
 def draw_frame_information(axes: Any, information: Information) -> None:
-    """Draw mutual information against distance in frames, with two standard errors, over its baseline."""
+    """Draw mutual information and its baseline against distance in frames, with two standard errors."""
     _draw_information(axes, information, marker="o", markersize=3)
     axes.set(xlabel="distance (frames)", ylim=_from_zero(axes))
     finish_chart(axes)
 
 
 def draw_token_information(axes: Any, information: Information, frame_length: int | None) -> None:
-    """Draw mutual information against distance in tokens; without frames against its logarithm."""
+    """Draw mutual information against distance in tokens, on a logarithmic axis if there are no frames."""
     if frame_length is not None:
         _draw_information(axes, information)
         axes.set(xticks=np.arange(0, information.distances[-1] + 1, frame_length), ylim=_from_zero(axes))
@@ -111,13 +111,13 @@ def _draw_information(axes: Any, information: Information, **style: Any) -> None
 
 
 def _from_zero(axes: Any) -> tuple[float, float]:
-    """Return limits that leave room below 0, where a baseline may lie."""
+    """Return limits that leave room for a baseline slightly below 0."""
     top = axes.get_ylim()[1]
     return -0.03 * top, top
 
 
 def draw_changes(axes: Any, frames: NDArray[np.uint8], reference: Reference) -> None:
-    """Draw the share of cells that change, transition by transition."""
+    """Draw the share of cells that change in each transition."""
     _draw_transitions(axes, statistics.change_rate(frames))
     if reference is not None:
         axes.axhline(reference["change_rate"], color="C1", linestyle="--", label=f"mean of the {_RELEASED}")
@@ -126,7 +126,7 @@ def draw_changes(axes: Any, frames: NDArray[np.uint8], reference: Reference) -> 
 
 
 def draw_seen(axes: Any, seen: NDArray[np.bool_], reference: Reference) -> None:
-    """Draw the share of cells whose neighbourhood occurred before, bool [count, transitions, cells]."""
+    """Draw the share of cells whose neighbourhood occurred before. `seen` is [count, transitions, cells]."""
     _draw_transitions(axes, seen.mean(axis=2))
     _draw_reference(axes, TRANSITIONS, [f"seen_{t}" for t in TRANSITIONS], reference)
     axes.set_ylabel("cells seen before")
@@ -134,7 +134,7 @@ def draw_seen(axes: Any, seen: NDArray[np.bool_], reference: Reference) -> None:
 
 
 def _draw_transitions(axes: Any, shares: NDArray[np.float64]) -> None:
-    """Draw mean and spread over sequences of shares of cells, [count, transitions]."""
+    """Draw the mean and the spread over sequences of `shares`, [count, transitions]."""
     steps = np.arange(1, shares.shape[1] + 1)
     low, high = np.percentile(shares, (5, 95), axis=0)
     axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label="90 % of the sequences")
@@ -143,7 +143,7 @@ def _draw_transitions(axes: Any, shares: NDArray[np.float64]) -> None:
 
 
 def draw_mask(axes: Any, samples: Samples) -> None:
-    """Draw which next tokens count in the loss, a frame (or 64 tokens) a row."""
+    """Draw which next tokens count in the loss. Each row is a frame, or 64 tokens if there are no frames."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 

@@ -1,4 +1,4 @@
-"""`inspect`: samples of a source as a page of pictures and figures."""
+"""`nca-plugin inspect`: writes a page with pictures and figures of a source's samples."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ _GAP = 40
 
 
 def default_folder(uri: str) -> Path:
-    """Return runs/inspect/<the URI as a file name>; a long one is cut, and told apart by its hash."""
+    """Return runs/inspect/<the URI as a file name>. A long name is cut, and made unique by a hash."""
     name = re.sub(r"[^\w.=-]+", "-", uri).strip("-")
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
@@ -37,12 +37,12 @@ def inspect(
     seq_length: int,
     start_stage: StartStage = silent_stage,
 ) -> list[Path]:
-    """Write `index.html`, a PNG of each picture, and `overview.png` to `folder`; return their paths, the page first.
+    """Write `index.html`, a PNG of each picture, and `overview.png` to `folder`, and return their paths in this order.
 
-    Files of these names are replaced, all of them or, after an error, none.
+    Existing files of these names are replaced, either all or, after an error, none.
 
     Raises:
-        NCAPluginError: a folder that cannot be written to, a count below 1, or what the source refuses.
+        NCAPluginError: if the folder cannot be written to, the count is below 1, or the source refuses the length.
     """
     check_folder(folder)
     samples = draw_samples(source, count, seq_length, start_stage=start_stage)
@@ -66,7 +66,7 @@ def inspect(
 
 
 def _overview(all_drawn: list[Drawn]) -> bytes:
-    """Return a PNG of the contact sheet, and beside it the two pictures that follow it."""
+    """Return a PNG with the contact sheet, and the next two pictures beside it."""
     from PIL import Image
 
     sheet, upper, lower = (Image.open(io.BytesIO(item.png)).convert("RGB") for item in all_drawn[:3])
@@ -77,7 +77,7 @@ def _overview(all_drawn: list[Drawn]) -> bytes:
     whole.paste(upper, (sheet.width + _GAP, 0))
     whole.paste(lower, (sheet.width + _GAP, upper.height + _GAP))
     written = io.BytesIO()
-    # With 256 colours, a third of the size.
+    # 256 colours make the file a third as large.
     whole.quantize().save(written, "png")
     return written.getvalue()
 

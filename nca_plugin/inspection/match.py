@@ -1,13 +1,13 @@
-"""The gzip ratio of a text corpus, and the band of an automaton's scores around it.
+"""Measures the gzip ratio of a text corpus, and proposes a band of an automaton's scores around it.
 
-What is known of the paper's way: complexity is the ratio compressed / raw of gzip at level 9, and of the bands it tried
-(0.2-0.3, 0.3-0.4, 0.4-0.5 and above 0.5) 0.3-0.4 serves code best, 0.5 and above web text and mathematics. Its code
-measures automata only: the bytes and the length of text that its corpora were measured on are not documented. The
-measure of text here is this project's: UTF-8, in pieces as long as what is scored of a rollout, because a gzip ratio
-depends on the length (Python's standard library: 0.62 in pieces of 256 bytes, 0.38 of 1,440, 0.25 of 32,768).
+The paper defines complexity as the ratio compressed / raw of gzip at level 9. Of the bands that it tried (0.2-0.3,
+0.3-0.4, 0.4-0.5 and above 0.5), 0.3-0.4 is best for code, and 0.5 and above for web text and mathematics. Its code
+measures only automata. On which bytes and which lengths of text its corpora were measured is not documented. This
+project measures text as UTF-8, in pieces as long as the scored part of a rollout, because a gzip ratio depends on the
+length (Python's standard library: 0.62 in pieces of 256 bytes, 0.38 of 1,440, 0.25 of 32,768).
 
-A text's bytes and an automaton's int32 tokens remain different things: a band is where to start a study from, not a
-result.
+The bytes of a text and the int32 tokens of an automaton remain different things, so a band is a starting point for a
+study, not a result.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ from nca_plugin.sources.registry import parse
 from nca_plugin.sources.uri import join_uri, split_uri
 from nca_plugin.text.prepare import Corpus
 
-#: Presets of the paper's bands, and the domains that it found them best for.
+#: Presets of the paper's bands, and the domains for which the paper found them best.
 DOMAINS: Final = {"code": "code", "web": "web text", "math": "mathematics"}
 
-# Of the bands that the paper compares, all but the highest, which is open.
+# The width of the bands that the paper compares, except for the highest, which is open.
 _WIDTH: Final = 0.1
 _PARTS: Final = 20
 _MIN_PIECES: Final = 2 * _PARTS
 
-# Rules that are scored; fewer, but no less than the second number, where grid or rollout are larger than released.
+# Number of scored rules. It falls, at most to the minimum, if a rollout computes more cells than the released one.
 _NUM_RULES: Final = 2_000
 _MIN_RULES: Final = 100
 _RELEASED_WORK: Final = 144 * 19
@@ -47,36 +47,39 @@ _RELEASED_WORK: Final = 144 * 19
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Match:
-    """What was measured of a corpus, and the band that is proposed."""
+    """The measurement of a corpus, and the proposed band."""
 
     pieces: Pieces
     ratios: NDArray[np.float64]
-    """float64 [pieces]: the gzip ratio of each."""
+    """The gzip ratio of each piece, float64 [pieces]."""
 
     config: NCAConfig
     """The automata, without a band."""
 
     scores: NDArray[np.float64]
-    """float64 [rules]: the gzip scores of random ones."""
+    """The gzip scores of random rules, float64 [rules]."""
 
     band: Band
     uri: str
-    """The source with that band."""
+    """The source with the proposed band."""
 
     @property
     def ratio(self) -> Measured:
-        """The mean ratio of the corpus. Its error is that of the means of 20 consecutive parts of the corpus (batch
-        means), as neighbouring pieces, often of one document, are alike."""
+        """The mean ratio of the corpus.
+
+        Its error is computed from the means of 20 consecutive parts (batch means), because neighbouring pieces are
+        similar, and often from the same document.
+        """
         parts = [part.mean() for part in np.array_split(self.ratios, _PARTS)]
         return Measured(float(self.ratios.mean()), estimate_mean(parts).standard_error)
 
     def kept(self, band: Band) -> Measured:
-        """Return the share of random rules, 0 .. 1, whose score is inside `band`."""
+        """Return the share of random rules, 0 to 1, whose scores are inside `band`."""
         return estimate_mean((band[0] < self.scores) & (self.scores < band[1]))
 
     @property
     def bounds(self) -> Band:
-        """The lowest and the highest score of the alphabet, see `score_bounds`."""
+        """The lowest and the highest possible score of the alphabet, see `score_bounds`."""
         return score_bounds(self.config.num_colors, self.config.grid_size, self.config.patch_size)
 
 
@@ -84,15 +87,15 @@ def match(corpus: Corpus, source: str = "nca://web", start_stage: StartStage = s
     """Measure the gzip ratio of a corpus and propose a band of the automata's gzip scores.
 
     Args:
-        corpus: its tokenizer is not used: the text is measured as UTF-8.
-        source: URI of the automata; its band, if it has one, is replaced.
+        corpus: the corpus. Its tokenizer is not used, because the text is measured as UTF-8.
+        source: URI of the automata. Its band, if it has one, is replaced.
 
     Raises:
-        NCAPluginError: a source that is no single NCA, a corpus that cannot be read or has fewer than 40 pieces of
-            text; or the deflate library in use gives other sizes than zlib.
+        NCAPluginError: if the source is not a single NCA, the corpus cannot be read or has fewer than 40 pieces of
+            text, or the deflate library gives other sizes than zlib.
     """
     config = _config(source)
-    # As long as what is scored of a rollout, where gzip's header weighs as much and repetitions lie as near.
+    # In pieces as long as the scored part of a rollout, gzip's header and repetitions have the same weight as there.
     size = 4 * SCORED_FRAMES * config.patches_per_frame
     pieces = sample_pieces(corpus, size, start_stage)
     if len(pieces.texts) < _MIN_PIECES:
@@ -107,10 +110,10 @@ def match(corpus: Corpus, source: str = "nca://web", start_stage: StartStage = s
 
 
 def propose_band(ratio: float, config: NCAConfig) -> Band:
-    """Return the band around a gzip ratio, to two decimals.
+    """Return the band around a gzip ratio, rounded to two decimals.
 
-    It is 0.1 wide, as the paper's (0.2-0.3, 0.3-0.4, 0.4-0.5), and moved, or cut, to lie between the lowest and the
-    highest score of the alphabet.
+    It is 0.1 wide, as in the paper (0.2-0.3, 0.3-0.4, 0.4-0.5), and moved or cut to lie between the lowest and the
+    highest possible score of the alphabet.
     """
     floor, ceiling = score_bounds(config.num_colors, config.grid_size, config.patch_size)
     low = max(floor, min(ratio - _WIDTH / 2, ceiling - _WIDTH))
@@ -118,9 +121,9 @@ def propose_band(ratio: float, config: NCAConfig) -> Band:
 
 
 def rule_scores(config: NCAConfig, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
-    """Return the gzip scores of random rules, the first candidates of a source's first samples: float64 [rules].
+    """Return the gzip scores of random rules, the first candidates of a source's first samples, float64 [rules].
 
-    2,000 rules; of larger grids or longer rollouts fewer, at least 100.
+    There are 2,000 rules, or fewer, at least 100, for larger grids or longer rollouts.
     """
     config = dataclasses.replace(config, band=None, curriculum=None)
     work = config.grid_size**2 * (config.burn_in + (SCORED_FRAMES - 1) * config.steps_per_frame)
@@ -135,7 +138,7 @@ def rule_scores(config: NCAConfig, start_stage: StartStage = silent_stage) -> ND
 
 
 def nearest_domains(ratio: float) -> tuple[Band, tuple[str, ...], float]:
-    """Return the paper's band that is nearest to a ratio, its presets, and the distance, 0 inside."""
+    """Return the paper's band that is nearest to a ratio, its presets, and the distance, which is 0 inside the band."""
     presets: dict[Band, list[str]] = {}
     for name in DOMAINS:
         band = NCAConfig.preset(name).band
@@ -150,7 +153,7 @@ def _distance(ratio: float, band: Band) -> float:
 
 
 def _config(uri: str) -> NCAConfig:
-    # Without the band, which is about to be replaced: the alphabet may not reach that of the preset.
+    # The band will be replaced. It is removed first, because the alphabet may not reach the preset's band.
     source = parse(_with_band(uri, None) if split_uri(uri).scheme == "nca" else uri)
     config = automaton(source)
     if config is None:

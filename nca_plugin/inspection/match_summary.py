@@ -1,4 +1,4 @@
-"""What a match says, in words."""
+"""Describes a match in words."""
 
 from typing import Final
 
@@ -9,12 +9,12 @@ from nca_plugin.automata.config import Band
 from nca_plugin.inspection.match import DOMAINS, Match, nearest_domains
 
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Below it, finding a rule takes more than five times as long as with `code`, the hardest preset.
+# If a band keeps a smaller share, finding a rule takes more than five times as long as with `code`, the slowest preset.
 _FEW: Final = 0.02
 
 
 def match_summary(match: Match) -> str:
-    """Return the measured ratio, the proposed band and what speaks against it, in lines."""
+    """Return lines with the measured ratio, the proposed band, and warnings."""
     return "\n".join([*_corpus_lines(match), "", *_band_lines(match), *_warnings(match), "", *_caveats(match)])
 
 

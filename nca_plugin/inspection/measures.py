@@ -1,4 +1,4 @@
-"""The figures of a set of samples: each statistic by name, with its standard error."""
+"""Measures samples: each statistic by name, with its standard error."""
 
 from typing import Final
 
@@ -9,17 +9,17 @@ from nca_plugin.inspection import statistics
 from nca_plugin.inspection.samples import Grid, Samples
 from nca_plugin.inspection.statistics import Measured, estimate_mean, estimate_quantile, jackknife
 
-#: Ranks at which the share of the most frequent tokens is measured, and the transitions at which seen
-#: neighbourhoods are (the release's published ones).
+#: Ranks at which the share of the most frequent tokens is measured, and transitions at which seen neighbourhoods are
+#: counted. They are those of the values in `reference`.
 RANKS: Final = (1, 10, 100, 1000, 5000)
 TRANSITIONS: Final = (2, 13, 26)
 _PERCENTILES: Final = (5, 50, 95)
 
-#: Measures whose value depends on how many sequences are pooled: a small sample holds fewer distinct tokens and
-#: flatters its most frequent ones.
+#: Measures that depend on the number of pooled sequences. A small sample has fewer distinct tokens, and larger shares
+#: of its most frequent ones.
 DEPENDS_ON_COUNT: Final = ("distinct_tokens", "token_entropy", "top_share_")
 
-#: Name of a measure to its description and unit.
+#: Title and unit of each measure, by name.
 TITLES: Final[dict[str, tuple[str, str]]] = {
     "score": ("Gzip score of the first ten frames", ""),
     "in_band": ("Sequences whose own score is inside their band", "%"),
@@ -39,26 +39,26 @@ TITLES: Final[dict[str, tuple[str, str]]] = {
     "right_neighbour": ("Cells equal to their right neighbour", "%"),
     "color_entropy": ("Entropy of the colours of a sequence", "bits"),
     **{f"seen_{t}": (f"Cells seen before, from frame {t}", "%") for t in TRANSITIONS},
-    "right_if_seen": ("Of all cells seen before, those that go on as they did then", "%"),
+    "right_if_seen": ("Cells seen before whose next colour is the same as then", "%"),
 }
 
 
 def measure(samples: Samples) -> dict[str, Measured]:
-    """Return the statistics that make sense for the samples, by name.
+    """Return the statistics of samples by name.
 
-    Shares lie in 0 .. 1, entropies are plug-in estimates in bits. The names, and the release's values, are in
-    `nca_plugin.inspection.reference`; `TITLES` says them in words. With a grid:
+    Shares are in 0 .. 1, entropies are plug-in estimates in bits. `TITLES` has the names in words, and
+    `nca_plugin.inspection.reference` the values of the release. With a grid:
 
-    * distinct_tokens, token_entropy, top_share_<rank>: patch tokens, pooled over sequences;
-    * distinct_per_sequence, color_entropy: mean over sequences;
+    * distinct_tokens, token_entropy, top_share_<rank>: of patch tokens, pooled over sequences;
+    * distinct_per_sequence, color_entropy: means over sequences;
     * change_rate: mean over transitions and sequences; change_rate_q5, _q50, _q95: quantiles of the sequences' means;
-    * patch_repeat_1, _2: patch tokens that equal the same patch one, two frames back;
-    * right_neighbour: cells that equal their right neighbour;
-    * seen_<t>: cells whose 3x3 neighbourhood occurred before transition t; right_if_seen: of these, pooled over all
-      transitions, those that the first occurrence predicts;
-    * score: mean gzip score; in_band: share of sequences inside the band that chose them, if each has one.
+    * patch_repeat_1, _2: share of patch tokens that equal the same patch one or two frames back;
+    * right_neighbour: share of cells that equal their right neighbour;
+    * seen_<t>: share of cells whose 3x3 neighbourhood occurred before transition t; right_if_seen: the share of these
+      cells, pooled over all transitions, that the first occurrence predicts;
+    * score: mean gzip score; in_band: share of sequences inside the band that selected them, if each has one.
 
-    Without one: distinct_tokens, token_entropy, top_share_<rank>, distinct_per_sequence, and token_repeat_1, _2.
+    Without a grid: distinct_tokens, token_entropy, top_share_<rank>, distinct_per_sequence, and token_repeat_1, _2.
     """
     if samples.grid is None:
         tokens = samples.tokens

@@ -1,4 +1,4 @@
-"""The page of `inspect`: its words, pictures and figures."""
+"""The page of `nca-plugin inspect`."""
 
 import math
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ def page(
 
     Args:
         uri: the canonical URI.
-        facts: one line on the samples.
-        command: what makes this page again.
-        drawn: the contact sheet first.
-        count: sequences behind `measures`.
-        reference: the release's values, where they are comparable.
+        facts: a sentence about the samples.
+        command: the command that makes this page again.
+        drawn: the pictures, the contact sheet first.
+        count: number of sequences behind `measures`.
+        reference: the release's values; None if they are not comparable.
     """
     heads = ["", "value ± standard error"]
     if reference is not None:

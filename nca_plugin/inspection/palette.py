@@ -1,4 +1,4 @@
-"""Colours for the states of an automaton and the ids of a token: published lists."""
+"""Colours for the states of an automaton and for token ids, from published lists."""
 
 from typing import Final
 
@@ -9,12 +9,12 @@ from nca_plugin.inspection.statistics import fold
 from nca_plugin.sources import Source
 from nca_plugin.sources.details import num_brackets
 
-#: Ten colours that colour-blind readers tell apart too: Petroff, "Accessible color sequences for data visualization"
-#: (arXiv 2107.02270, 2021), matplotlib's `petroff10`.
+#: Ten colours that colour-blind readers can also distinguish: Petroff, "Accessible color sequences for data
+#: visualization" (arXiv 2107.02270, 2021), matplotlib's `petroff10`.
 _TEN: Final = "3f90da ffa90e bd1f01 94a4a2 832db6 a96b59 e76300 b9ac70 717581 92dadd"
-#: As many as an automaton may have, for normal vision: the first 64 of colorcet's `glasbey_bw_minc_20` (CC BY 4.0),
-#: made as in Glasbey et al., "Colour displays for categorical images" (Color Research & Application 32, 2007), and away
-#: from black and white.
+#: 64 colours for normal vision, the most that an automaton may have: the first of colorcet's `glasbey_bw_minc_20`
+#: (CC BY 4.0), made as in Glasbey et al., "Colour displays for categorical images" (Color Research & Application 32,
+#: 2007), and far from black and white.
 _MANY: Final = """
 d70000 8c3cff 028800 00acc7 98ff00 ff7fd1 6c004f ffa530 583b00 005759 0000dd 00fdcf a1756a bcb7ff 95b578 c004b9
 645474 790000 0774d8 fef590 004b00 8f7a00 ff7266 eeb9b9 5e7e66 9be4ff ec0077 a67bb9 5a00a4 04c600 9e4b00 9c3b50
@@ -27,7 +27,7 @@ MAX_TOKEN_COLORS: Final = 10
 
 
 def palette(num_colors: int) -> NDArray[np.uint8]:
-    """Return `num_colors` distinct colours, uint8 [num_colors, 3], 1 .. 64; up to ten for colour-blind readers too."""
+    """Return 1 to 64 distinct colours, uint8 [num_colors, 3]. Up to ten are distinct for colour-blind readers too."""
     codes = (_TEN if num_colors <= 10 else _MANY).split()[:num_colors]
     return np.array([list(bytes.fromhex(code)) for code in codes], np.uint8)
 
@@ -35,8 +35,8 @@ def palette(num_colors: int) -> NDArray[np.uint8]:
 def token_colors(source: Source, tokens: ArrayLike) -> NDArray[np.uint8]:
     """Return a colour for each token of a source without a grid, [...] -> uint8 [..., 3].
 
-    Brackets have the colour of their kind, closing ones a paler one. Ids of other sources have a colour each, or share
-    ten if there are more of them.
+    Brackets have the colour of their kind, which is paler for closing ones. Each id of another source has its own
+    colour, or shares one of ten if there are more ids.
     """
     array = np.asarray(tokens)
     kinds = num_brackets(source)

@@ -1,4 +1,4 @@
-"""The pictures of a page, and what each shows in words."""
+"""The pictures of a page, with their titles and explanations."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,10 +22,10 @@ _SHEET: Final = (6.4, 6.9)
 
 
 def pictures(samples: Samples, random_scores: NDArray[np.float64] | None) -> list[Picture]:
-    """Return the pictures that make sense for the samples, the contact sheet first.
+    """Return the pictures of samples, the contact sheet first.
 
     Args:
-        random_scores: gzip scores of random rules without the band, float64 [rules]; None without a band.
+        random_scores: gzip scores of random rules without the band, float64 [rules]; None if there is no band.
     """
     if samples.grid is None:
         return _token_pictures(samples)
@@ -57,7 +57,7 @@ def _grid_pictures(samples: Samples, grid: Grid, random_scores: NDArray[np.float
         Picture(
             "scores",
             _score_title(grid.distinct_bands, random_scores),
-            f"The score is the size of ten frames after gzip as a share of that before{outline}.",
+            f"The score is the size of ten frames after gzip divided by their size before{outline}.",
             lambda axes: charts.draw_scores(axes, grid.scores, random_scores, grid.distinct_bands, noise),
         ),
         Picture(
@@ -117,7 +117,7 @@ def _token_pictures(samples: Samples) -> list[Picture]:
             "sheet",
             "Each row is the start of a sequence, simplest on top",
             f"Every cell is a token{_token_colors_text(samples.source)}; the number on the left is the size of the "
-            "whole sequence after gzip, as a share of that before.",
+            "whole sequence after gzip divided by its size before.",
             lambda axes: sheet.draw_strips(axes, samples, scores),
             _SHEET,
         ),
@@ -125,7 +125,8 @@ def _token_pictures(samples: Samples) -> list[Picture]:
             "tokens_information",
             "What a token tells about a later one, by distance",
             "The higher a blue point above the grey ones, the more bits the earlier token tells about the later one; "
-            f"the grey ones are the same for shuffled sequences, and tell only one sequence from another.{folded}",
+            "the grey ones are the same for shuffled sequences, where only the difference between sequences is left."
+            f"{folded}",
             lambda axes: charts.draw_token_information(axes, information, None),
         ),
         Picture(
@@ -152,7 +153,7 @@ def _token_colors_text(source: Source) -> str:
 
 
 def _score_title(bands: Sequence[Band], random_scores: NDArray[np.float64] | None) -> str:
-    """Return as a title how many of the random rules each band keeps."""
+    """Return a title that says what share of random rules each band keeps."""
     if random_scores is None:
         return "Random rules run from frozen to noise"
     shares = (100 * np.mean((low < random_scores) & (random_scores < high)) for low, high in bands)
@@ -161,7 +162,7 @@ def _score_title(bands: Sequence[Band], random_scores: NDArray[np.float64] | Non
 
 
 def _reach(information: Information) -> str:
-    """Return as a title how far the information reaches, if it does."""
+    """Return a title that says how far the information reaches, if it reaches the furthest distance."""
     furthest = information.distances[-1]
     error = np.hypot(information.error[-1], information.baseline_error[-1])
     if information.value[-1] - information.baseline[-1] > 3 * error:

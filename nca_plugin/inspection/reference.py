@@ -1,8 +1,8 @@
-"""What the released generator measures, by the keys of `nca_plugin.inspection.measures.measure`.
+"""The statistics of the released generator, by the keys of `nca_plugin.inspection.measures.measure`.
 
-Provenance: measured on the authors' released code for "Training Language Models via Neural Cellular Automata" (arXiv
-2603.10055; danihyunlee/nca-pre-pretraining at bdd1c71, unmodified, jax 0.10.2 and 0.6.2): 2,500 sequences a band of
-27 frames of 12 x 12 cells with 10 colours, and 5,000 random rules for the scores without a band.
+They were measured on the authors' released code for "Training Language Models via Neural Cellular Automata" (arXiv
+2603.10055; danihyunlee/nca-pre-pretraining at bdd1c71, unmodified, jax 0.10.2 and 0.6.2): 2,500 sequences for each band
+of 27 frames of 12 x 12 cells with 10 colours, and 5,000 random rules for the scores without a band.
 """
 
 from types import MappingProxyType
@@ -10,10 +10,10 @@ from typing import Final
 
 from nca_plugin.automata import NCAConfig
 
-#: Sequences behind each band's values.
+#: Number of sequences behind the values of each band.
 NUM_SEQUENCES: Final = 2500
 
-#: Frames of a sequence behind the values.
+#: Number of frames in each of these sequences.
 NUM_FRAMES: Final = 27
 
 _WEB: Final = {
@@ -64,10 +64,10 @@ _CODE: Final = {
     "in_band": 0.610,
 }
 
-#: Band of the gzip score to the statistics of the release's training sequences in it.
+#: The statistics of the release's training sequences, by the band of their gzip scores.
 REFERENCE: Final = MappingProxyType({(0.5, 1.0): MappingProxyType(_WEB), (0.3, 0.4): MappingProxyType(_CODE)})
 
-#: Quantiles of the score of random rules, without a band (5,000 rules).
+#: Quantiles of the scores of 5,000 random rules without a band.
 SCORE_QUANTILES: Final = MappingProxyType(
     {0.05: 0.0243, 0.10: 0.0354, 0.25: 0.2854, 0.50: 0.4868, 0.75: 0.5667, 0.90: 0.6056, 0.95: 0.6201}
 )
@@ -77,9 +77,10 @@ ACCEPTANCE: Final = MappingProxyType({(0.5, 1.0): 0.4662, (0.3, 0.4): 0.0924})
 
 
 def reference_for(config: NCAConfig, num_frames: int) -> dict[str, float] | None:
-    """Return the release's statistics if they are comparable: its alphabet, grid, time scale, length and a known band.
+    """Return the release's statistics; None unless alphabet, grid, time scale and length are the release's and the band
+    is known.
 
-    `in_band` is among them only where the scored rollout is not the one that is trained on, as in the release.
+    `in_band` is included only if, as in the release, the scored rollout is not the one that is trained on.
     """
     release = NCAConfig.preset("release")
     names = ("num_colors", "grid_size", "patch_size", "identity_bias", "burn_in", "steps_per_frame")

@@ -1,10 +1,10 @@
-"""Where the time of an NCA sample goes, and the least that this machine's arithmetic and memory allow.
+"""Measures how the time of an NCA sample is spent, and the least time that this machine's arithmetic and memory allow.
 
-The roofline (Williams et al., CACM 2009) of a rollout: its float32 operations over the machine's measured peak and the
-bytes that it moves between the registers and the first cache over that cache's measured bandwidth, whichever is
-longer. Everything a rollout reads, its rule's table among it, fits into the first two caches, so that main memory does
-not appear. The peak is that of separate multiplications and additions, as the definition of a sample forbids contracted
-ones.
+The roofline (Williams et al., CACM 2009) of a rollout is the longer of two times: its float32 operations divided by the
+machine's measured peak, and the bytes that it moves between the registers and the first cache divided by that cache's
+measured bandwidth. Everything that a rollout reads, including its rule's table, fits into the first two caches, so that
+main memory does not matter. The peak is that of separate multiplications and additions, because the definition of a
+sample forbids contracted ones.
 """
 
 import time
@@ -28,15 +28,15 @@ _REPEATS: Final = 200
 
 @dataclass(frozen=True)
 class Shares:
-    """Mean microseconds of a sample, by what they are spent on.
+    """The parts of a sample's mean time in microseconds, and two counts.
 
     Attributes:
-        attempts: candidates tried per sample, the inverse of the acceptance rate.
-        steps: steps of an automaton computed per sample; none for a trajectory that stands still.
-        random_numbers: drawing weights and first states, and making the rule's table of them.
-        rollout: steps of the automaton.
-        gzip: scoring, nearly all of it in zlib.
-        encoding: frames to tokens.
+        attempts: candidates tried for a sample, the inverse of the acceptance rate.
+        steps: steps of an automaton computed for a sample. Steps after a trajectory has become constant do not count.
+        random_numbers: time to draw weights and first states, and to make the rule's table of them.
+        rollout: time of the automaton's steps.
+        gzip: time of scoring, nearly all of it in zlib.
+        encoding: time to turn frames into tokens.
     """
 
     attempts: float
@@ -52,13 +52,13 @@ class Roofline:
     """The least time of a sample's rollouts on this machine.
 
     Attributes:
-        cells: states of a cell computed per sample.
-        operations: float32 operations per sample.
-        bytes: loaded from and stored to the first cache per sample.
-        peak_gflops: measured, 10^9 multiplications and additions a second.
-        peak_gbytes: measured, 10^9 bytes a second loaded from the first cache.
-        least_us: microseconds a sample, by the slower of both.
-        measured_us: microseconds a sample that the rollouts take.
+        cells: cell states computed for a sample.
+        operations: float32 operations for a sample.
+        bytes: bytes loaded from and stored to the first cache for a sample.
+        peak_gflops: measured peak in 10^9 multiplications and additions per second.
+        peak_gbytes: measured bandwidth in 10^9 bytes per second loaded from the first cache.
+        least_us: least time in microseconds for a sample, by the slower of both.
+        measured_us: measured time of the rollouts in microseconds for a sample.
     """
 
     cells: float
@@ -71,9 +71,9 @@ class Roofline:
 
 
 def measure_shares(config: NCAConfig, seq_length: int, samples: int) -> Shares:
-    """Make `samples` samples step by step with a clock between the steps.
+    """Make `samples` samples and measure the time of each step.
 
-    Where samples share rules the search is left out, as a run does it once per rule.
+    If samples share rules, the search is left out, because a run does it only once for each rule.
     """
     num_frames = -(-(seq_length + 1) // config.frame_length)
     clock = _Clock()
@@ -110,11 +110,11 @@ def measure_roofline(config: NCAConfig, shares: Shares) -> Roofline:
     n = config.num_colors
     columns = (n + 1) // 2 * 2
     cells = shares.steps * config.grid_size**2
-    # A cell: four additions and a maximum of rows, a multiplication and an addition per unit and colour, and five
-    # comparisons and choices per colour.
+    # Each cell takes four additions and a maximum of rows, a multiplication and an addition per unit and colour, and
+    # five comparisons and choices per colour.
     operations = cells * (5 * HIDDEN + 2 * HIDDEN * columns + 5 * n)
-    # Loaded: five rows, the row again to transpose it, all units once per two colours, the weights once per vector of
-    # cells, the logits. Stored: the row twice, the logits.
+    # Loads are five rows, the row again to transpose it, all units once per two colours, the weights once per vector of
+    # cells, and the logits. Stores are the row twice, and the logits.
     loaded = 6 * _ROW_BYTES + _ROW_BYTES * columns // 2 + _ROW_BYTES * columns // LANES + 4 * n
     stored = 2 * _ROW_BYTES + 4 * columns
     num_bytes = cells * (loaded + stored)
@@ -131,7 +131,7 @@ def measure_roofline(config: NCAConfig, shares: Shares) -> Roofline:
 
 
 def _is_searched(config: NCAConfig) -> bool:
-    """Whether every sample has a search of its own."""
+    """Return whether every sample has its own search for a rule."""
     return config.scored_rollout == "trained" and (config.band is not None or config.curriculum is not None)
 
 
@@ -156,8 +156,10 @@ class _Clock:
 
 
 def _peak_gflops() -> float:
-    """Six chains of multiplications and additions, enough to hide the latency of both and few enough for AVX2's
-    sixteen registers."""
+    """Measure with six chains of multiplications and additions.
+
+    They are enough to hide the latency of both, and few enough for AVX2's sixteen registers.
+    """
     rounds = 20_000
     out = np.ones(6 * LANES, np.float32)
     return rounds * 6 * LANES * 2 / _shortest(lambda: _multiply_and_add(rounds, out)) / 1e9

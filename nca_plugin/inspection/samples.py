@@ -1,4 +1,4 @@
-"""Samples of a source, and the frames behind them where the source has a grid."""
+"""Samples of a source, and their frames if the source has a grid."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from nca_plugin.inspection.statistics import gzip_scores
 from nca_plugin.sources import FrameLayout, Source
 from nca_plugin.sources.details import automaton, band, generator_of, generators
 
-#: Samples are held in memory, and what is measured on them takes about 50 bytes a token.
+#: Samples are held in memory, where the measurements take about 50 bytes per token.
 _MAX_TOKENS: Final = 1 << 26
 
 
@@ -25,11 +25,11 @@ class Grid:
     """The frames of samples.
 
     Attributes:
-        config: the automaton's configuration; of a mixture what its presets share, without a band.
-        frames: uint8 [count, num_frames, grid, grid]; every frame whose patches are all in the sample.
+        config: the automaton's configuration. For a mixture, it is what the presets share, without a band.
+        frames: uint8 [count, num_frames, grid, grid], all frames that are completely in the sample.
         patches: int32 [count, num_frames, patches_per_frame], the patch tokens of these frames.
-        scores: float64 [count], gzip score of each rollout's first ten frames, whether or not the sample holds them.
-        bands: the band that chose each sample, None where every rule was accepted.
+        scores: float64 [count], gzip score of each rollout's first ten frames, even if the sample does not have them.
+        bands: the band that selected each sample; None if every rule was accepted.
     """
 
     config: NCAConfig
@@ -40,7 +40,7 @@ class Grid:
 
     @property
     def distinct_bands(self) -> list[Band]:
-        """The bands that occur, lowest first: several for a mixture or along a curriculum."""
+        """The bands that occur, lowest first. A mixture or a curriculum has several."""
         return sorted({band for band in self.bands if band is not None})
 
 
@@ -51,7 +51,7 @@ class Samples:
     Attributes:
         tokens: int32 [count, S + 1].
         loss_mask: bool [count, S].
-        grid: the frames, None for a source of plain tokens.
+        grid: the frames; None for a source of plain tokens.
     """
 
     source: Source
@@ -71,11 +71,11 @@ def draw_samples(
     first_index: int = 0,
     start_stage: StartStage = silent_stage,
 ) -> Samples:
-    """Return samples first_index .. first_index + count - 1 with `seq_length` inputs each.
+    """Return samples first_index .. first_index + count - 1 with `seq_length` input tokens each.
 
     Raises:
-        NCAPluginError: a count below 1, an index out of range, more tokens than fit in memory, or what the source
-            refuses.
+        NCAPluginError: if the count is below 1, an index is out of range, the tokens do not fit in memory, or the
+            source refuses the length.
     """
     if count < 1:
         raise NCAPluginError(f"count {count}: must be at least 1")
@@ -88,7 +88,7 @@ def draw_samples(
             "fewer or shorter ones"
         )
     config = _grid_config(source)
-    # A longer sample begins with the shorter one: what is scored is drawn, though the sample may end before.
+    # Samples are drawn long enough to hold the scored frames, and then cut: a longer sample begins with a shorter one.
     length = seq_length if config is None else max(seq_length, SCORED_FRAMES * config.frame_length - 1)
     tokens = np.empty((count, length + 1), np.int32)
     loss_mask = np.empty((count, seq_length), np.bool_)
@@ -107,9 +107,9 @@ def draw_samples(
 
 
 def random_scores(source: Source, count: int, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:
-    """Return the gzip scores of `count` rules drawn without a band, float64 [count]; `source` has a grid.
+    """Return the gzip scores of `count` rules that are drawn without a band, float64 [count]. `source` has a grid.
 
-    Of a mixture, rule i is drawn as the preset of sample i draws its rules.
+    In a mixture, rule i is drawn from the preset of sample i.
     """
     scores = np.empty(count)
     advance = start_stage("rules without the band", count)
@@ -125,14 +125,14 @@ def random_scores(source: Source, count: int, start_stage: StartStage = silent_s
 
 
 def _config_of(source: Source, index: int) -> NCAConfig:
-    """Return the automaton of sample `index`; `source` has a grid."""
+    """Return the automaton of sample `index`. `source` has a grid."""
     config = automaton(generator_of(source, index))
     assert config is not None
     return config
 
 
 def _grid_config(source: Source) -> NCAConfig | None:
-    """Return the automaton behind the samples; of a mixture what its presets share, without a band."""
+    """Return the automaton of the samples; None without a grid. For a mixture, it is what the presets share."""
     first, *others = (automaton(generator) for generator in generators(source))
     if first is None or source.frames is None:
         return None
@@ -146,7 +146,7 @@ def _grid(
     seq_length: int,
     bands: tuple[Band | None, ...],
 ) -> Grid:
-    """Return the frames of the first `seq_length` + 1 of `tokens`, which hold the scored frames too."""
+    """Return the frames in the first `seq_length` + 1 tokens. `tokens` also hold the scored frames."""
     frames, patches = layout.frames(tokens), layout.patches(tokens[:, : seq_length + 1])
     scores = gzip_scores(frames, config.num_colors, config.patch_size)
     return Grid(config, frames[:, : patches.shape[1]], patches, scores, bands)

@@ -11,22 +11,22 @@ from nca_plugin.inspection.samples import Grid, Samples
 
 _ROWS: Final = 10
 _COLUMNS: Final = 9
-#: Consecutive frames at the start of a row; the others are spread over the rest.
+#: Number of consecutive frames at the start of a row. The other frames are spread over the rest of the sequence.
 _CONSECUTIVE: Final = 5
 _STRIP_LENGTH: Final = 96
-#: Pixels of a cell in the canvas, so that gaps can be thinner than a cell.
+#: Pixels of a cell in the canvas, more than one so that gaps can be thinner than a cell.
 _SCALE: Final = 4
 
 
 def draw_frames(axes: Any, grid: Grid) -> None:
-    """Draw one row a sequence, its frames from left to right."""
+    """Draw a row for each sequence, with its frames from left to right."""
     scores, num_frames = grid.scores, grid.frames.shape[1]
     columns = _shown_frames(num_frames)
     rows = _shown_sequences(scores)
     colors = palette(grid.config.num_colors)[grid.frames[rows][:, columns]]
     size, gap = grid.config.grid_size * _SCALE, 2 * _SCALE
     pitch = size + gap
-    # Where frames are left out, the gap is wide.
+    # A wide gap shows that frames are left out.
     is_jump = np.diff(columns, prepend=columns[0] - 1) > 1
     left = np.arange(len(columns)) * pitch + np.cumsum(is_jump) * gap
     canvas = np.zeros((len(rows) * pitch - gap, left[-1] + size, 4), np.uint8)
@@ -42,7 +42,7 @@ def draw_frames(axes: Any, grid: Grid) -> None:
 
 
 def draw_strips(axes: Any, samples: Samples, scores: NDArray[np.float64]) -> None:
-    """Draw one row a sequence, its first tokens from left to right."""
+    """Draw a row for each sequence, with its first tokens from left to right."""
     rows = _shown_sequences(scores, 2 * _ROWS)
     colors = token_colors(samples.source, samples.tokens[rows, :_STRIP_LENGTH])
     canvas = np.zeros((2 * len(rows) - 1, colors.shape[1], 4), np.uint8)
@@ -61,6 +61,6 @@ def _shown_frames(num_frames: int) -> list[int]:
 
 
 def _shown_sequences(scores: NDArray[np.float64], rows: int = _ROWS) -> NDArray[np.intp]:
-    """Return sequences at equal steps of rank, lowest score first."""
+    """Return sequences at equal steps in the order of scores, lowest first."""
     order = np.argsort(scores, kind="stable")
     return order[np.linspace(0, len(order) - 1, min(rows, len(order))).round().astype(int)]

@@ -1,7 +1,7 @@
-"""`show`: one sample in the terminal, as frames that move or as tokens.
+"""`nca-plugin show`: one sample in the terminal, as moving frames or as tokens.
 
-Without colour (no terminal, too few colours, or NO_COLOR) cells and tokens are characters; without a terminal frames
-stand side by side.
+Without colour (no terminal, too few colours, or NO_COLOR), cells and tokens are characters. Without a terminal, frames
+are printed side by side.
 """
 
 import time
@@ -22,22 +22,22 @@ from nca_plugin.inspection.statistics import change_rate, compressed_shares
 from nca_plugin.sources import Source
 from nca_plugin.sources.details import described, num_brackets
 
-#: Upper half of a character cell: its colour is the upper pixel, the background the lower one. A pixel is then about
-#: as wide as high.
+#: The upper half of a character cell. Its colour is the upper pixel, its background the lower one, so that a pixel is
+#: about as wide as high.
 _HALF_BLOCK: Final = "▀"
 _MAX_PIXELS_PER_CELL: Final = 4
-#: Lines that the title, a frame's caption and the cursor need beside the grid.
+#: Number of lines for the title, a frame's caption and the cursor.
 _OTHER_LINES: Final = 5
 _BRACKETS: Final = ("()", "[]", "{}", "<>")
-#: Above this luminance (0 .. 255) text on a colour is black.
+#: Text on a colour of a higher luminance (0 to 255) is black.
 _BRIGHT: Final = 140
 
 
 def show(source: Source, index: int, seq_length: int, fps: float, console: Console) -> None:
-    """Print sample `index` on `console`; frames are played, `fps` a second, where it is a terminal.
+    """Print sample `index` on `console`. In a terminal, frames are played with `fps` frames per second.
 
     Raises:
-        NCAPluginError: a rate that is not above 0, or an index or a length that the source refuses.
+        NCAPluginError: if `fps` is out of range, or the source refuses the index or the length.
     """
     if not 0.1 <= fps <= 1000:
         raise NCAPluginError(f"fps {fps:g}: must lie in 0.1 .. 1000")
@@ -59,7 +59,7 @@ def show(source: Source, index: int, seq_length: int, fps: float, console: Conso
 
 
 def has_colors(console: Console, num_colors: int) -> bool:
-    """Return whether `console` shows a palette, no two colours alike: a terminal that is able to, and no NO_COLOR."""
+    """Return whether `console` can show all colours of a palette differently, and NO_COLOR is not set."""
     if console.color_system is None or console.no_color:
         return False
     shown = (_color(rgb).downgrade(COLOR_SYSTEMS[console.color_system]) for rgb in palette(num_colors))
@@ -80,20 +80,20 @@ def blocks_text(frame: NDArray[np.uint8], num_colors: int, pixels_per_cell: int)
 
 
 def characters(frame: NDArray[np.uint8], num_colors: int) -> list[str]:
-    """Return a frame as lines of characters: 0-9 and a-z for up to 36 colours, two characters a cell beyond."""
+    """Return a frame as lines of characters: 0-9 and a-z for up to 36 colours, or else two characters for a cell."""
     width = 1 if num_colors <= 36 else 2
     return [" ".join(np.base_repr(cell, 36).lower().rjust(width, "0") for cell in row) for row in frame.tolist()]
 
 
 def rows_text(rows: NDArray[np.uint8], in_color: bool) -> Text:
-    """Return rows of two colours, uint8 [num_rows, width], as half blocks or, without colour, as characters."""
+    """Return rows of two states, uint8 [num_rows, width], as half blocks or, without colour, as characters."""
     if in_color:
         return blocks_text(rows, 2, 1)
     return Text("\n".join("".join("#" if cell else "." for cell in row) for row in rows.tolist()))
 
 
 def tokens_text(source: Source, tokens: NDArray[np.int32], in_color: bool) -> Text:
-    """Return tokens, int32 [length], as brackets (with their kind where their shape does not tell it) or numbers."""
+    """Return tokens, int32 [length], as numbers or brackets. More than four kinds of brackets are numbered."""
     text = Text()
     words = [_word(source, token) for token in tokens.tolist()]
     separator = " " if max(map(len, words)) > 1 else ""

@@ -1,10 +1,10 @@
-"""Statistics of token samples and of the frames behind them.
+"""Statistics of token samples and of their frames.
 
-Pure functions on numpy arrays. Where a result has one value per sequence, a standard error is that of a mean
-(`estimate_mean`); where sequences are pooled first, `jackknife` gives it. Sequences are the unit of both: the tokens
-of one sequence share a rule and are far from independent.
+These are pure functions on numpy arrays. If a statistic has one value per sequence, its standard error is that of the
+mean (`estimate_mean`). If sequences are pooled first, `jackknife` gives the error. Both treat sequences as the units,
+because the tokens of one sequence share a rule and are far from independent.
 
-Shapes: `...` stands for any leading axes, usually [count] sequences.
+In shapes, `...` stands for any leading axes, usually [count] sequences.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _RESAMPLES: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measured value and its standard error over sequences (nan if there is only one)."""
+    """A measured value and its standard error over sequences, which is nan if there is only one."""
 
     value: float
     standard_error: float
@@ -40,9 +40,9 @@ def estimate_mean(values: ArrayLike) -> Measured:
 def estimate_quantile(values: ArrayLike, q: float) -> Measured:
     """Return the quantile `q`, 0 .. 1, of one value per sequence, [count].
 
-    The error is that of the bootstrap over sequences: accurate to about 25 % for 300 of them.
+    The error comes from the bootstrap over sequences. It is accurate to about 25 % for 300 sequences.
     """
-    # Only here, because scipy takes half a second to import, and an extra brings it.
+    # Imported only here, because scipy takes half a second and is installed only with an extra.
     from scipy import stats
 
     array = np.asarray(values, np.float64)
@@ -59,16 +59,16 @@ def jackknife(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a statistic of all sequences and its standard error, by the delete-a-group jackknife.
 
-    Sequence i belongs to group i modulo `groups`; the error follows from how the statistic moves when a group is left
-    out (Kott, "The delete-a-group jackknife", Journal of Official Statistics 17, 2001). It is itself accurate to about
-    16 % for 20 groups.
+    Sequence i belongs to group i modulo `groups`. The error follows from how the statistic changes when a group is left
+    out (Kott, "The delete-a-group jackknife", Journal of Official Statistics 17, 2001). It is accurate to about 16 %
+    for 20 groups.
 
     Args:
-        statistic: from the indices of the sequences to use, int [m], to a number or an array.
-        count: sequences there are.
+        statistic: takes the indices of the sequences to use, int [m], and returns a number or an array.
+        count: number of sequences.
 
     Returns:
-        value and standard error, float64 of the statistic's shape; the error is nan if `count` is 1.
+        Value and standard error, float64 of the statistic's shape. The error is nan if `count` is 1.
     """
     everything = np.arange(count)
     value = np.asarray(statistic(everything), np.float64)
@@ -81,14 +81,14 @@ def jackknife(
 
 
 def token_counts(tokens: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
-    """Return how often each id occurs, int64 [vocab_size], in integers of any shape in 0 .. vocab_size-1."""
+    """Return how often each id occurs, int64 [vocab_size]. `tokens` are ids below `vocab_size`, in any shape."""
     return np.bincount(np.asarray(tokens).ravel(), minlength=vocab_size)
 
 
 def top_shares(counts: ArrayLike, ranks: Sequence[int]) -> NDArray[np.float64]:
     """Return for each r of `ranks` the share of all tokens that are among the r most frequent ids.
 
-    The shares of a small sample are too large: the most frequent ids are chosen by the sample itself.
+    The shares of a small sample are too large, because the sample itself decides which ids are most frequent.
 
     Args:
         counts: integers [vocab_size], not all zero.
@@ -101,7 +101,7 @@ def top_shares(counts: ArrayLike, ranks: Sequence[int]) -> NDArray[np.float64]:
 
 
 def entropy(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return the plug-in entropy of `counts`, [..., symbols] -> [...], in bits; 0 where all counts are zero.
+    """Return the plug-in entropy of `counts`, [..., symbols] -> [...], in bits; 0 if all counts are zero.
 
     It is too small by about `entropy_bias`.
     """
@@ -112,7 +112,7 @@ def entropy(counts: ArrayLike) -> NDArray[np.float64]:
 
 
 def entropy_bias(counts: ArrayLike) -> NDArray[np.float64]:
-    """Return by how many bits `entropy` is too small: (symbols that occur - 1) / (2 N ln 2) (Miller 1955; Madow)."""
+    """Return the number of bits by which `entropy` is too small: (occurring symbols - 1) / (2 N ln 2) (Miller 1955)."""
     array = np.asarray(counts)
     occurring = np.count_nonzero(array, axis=-1)
     return np.maximum(occurring - 1, 0) / (2.0 * _LN2 * np.maximum(array.sum(axis=-1), 1))
@@ -128,8 +128,8 @@ def repeat_rate(symbols: ArrayLike, lag: int) -> NDArray[np.float64]:
     """Return the share of symbols that equal the one `lag` places before them, for each sequence.
 
     Args:
-        symbols: integers [count, length, ...]; tokens [count, length] with lag 1 give repeated tokens, patches
-            [count, frames, patches] those that equal the same patch `lag` frames back.
+        symbols: integers [count, length, ...], such as tokens [count, length], or patches [count, frames, patches],
+            which are compared with the same patch `lag` frames before.
         lag: 1 .. length - 1.
 
     Returns:
@@ -166,7 +166,7 @@ def color_entropy(frames: ArrayLike, num_colors: int) -> NDArray[np.float64]:
 
 
 def gzip_scores(frames: ArrayLike, num_colors: int, patch_size: int) -> NDArray[np.float64]:
-    """Return the gzip score of each sequence's first 10 frames (the frames that the release scores).
+    """Return the gzip score of each sequence's first 10 frames, which the release scores.
 
     Args:
         frames: integers [count, num_frames, height, width].
@@ -178,22 +178,22 @@ def gzip_scores(frames: ArrayLike, num_colors: int, patch_size: int) -> NDArray[
 
 
 def compressed_shares(tokens: ArrayLike) -> NDArray[np.float64]:
-    """Return size after gzip / size as int32 of each sequence, int32 [count, length] -> float64 [count]."""
+    """Return each sequence's size after gzip divided by that as int32, int32 [count, length] -> float64 [count]."""
     array = np.asarray(tokens, np.int32)
     return np.array([scored_size(sequence) / sequence.nbytes for sequence in array])
 
 
 def seen_neighbourhoods(frames: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return for every cell of every transition whether the rule could have been looked up in the sequence so far.
+    """Return for every cell of every transition whether the rule could have been looked up earlier in the sequence.
 
-    Transition t leads from frame t to frame t+1 (counted from 1). A cell's 3x3 neighbourhood on the torus is seen if it
-    occurs in a frame before t; it is right if the cell that followed its first occurrence there follows here too.
+    Transition t leads from frame t to frame t + 1, counted from 1. A cell is seen if its 3x3 neighbourhood on the torus
+    occurs in a frame before t. It is right if its next state is the one that followed the first occurrence.
 
     Args:
         frames: integers [num_frames, height, width] of one sequence, in 0 .. 255.
 
     Returns:
-        seen and right, bool [num_frames - 1, height * width]; right is False where not seen.
+        seen and right, bool [num_frames - 1, height * width]. A cell that is not seen is not right.
     """
     array = np.asarray(frames).astype(np.int64)
     now, after = array[:-1], array[1:].reshape(array.shape[0] - 1, -1)
@@ -206,12 +206,12 @@ def seen_neighbourhoods(frames: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[n
 
 
 def _triples(array: NDArray[np.int64], axis: int, base: int) -> NDArray[np.int64]:
-    """Return one number for each place and its two neighbours along `axis` of the torus."""
+    """Return for each place a number that identifies it and its two neighbours along `axis` of the torus."""
     return (np.roll(array, 1, axis) * base + array) * base + np.roll(array, -1, axis)
 
 
 def _dense(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the ranks of the values, so that three of them fit in 64 bits: fewer than 2^21 different ones."""
+    """Return the ranks of the values. There are fewer than 2^21 different ones, so that three ranks fit in 64 bits."""
     return np.unique(array, return_inverse=True)[1].reshape(array.shape).astype(np.int64)
 
 
@@ -219,11 +219,11 @@ def pair_counts(symbols: ArrayLike, distances: Sequence[int], num_symbols: int) 
     """Return how often each pair of symbols occurs at each distance, sequence by sequence.
 
     Args:
-        symbols: integers [count, ..., length] below `num_symbols`; negative where there is no symbol.
-        distances: along the last axis, each >= 1; beyond length - 1 there are no pairs.
+        symbols: integers [count, ..., length] below `num_symbols`. Negative numbers are not symbols.
+        distances: distances along the last axis, each at least 1. Beyond length - 1 there are no pairs.
 
     Returns:
-        int32 [count, len(distances), num_symbols, num_symbols]: earlier symbol, later symbol.
+        int32 [count, len(distances), num_symbols, num_symbols], by earlier symbol and later symbol.
     """
     array = np.asarray(symbols)
     count = array.shape[0]
@@ -240,9 +240,9 @@ def pair_counts(symbols: ArrayLike, distances: Sequence[int], num_symbols: int) 
 def mutual_information(counts: ArrayLike) -> NDArray[np.float64]:
     """Return the mutual information of the two symbols of a pair, [..., symbols, symbols] -> [...], in bits.
 
-    Plug-in estimate with the Miller-Madow correction of its three entropies. Pairs of one sequence are not
-    independent, so that a bias remains; the same estimate on sequences in random order shows how large it is. What is
-    above that baseline comes from the order of the tokens.
+    This is the plug-in estimate with the Miller-Madow correction of its three entropies. Since pairs of one sequence
+    are not independent, a bias remains. The same estimate for sequences in random order shows how large it is. The
+    difference from that baseline comes from the order of the tokens.
     """
     array = np.asarray(counts)
     joint = array.reshape(*array.shape[:-2], -1)
@@ -252,7 +252,7 @@ def mutual_information(counts: ArrayLike) -> NDArray[np.float64]:
 
 
 def fold(tokens: ArrayLike, num_symbols: int) -> NDArray[np.int64]:
-    """Return ids modulo `num_symbols`, for statistics of pairs, which a large alphabet would leave too few of.
+    """Return ids modulo `num_symbols`. With a large alphabet, each pair would occur too rarely for statistics of pairs.
 
     The mutual information of folded tokens is at most that of the tokens (data-processing inequality).
     """
@@ -260,5 +260,5 @@ def fold(tokens: ArrayLike, num_symbols: int) -> NDArray[np.int64]:
 
 
 def permuted(symbols: ArrayLike) -> NDArray[np.int64]:
-    """Return each sequence, [count, length], in a random order of its own."""
+    """Return the sequences [count, length], each in its own random order."""
     return np.random.default_rng(0).permuted(np.asarray(symbols, np.int64), axis=-1)

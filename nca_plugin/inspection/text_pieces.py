@@ -1,4 +1,4 @@
-"""Pieces of a corpus's text, spread evenly over all of it, without reading all of a large one."""
+"""Takes pieces of text spread evenly over a corpus, without reading all of a large one."""
 
 import bisect
 import codecs
@@ -16,37 +16,37 @@ from nca_plugin.text.prepare import Corpus, documents, input_files
 from nca_plugin.text.reading import BOM, file_documents, form_of, line_text, not_text
 
 _MAX_PIECES: Final = 2_000
-#: Input that is read whole, in bytes, and what is read of a data set at most.
+#: Up to this number of bytes, a corpus is read whole. Of a data set, at most this number of bytes is read.
 _READ_WHOLE: Final = 1 << 26
 _BLOCK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Text of a corpus, as UTF-8."""
+    """Pieces of a corpus's text, as UTF-8."""
 
     texts: tuple[bytes, ...]
-    """At most 2,000 pieces of one length, in the corpus's order."""
+    """At most 2,000 pieces of the same length, in the order of the corpus."""
 
     size: int
-    """Length of each, in bytes."""
+    """Length of each piece in bytes."""
 
     covered: int
-    """Bytes of input that the pieces are spread over."""
+    """Number of input bytes over which the pieces are spread."""
 
     is_beginning: bool
-    """Whether that is the beginning of the corpus only: a data set of a hub is read from its start."""
+    """Whether the pieces are only from the beginning of the corpus, as those of a data set of a hub are."""
 
 
 def sample_pieces(corpus: Corpus, size: int, start_stage: StartStage = silent_stage) -> Pieces:
-    """Return pieces of `size` bytes of the text of `corpus`, its documents one after another with a newline between.
+    """Return pieces of `size` bytes of the text of `corpus`, whose documents are joined by newlines.
 
-    The same corpus gives the same pieces, one from each of equal parts of it. Up to 64 MiB of input are read whole. Of
-    more, files are read only where a piece is taken, so that the time does not grow with the corpus; a data set or a
-    compressed file, in which no place can be looked up, has the corpus read from its start for 64 MiB.
+    The same corpus gives the same pieces, one from each of equal parts. A corpus of up to 64 MiB is read whole. Of a
+    larger one, files are read only at the places of the pieces, so that the time does not grow with the corpus. If it
+    has a data set or a compressed file, which can only be read from the start, only its first 64 MiB are read.
 
     Raises:
-        NCAPluginError: see `documents`.
+        NCAPluginError: for the reasons of `documents`.
     """
     count = max(1, min(_MAX_PIECES, _READ_WHOLE // size))
     files = input_files(corpus)
@@ -57,7 +57,7 @@ def sample_pieces(corpus: Corpus, size: int, start_stage: StartStage = silent_st
         texts = []
         for number, offset in places:
             piece = _piece_at(files, number, offset, size, corpus)
-            # The last places may be too near the end.
+            # The last places may be too near the end of the corpus for a piece.
             if piece is not None:
                 texts.append(piece)
             advance(1)
@@ -81,9 +81,9 @@ def _encoded(text: str) -> bytes:
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """Return a member of each of `count` equal parts of 0 .. total-1, or all members if there are no more.
+    """Return a number from each of `count` equal parts of 0 .. total - 1, or all numbers if there are no more.
 
-    Which member is drawn, with a fixed seed: even steps could keep time with a corpus that repeats itself.
+    The number is drawn with a fixed seed, because equal steps could coincide with repetitions in the corpus.
     """
     count = min(count, total)
     draw = random.Random(0)
@@ -92,7 +92,7 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _places(sizes: list[int], count: int) -> Iterator[tuple[int, int]]:
-    """Yield places in equal parts of files laid end to end, as the number of a file and a byte in it."""
+    """Yield places in equal parts of the joined files, as the index of a file and an offset in it."""
     ends = list(itertools.accumulate(sizes))
     for place in _spread(ends[-1], count):
         number = bisect.bisect_right(ends, place)
@@ -104,7 +104,7 @@ def _has_places(file: TextFile, corpus: Corpus) -> bool:
 
 
 def _piece_at(files: list[TextFile], number: int, offset: int, size: int, corpus: Corpus) -> bytes | None:
-    """Return the `size` bytes of text from a place on, None where the corpus ends before."""
+    """Return `size` bytes of text from a place on; None if the corpus ends before."""
     piece = bytearray()
     for file in itertools.islice(files, number, None):
         for text in _texts(file, offset, size, corpus):
@@ -116,7 +116,7 @@ def _piece_at(files: list[TextFile], number: int, offset: int, size: int, corpus
 
 
 def _texts(text_file: TextFile, offset: int, size: int, corpus: Corpus) -> Iterator[bytes]:
-    """Yield the text of a file from a byte on: of a text file what suffices for `size` bytes, of JSONL row by row."""
+    """Yield the text of a file from `offset` on: at least `size` bytes of a text file, or the rows of JSONL."""
     path = text_file.path
     if not _has_places(text_file, corpus):
         yield from (_encoded(document.text) for document in file_documents(text_file, corpus.text_key))
@@ -127,11 +127,11 @@ def _texts(text_file: TextFile, offset: int, size: int, corpus: Corpus) -> Itera
             yield from _row_texts(file, path, offset, corpus)
             return
         file.seek(offset)
-        # Newlines of two bytes become one, as where documents are read whole.
+        # As in whole documents, newlines of two bytes become one byte, so more is read than needed.
         data = file.read(2 * size)
         first = 0
         while offset and first < min(3, len(data)) and data[first] & 0xC0 == 0x80:
-            first += 1  # the rest of a character
+            first += 1  # skip the rest of a character
         yield _encoded(_decode(data[first:], path, offset + first).replace("\r\n", "\n"))
 
 
@@ -142,7 +142,8 @@ def _row_texts(file: BinaryIO, path: Path, offset: int, corpus: Corpus) -> Itera
         if line.strip():
             row = line.removeprefix(BOM)
             text = _encoded(line_text(row, corpus.text_key, f"{path} at byte {start}", path, start))
-            # As far into the text as the place is into its row, so that a long text is met as often as its length says.
+            # The piece begins as far into the text as the place is into its row, so that the chance of a text to be met
+            # is proportional to its length.
             yield text[len(text) * max(0, offset - start) // len(line) :]
         start += len(line)
 
@@ -159,7 +160,7 @@ def _line_start(file: BinaryIO, offset: int) -> int:
 
 
 def _decode(data: bytes, path: Path, position: int) -> str:
-    """Return the text of `data`, whose last character may be cut, and which stands at byte `position` of a file."""
+    """Return the text of `data` from byte `position` of a file. Its last character may be cut."""
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError as error:

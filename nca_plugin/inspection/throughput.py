@@ -1,4 +1,4 @@
-"""Tokens per second of a source in one process and in several, and what starting costs."""
+"""Measures the tokens per second of a source in one and several processes, and the time to start a process."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ from nca_plugin.display.ending import without_interrupts
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources import parse
 
-#: Samples of one process; the next one's begin after it.
+#: Number of sample indices that are reserved for each process.
 _SAMPLES_PER_PROCESS: Final = 1 << 40
 _START_TIMEOUT: Final = 120.0
 
@@ -40,13 +40,13 @@ print(imported - start, time.perf_counter() - called)
 
 @dataclass(frozen=True)
 class Throughput:
-    """What `processes` processes made at the same time.
+    """The throughput of `processes` processes that run at the same time.
 
     Attributes:
         tokens_per_cpu_second: mean over the processes, by their own CPU clocks.
-        tokens_per_second: of all processes together, by the wall clock.
-        latency_ms: quantile in percent -> milliseconds of one `sample` call, of all processes.
-        memory_mb: resident memory of the largest process, MB (10^6 bytes).
+        tokens_per_second: sum over all processes, by the wall clock.
+        latency_ms: milliseconds of a call of `sample`, by quantile in percent, over all processes.
+        memory_mb: resident memory of the largest process in MB (10^6 bytes).
     """
 
     processes: int
@@ -58,12 +58,12 @@ class Throughput:
 
 @dataclass(frozen=True)
 class StartTimes:
-    """Seconds until a new process can work, by the wall clock.
+    """Wall-clock seconds until a new process can work.
 
     Attributes:
-        import_seconds: importing `nca_plugin.automata`.
-        first_sample_seconds: the first sample after an installation, which compiles.
-        first_sample_cached_seconds: the first sample of every later process.
+        import_seconds: time to import `nca_plugin.automata`.
+        first_sample_seconds: time of the first sample after an installation, with compilation.
+        first_sample_cached_seconds: time of the first sample in every later process.
     """
 
     import_seconds: float
@@ -72,7 +72,7 @@ class StartTimes:
 
 
 def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float) -> Throughput:
-    """Let `processes` new processes make samples of `seq_length` tokens for `seconds` each, all at once."""
+    """Measure `processes` new processes that make samples of `seq_length` tokens at the same time for `seconds`."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
@@ -83,7 +83,7 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
     for worker, (_, sender) in zip(workers, pipes, strict=True):
         with without_interrupts():
             worker.start()
-        # The worker has its own: once that is closed, nothing is left to wait for.
+        # Only the worker may hold the sender, so that `recv` fails if the worker ends early.
         sender.close()
     try:
         results = [receiver.recv() for receiver, _ in pipes]
@@ -106,7 +106,7 @@ def measure_throughput(uri: str, seq_length: int, processes: int, seconds: float
 def _work(uri: str, seq_length: int, seconds: float, first: int, barrier: Barrier, result: Connection) -> None:
     source = parse(uri)
     source.sample(first, seq_length)
-    # Processes that start last may have to be waited for, one that failed must not be.
+    # Processes wait for those that start last, but not forever for one that has failed.
     barrier.wait(timeout=_START_TIMEOUT)
     latencies: list[float] = []
     cpu_start, end = time.process_time(), time.perf_counter() + seconds
@@ -121,13 +121,13 @@ def _work(uri: str, seq_length: int, seconds: float, first: int, barrier: Barrie
 
 
 def _resident_bytes() -> int:
-    # Not the peak that `resource` tells: a process inherits it from the one that started it.
+    # `resource` reports the peak, which a process inherits from the one that started it.
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_start(uri: str, seq_length: int) -> StartTimes:
-    """Start a process that has to compile everything, and one that finds everything compiled."""
+    """Measure a process that has to compile everything, and one that finds everything compiled."""
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (_start(uri, seq_length, cache) for _ in range(2))
     return StartTimes(import_seconds=warm[0], first_sample_seconds=cold[1], first_sample_cached_seconds=warm[1])

@@ -1,4 +1,4 @@
-"""Entry points that torchrun starts, by the names that `python -m` takes, and what their ranks share."""
+"""The entry points that torchrun starts, by the module names for `python -m`, and what their ranks share."""
 
 from typing import Final
 

@@ -1,9 +1,9 @@
-"""Megatron-Bridge's pretraining, with sources as data:
+"""Runs Megatron-Bridge's pretraining with sources as data:
 
     torchrun ... -m nca_plugin.launch.bridge --recipe llama32_1b_pretrain_config data.source=nca data.nca.preset=code
 
 Recipe, model, loop, parallelism, checkpoints and logging are Megatron-Bridge's. `data.source` names a source and
-`data.<source>.<option>` its options, or `data.path` is a blend; they may stand in the YAML file too. Without them the
+`data.<source>.<option>` its options, or `data.path` is a blend. They may also be in the YAML file. Without them the
 recipe's own dataset stays. On a machine without a GPU the run uses CPU mode and says so.
 """
 
@@ -44,7 +44,7 @@ from nca_plugin.suggestions import unknown_name, unknown_names
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks for on the command line."""
+    """The command line."""
 
     recipe: str | None
     config_file: Path | None
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def parse_command_line(arguments: list[str]) -> Options:
-    """Return what the command line asks for. Raises `NCAPluginError` for an option that there is none of."""
+    """Return the options of a command line. Raises `NCAPluginError` for an unknown option."""
     parser = Parser(
         prog="python -m nca_plugin.launch.bridge",
         description="Run Megatron-Bridge's pretraining, with sources as data.",
@@ -87,14 +87,14 @@ def launch(options: Options) -> None:
     """Run `megatron.bridge.training.pretrain.pretrain`.
 
     Raises:
-        NCAPluginError: options or a configuration that the run cannot be done with.
+        NCAPluginError: if the run is impossible with these options or this configuration.
     """
     settings = read_settings(options)
     require("torch")
     check_training_loop()
     if find_spec("megatron.bridge") is None:
         raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how to install it")
-    # After what needs no Megatron is known to be right: importing it takes seconds.
+    # Checks that need no Megatron come first, because importing it takes seconds.
     is_cpu_mode = device.prepare()
     if is_cpu_mode:
         stand_ins = bridge_cpu.add_stand_ins()
@@ -118,19 +118,19 @@ def launch(options: Options) -> None:
 
 @dataclass(frozen=True)
 class UserSettings:
-    """What a user sets, without the `data` section: Megatron-Bridge has no place for it."""
+    """The user's settings without the `data` section, which Megatron-Bridge does not have."""
 
     file: Settings
     overrides: Settings
     data_path: list[str] | None
-    """What the `data` section stands for, None if there is none."""
+    """The data path that the `data` section stands for; None without such a section."""
 
 
 def read_settings(options: Options) -> UserSettings:
     """Return the settings of the YAML file and of the overrides.
 
     Raises:
-        NCAPluginError: a file that cannot be read, an override that is none, or a wrong key of `data`.
+        NCAPluginError: if the file cannot be read, an override is invalid, or `data` has a wrong key.
     """
     file = {} if options.config_file is None else read_file(options.config_file)
     overrides = read_overrides(options.overrides)
@@ -141,10 +141,10 @@ def read_settings(options: Options) -> UserSettings:
 
 
 def configure(options: Options, settings: UserSettings) -> Any:
-    """Return the `ConfigContainer` of a run, which is checked as far as it can be before any model is built.
+    """Return the `ConfigContainer` of a run, checked as far as possible before a model is built.
 
     Raises:
-        NCAPluginError: an unknown name or key, or data that the run's model cannot train on.
+        NCAPluginError: if a name or key is unknown, or the model cannot be trained on the data.
     """
     from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 
@@ -154,7 +154,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     register_dataset()
     if options.recipe is None:
         assert options.config_file is not None
-        # The file is the configuration: what is left to set are the overrides.
+        # The file is the whole configuration, so only the overrides are left to apply.
         config, user = load_complete(settings.file, options.config_file), settings.overrides
     else:
         config, user = load_recipe(options.recipe), merged(settings.file, settings.overrides)
@@ -183,13 +183,13 @@ def _pretrain(config: Any) -> None:
     from nca_plugin.megatron.assertions import set_up_errors
     from nca_plugin.megatron.option_names import OptionNames
 
-    # From here on a rank may be the only one with an error, such as of its own samples.
+    # From here on a single rank may have an error, such as one in its own samples.
     with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(lambda: OptionNames({}, str)):
         pretrain(config, forward_step, callbacks=[DataReport()])
 
 
 def check_sources(config: Any) -> None:
-    """Raise `NCAPluginError` unless Megatron-Bridge would build the dataset of a configuration from sources."""
+    """Raise `NCAPluginError` unless Megatron-Bridge will build the dataset from sources."""
     from megatron.bridge.data.utils import _REGISTRY
 
     from nca_plugin.bridge.dataset import SourceDatasetConfig

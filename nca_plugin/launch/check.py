@@ -1,8 +1,8 @@
-"""Whether runs could be done with their arguments, found out before the first one is started.
+"""Checks the arguments of several runs before the first one is started.
 
     python -m nca_plugin.launch.check < ARGUMENTS.json
 
-parses Megatron-LM's arguments as the runs will, and prints what follows from them.
+parses Megatron-LM's arguments as the runs will, and prints the sizes that follow from them.
 """
 
 import copy
@@ -19,9 +19,9 @@ from nca_plugin.errors import NCAPluginError, one_line, require
 from nca_plugin.launch.process import PARENT, check_training_loop, die_with_torchrun
 from nca_plugin.megatron import device
 
-#: What the rows of an embedding follow from: arguments of Megatron-LM, and fields of a transition.
+#: The sizes that decide the number of embedding rows. They are arguments of Megatron-LM and fields of a transition.
 SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
-#: In bf16 training without the distributed optimizer, which Megatron assumes.
+#: What Megatron counts for a parameter in bf16 training without the distributed optimizer.
 _BYTES_PER_PARAMETER: Final = 18
 
 
@@ -30,10 +30,10 @@ class ArgumentSet:
     """The arguments of a run.
 
     Attributes:
-        options: Megatron-LM's.
-        unset: options that the user names to leave them out; they have to exist all the same.
-        is_hydra: whether the user writes them as Hydra's overrides.
-        freeze: selectors of what the run is not to train.
+        options: Megatron-LM's arguments.
+        unset: options that the user names to leave them out. Unknown ones are refused too.
+        is_hydra: whether the user writes the options as Hydra's overrides.
+        freeze: selectors of what the run shall not train.
     """
 
     options: Sequence[str]
@@ -43,20 +43,19 @@ class ArgumentSet:
 
 
 def check_argument_sets(runs: Sequence[ArgumentSet], world_size: int) -> list[dict[str, Any]]:
-    """Return what follows from the arguments of each run, done by as many ranks as `world_size`.
+    """Return the sizes that follow from the arguments of each run on `world_size` ranks.
 
-    Takes some seconds: Megatron is imported, in a process of its own.
+    This takes some seconds, because it imports Megatron in a process of its own.
 
     Returns:
-        For each: `vocab_size`, `make_vocab_size_divisible_by`, `tensor_model_parallel_size`, the embedding's `rows`,
-        and, as Megatron counts them, `flops_per_token` of a training step and `parameters`, None for a hybrid model; or
-        the `error`.
+        For each run: the `SIZES`, the embedding's `rows`, and, as Megatron counts them, `flops_per_token` of a training
+        step and `parameters`, None for a hybrid model. Only the `error` if the arguments are wrong.
 
     Raises:
-        NCAPluginError: the process ended without a result.
+        NCAPluginError: if the process ends without a result.
     """
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), PARENT: str(os.getpid())}
-    # With NVML, looking for a GPU does not keep the processes that are forked afterwards from using it.
+    # With NVML, PyTorch looks for a GPU without initialising CUDA, so that forked processes can still use it.
     environment = {**os.environ, **ranks, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     return _checked([asdict(run) for run in runs], environment)
 
@@ -75,8 +74,8 @@ def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[di
 
 
 def main(runs: list[dict[str, Any]]) -> None:
-    """Check the arguments of runs, each in a process of its own: Megatron parses arguments once in a process."""
-    # Before the first fork, because it takes seconds.
+    """Check the arguments of each run in its own process, because Megatron parses arguments only once in one."""
+    # These imports take seconds, so they come before the first fork.
     is_cpu_mode = device.prepare()
     import megatron.training.training  # noqa: F401
     import torch
@@ -84,7 +83,7 @@ def main(runs: list[dict[str, Any]]) -> None:
     import nca_plugin.megatron.dataset_provider  # noqa: F401
 
     if not is_cpu_mode and len(runs) > 1 and torch.cuda.is_initialized():
-        # Transformer Engine's import may have done it, and CUDA does not work after a fork.
+        # Importing Transformer Engine may initialise CUDA, which then does not work after a fork.
         outcomes = [_checked([run], dict(os.environ))[0] for run in runs]
     elif len(runs) == 1:
         outcomes = [_outcome(runs[0])]
@@ -94,12 +93,12 @@ def main(runs: list[dict[str, Any]]) -> None:
 
 
 def _outcome(run: dict[str, Any]) -> dict[str, Any]:
-    """Return what follows from the arguments of a run, or the `error`."""
+    """Return the sizes that follow from the arguments of a run, or the `error`."""
     try:
         return _sizes(run)
     except NCAPluginError as error:
         return {"error": str(error)}
-    # Megatron asserts, and ends the process.
+    # Megatron raises AssertionError or ends the process with SystemExit.
     except BaseException as error:
         return {"error": one_line(error) or type(error).__name__}
 
@@ -127,7 +126,7 @@ def _sizes(run: dict[str, Any]) -> dict[str, Any]:
     if args.ckpt_format not in ("torch_dist", "torch"):
         raise NCAPluginError(f"--ckpt-format {args.ckpt_format}: a transition reads torch_dist and torch only")
     check_frozen_layers(args, run["freeze"])
-    # Of a tokenizer of its own, Megatron keeps the padded number of ids alone.
+    # For some tokenizers, Megatron's arguments have only the padded vocabulary size.
     vocab_size = args.vocab_size or build_tokenizer(args).vocab_size
     sizes = {name: getattr(args, name) for name in SIZES}
     flops = num_floating_point_operations(args, args.global_batch_size) / (args.global_batch_size * args.seq_length)
@@ -141,7 +140,7 @@ def _sizes(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _num_parameters(args: Any) -> int | None:
-    """Return how many parameters a model has, from the memory that Megatron says it takes on one rank."""
+    """Return the number of parameters of a model, from Megatron's estimate of its memory on a single rank."""
     from megatron.training.theoretical_memory_usage import compute_weight_and_optimizer_memory
 
     if args.hybrid_layer_pattern is not None:

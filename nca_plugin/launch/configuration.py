@@ -1,4 +1,4 @@
-"""A Hydra configuration file as Megatron-LM arguments: one of ours, or one of NeMo 1."""
+"""Turns a Hydra configuration file, ours or one of NeMo 1, into Megatron-LM arguments."""
 
 import copy
 import os
@@ -18,20 +18,20 @@ from nca_plugin.nemo1.translation import RESOLVERS, Translation, is_nemo1, trans
 from nca_plugin.sources.section import data_path
 
 _OURS = ["arguments", "data"]
-#: What OmegaConf says of a value that is not there, or that is `???`.
+#: Matches OmegaConf's messages about a value that is missing or `???`.
 _MISSING: Final = re.compile(r"Interpolation key '([^']+)' not found|Missing mandatory value: (\S+)")
 _OPEN_SECTIONS = tuple(f"{section}." for section in _OURS)
 
 
 @dataclass
 class LaunchConfig:
-    """What a configuration file holds. Not frozen, because OmegaConf cannot merge a file into frozen ones."""
+    """The contents of a configuration file. Not frozen, because OmegaConf cannot merge a file into a frozen class."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron-LM's arguments without their dashes; true for a flag."""
+    """Megatron-LM's arguments without their dashes, true for a flag."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    """What takes the place of their data arguments; see `nca_plugin.sources.section`."""
+    """The data, instead of Megatron-LM's data arguments; see `nca_plugin.sources.section`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ConfigFile:
 
     folder: Path
     name: str
-    """Within the folder, with or without `.yaml`."""
+    """The name within the folder, with or without `.yaml`."""
     overrides: list[str]
 
     @property
@@ -50,19 +50,18 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class LaunchArguments:
-    """What a configuration file stands for."""
+    """The Megatron-LM arguments that a configuration file stands for."""
 
     arguments: list[str]
-    """Megatron-LM's."""
 
     unset: list[str]
-    """Options that the file names with false or null, and that are not among the arguments."""
+    """Options that the file sets to false or null, which are therefore not in `arguments`."""
 
     translation: Translation | None
-    """How they came from a NeMo 1 file; None for other files."""
+    """The translation of a NeMo 1 file; None for other files."""
 
     keys: dict[str, str] = field(default_factory=dict)
-    """By option, the key of a NeMo 1 file that it comes from."""
+    """The key of a NeMo 1 file from which each option comes, by option."""
 
     def spelling(self, option: str) -> str:
         """Return how the file spells an option."""
@@ -70,10 +69,10 @@ class LaunchArguments:
 
 
 def compose_run(file: ConfigFile) -> DictConfig:
-    """Return a file after overrides, which may add keys to `arguments` and `data`: those are checked later, by name.
+    """Return a file with its overrides, which may add keys to `arguments` and `data`. These keys are checked later.
 
     Raises:
-        NCAPluginError: a file that cannot be read, or an override that does not fit.
+        NCAPluginError: if the file cannot be read, or an override does not fit.
     """
     overrides = []
     for override in file.overrides:
@@ -88,11 +87,11 @@ def compose_run(file: ConfigFile) -> DictConfig:
 def load_run(file: ConfigFile) -> LaunchArguments:
     """Return the Megatron-LM arguments, with `--data-path` if the configuration has a source or a blend.
 
-    A file with `trainer` and `model` is NeMo 1's; `arguments` beside them win over what they say.
+    A file with `trainer` and `model` is one of NeMo 1. If it also has `arguments`, these override the translated ones.
 
     Raises:
-        NCAPluginError: a file that cannot be read, an unknown key, or what Megatron-LM has nothing for. The names of
-            `arguments` are Megatron's to check.
+        NCAPluginError: if the file cannot be read, a key is unknown, or Megatron-LM has no option for it. Megatron
+            itself checks the names in `arguments`.
     """
     config = compose_run(file)
     with in_context(f"configuration file {file.path}"):
@@ -126,10 +125,10 @@ def _resolved_nemo1(config: DictConfig) -> dict[Any, Any]:
 
 
 def _missing_values(config: DictConfig, message: str) -> list[str]:
-    """Return the names of all values that a configuration needs and lacks: OmegaConf reports one at a time.
+    """Return the names of all values that a configuration needs and lacks. OmegaConf reports only one at a time.
 
     Args:
-        message: what is reported of the first.
+        message: OmegaConf's message about the first missing value.
     """
     needed = unset_required(OmegaConf.to_container(config, resolve=False))
     config = copy.deepcopy(config)
@@ -137,7 +136,7 @@ def _missing_values(config: DictConfig, message: str) -> list[str]:
     while (match := _MISSING.search(message)) and (name := match[1] or match[2]) not in missing:
         missing.append(name)
         try:
-            # Any value will do to hear of the next one.
+            # With any value here, OmegaConf reports the next missing one.
             OmegaConf.update(config, name, 1, force_add=True)
             resolved(config)
         except NCAPluginError as error:
@@ -150,18 +149,18 @@ def _missing_values(config: DictConfig, message: str) -> list[str]:
 
 
 def _keys(translation: Translation, arguments: Container[str]) -> dict[str, str]:
-    """Return, by option, the key of NeMo 1's that it comes from, unless it is among the file's `arguments`."""
+    """Return the key of NeMo 1 from which each option comes, unless the option is in the file's `arguments`."""
     rows = (*translation.defaults, *translation.translated)
     return {f"--{name}": key for key, _, names in rows for name in names if name not in arguments}
 
 
 def unset_options(arguments: dict[str, Any]) -> list[str]:
-    """Return the options that arguments without their dashes name with false or null."""
+    """Return the options that are set to false or null in arguments without their dashes."""
     return [f"--{name}" for name, value in arguments.items() if value is None or value is False]
 
 
 def check_world_size(run: LaunchArguments) -> None:
-    """Raise `NCAPluginError` if torchrun started another number of processes than a NeMo 1 file asks for."""
+    """Raise `NCAPluginError` if the number of processes is not that of the NeMo 1 file."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if run.translation is not None and run.translation.world_size not in (None, started):
         raise NCAPluginError(

@@ -1,28 +1,28 @@
-"""What a checkpoint of a Megatron-LM run has learnt to do in context, as numbers in a file:
+"""Measures what a checkpoint of a Megatron-LM run has learnt to do in context, and writes the numbers to a file:
 
     torchrun ... -m nca_plugin.launch.evaluate <the arguments of the run> --load CHECKPOINT \\
         --evaluation-out FILE.json [--evaluation-source nca://web] [--evaluation-data text_document ...]
 
-The arguments are those that `nca_plugin.launch.megatron` was given. What they say of training has no effect, and
-nothing but the file is written. Any number of ranks and any parallelism will do, as in a resumed run. The file holds:
+The arguments are those of `nca_plugin.launch.megatron`. Training arguments have no effect, and only the file is
+written. Any number of ranks and any parallelism are possible, as in a resumed run. The file holds:
 
     {"iteration": 1000,
      "in_context": {"uri", "samples", "accuracy", "frames", "patch", "cell", "grid", "copy"},
      "perplexity": [{"path", "tokens", "loss", "perplexity"}],
      "induction": {"period", "samples", "chance", "layers", "scores"}}
 
-`in_context`, null without a source: accuracies of predicted tokens, see nca_plugin.probes.accuracy, over all
-supervised targets and by frame, the latter null for a source without frames. The samples are those of the source's test
-split, a stream that neither training nor validation reads.
+`in_context` has accuracies of predicted tokens over all supervised targets and by frame, see
+nca_plugin.probes.accuracy. It is null without a source, and its accuracies by frame are null for a source without
+frames. The samples are from the source's test split, a stream that neither training nor validation reads.
 
-`perplexity`: of the indexed datasets, or corpora, in `--evaluation-data`. Every token but the first of a file is
-predicted once, in sequences of the run's length, documents one after another; of a corpus of `nca-plugin generate`
-the targets that count. `loss` is Megatron's, in nats a token; `tokens` are those that count.
+`perplexity` has an entry for each indexed dataset or corpus in `--evaluation-data`. Every token of a file but the first
+is predicted once, in sequences of the run's length that join the documents. In a corpus of `nca-plugin generate`, only
+supervised targets count. `loss` is Megatron's, in nats per token, and `tokens` is the number of counted tokens.
 
-`induction`, null with --induction-samples 0: the prefix-matching score of every head of every layer that has attention,
-and that of a head which attends to all positions alike; see nca_plugin.probes.induction. The sequences are two
-blocks of `period` random ids of the run's vocabulary. Attention within a window, with sinks or with compressed keys is
-refused.
+`induction` has the prefix-matching score of every head of every layer with attention, and as `chance` that of a head
+which attends to all positions equally, see nca_plugin.probes.induction. It is null with --induction-samples 0. The
+sequences are two equal blocks of `period` random ids of the run's vocabulary. Attention within a window, with sinks or
+with compressed keys is refused.
 """
 
 import json
@@ -49,37 +49,37 @@ from nca_plugin.launch.ranks import take_rank
 from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
 from nca_plugin.sources import Source, parse
 
-#: Between two steps of the progress bar.
+#: Number of micro-batches between two steps of the progress bar.
 _MICRO_BATCHES_AT_ONCE: Final = 16
-#: Of the sequences that repeat a block; one seed for all models, which are compared with each other.
+#: Seed of the induction sequences. All models have the same, so that they can be compared.
 _SEED: Final = 1234
-#: Sequences are two blocks: with more of them a head could attend to any of several previous occurrences.
+#: Number of blocks in a sequence. With more than two, a head could attend to any of several previous occurrences.
 _REPETITIONS: Final = 2
-#: The longest block: enough for a score, and within what a model of any sequence length can look back.
+#: The longest block. It is long enough for a score, and short enough for models of nearly any sequence length.
 _LONGEST_PERIOD: Final = 128
-#: What Transformer Engine's FP8 and sequence parallelism ask of the length of a sequence.
+#: Transformer Engine's FP8 and sequence parallelism need sequence lengths that are multiples of this.
 _PERIOD_MULTIPLE: Final = 8
 
-#: Arguments of Megatron-LM that an evaluation gives values of its own. Not all releases have all of them.
+#: Arguments of Megatron-LM that an evaluation overrides. Not all releases have all of them.
 _OVERRIDES: Final[dict[str, Any]] = {
-    # What would be written.
+    # These would write files.
     **dict.fromkeys(("save", "tensorboard_dir", "wandb_project", "logits_save_dir", "ckpt_convert_format")),
     **dict.fromkeys(("non_persistent_ckpt_type", "flight_recorder_dump_path", "moe_routing_trace_path")),
     **dict.fromkeys(("enable_one_logger", "log_progress", "async_save", "use_persistent_ckpt_worker"), False),
     "config_logger_dir": "",
-    # Weights only, from --load and nowhere else; with --finetune Megatron would not say the iteration.
+    # Only weights are loaded, and only from --load. With --finetune Megatron would not report the iteration.
     **dict.fromkeys(("no_load_optim", "no_load_rng"), True),
     **dict.fromkeys(("finetune", "moe_use_upcycling"), False),
     "pretrained_checkpoint": None,
-    # Training's, which need not fit the ranks of an evaluation.
+    # These are for training, and may not fit the ranks of an evaluation.
     "skip_train": True,
     **dict.fromkeys(("global_batch_size", "rampup_batch_size", "step_batch_size_schedule")),
     **dict.fromkeys(("eval_global_batch_size", "eval_micro_batch_size")),
     **dict.fromkeys(("adlr_autoresume", "inprocess_restart", "exit_signal_handler"), False),
-    # Parameters whole on each rank of a layer, and sequences whole too, as attention is looked at.
+    # The hooks that read attention need whole parameters of a layer and whole sequences on each rank.
     **dict.fromkeys(("use_torch_fsdp2", "use_megatron_fsdp", "tp_comm_overlap"), False),
     "context_parallel_size": 1,
-    # A captured graph passes by what looks at attention.
+    # A captured graph would bypass these hooks.
     **dict.fromkeys(("enable_cuda_graph", "external_cuda_graph"), False),
     "cuda_graph_impl": "none",
     "cuda_graph_modules": [],
@@ -99,11 +99,11 @@ def evaluate(arguments: list[str]) -> None:
     """Write the evaluation of a checkpoint.
 
     Args:
-        arguments: Megatron-LM's, `--data-source` among them, and those of the evaluation.
+        arguments: Megatron-LM's arguments, `--data-source` and the like, and those of the evaluation.
 
     Raises:
-        NCAPluginError: arguments that are wrong, a checkpoint that is missing or does not fit them, or a file that
-            cannot be written.
+        NCAPluginError: if arguments are wrong, the checkpoint is missing or does not fit them, or the file cannot be
+            written.
     """
     options, arguments = _parser().parse_known_args(arguments)
     for name in ("evaluation_samples", "induction_samples"):
@@ -135,11 +135,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--evaluation-out", type=path_option, required=True, metavar="FILE", help="the JSON file to write"
     )
-    parser.add_argument("--evaluation-source", metavar="URI", help="what to predict, such as nca://web")
+    parser.add_argument("--evaluation-source", metavar="URI", help="source of samples to predict, such as nca://web")
     parser.add_argument(
         "--evaluation-data", nargs="+", default=[], metavar="PREFIX", help="indexed datasets to measure perplexity on"
     )
-    parser.add_argument("--evaluation-samples", type=int, default=64, metavar="N", help="of it (default: 64)")
+    parser.add_argument(
+        "--evaluation-samples", type=int, default=64, metavar="N", help="samples of the source (default: 64)"
+    )
     parser.add_argument(
         "--induction-samples", type=int, default=16, metavar="N", help="repeated sequences; 0 for none (default: 16)"
     )
@@ -147,10 +149,10 @@ def _parser() -> Parser:
 
 
 def _parsed_by_megatron() -> Namespace:
-    """Return Megatron's arguments, those of this process, without what only training needs; they are global now.
+    """Return Megatron's arguments for this process with `_OVERRIDES`, and make them Megatron's global arguments.
 
     Raises:
-        NCAPluginError: there is no checkpoint, or it does not fit.
+        NCAPluginError: if there is no checkpoint, or it does not fit.
     """
     from megatron.training import get_tokenizer
     from megatron.training.arguments import parse_args, validate_args
@@ -177,7 +179,7 @@ def _parsed_by_megatron() -> Namespace:
 
 
 def _checkpoint(args: Namespace) -> Checkpoint | None:
-    """Return the checkpoint that Megatron will load; None in object storage, where only Megatron looks."""
+    """Return the checkpoint that Megatron will load; None in object storage, which only Megatron can read."""
     from megatron.training.checkpointing import checkpoint_exists
 
     if args.load is None:
@@ -187,7 +189,7 @@ def _checkpoint(args: Namespace) -> Checkpoint | None:
         checkpoint = open_checkpoint(Path(args.load))
         if args.ckpt_step:
             checkpoint = open_checkpoint(Path(args.load) / f"iter_{args.ckpt_step:07d}")
-    # Megatron would go on with the weights that a run starts from.
+    # Without a checkpoint, Megatron would continue with initial weights.
     if not checkpoint_exists(args.load) and not (args.ckpt_step and checkpoint):
         raise NCAPluginError(
             f"checkpoint {args.load} has no {TRACKER}: name the folder that a run saved to, with --ckpt-step for one "
@@ -279,9 +281,9 @@ def _induction(model: list[Any], args: Namespace, num_samples: int) -> dict[str,
 
 
 def _num_ids(args: Namespace) -> int:
-    """Return how many ids the run trains on, from 0 on: its sources', or its tokenizer's where it reads other data.
+    """Return the number of ids that the run trains on: those of its sources, or the tokenizer's if it has other data.
 
-    A vocabulary that is larger than a source's has rows that were never trained.
+    If the vocabulary is larger than the sources', its further rows were never trained.
     """
     from megatron.training import get_tokenizer
 

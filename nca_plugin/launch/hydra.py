@@ -1,12 +1,12 @@
-"""Megatron-LM's pretraining from a Hydra configuration, with sources as data:
+"""Runs Megatron-LM's pretraining from a Hydra configuration, with sources as data:
 
     torchrun ... -m nca_plugin.launch.hydra --config-dir D --config-name C data.source=nca data.nca.preset=code
 
-`arguments` holds Megatron-LM's arguments without their dashes; `data`, which the file need not have, takes the place of
-their data arguments: `data.source` names a source and `data.<source>.<option>` its options, or `data.path` is what
-`--data-path` takes, such as `[0.1, nca://web, 0.9, my_text_document]`. Without `--config-dir`, the files are those that
-come with nca-plugin: `--config-name pretrain model=400m stage=nca data=nca`. A file of NeMo 1 (`trainer`, `model`) is
-translated, and may have `data` and `arguments` beside its own sections.
+`arguments` holds Megatron-LM's arguments without their dashes. The optional section `data` replaces the data arguments:
+`data.source` names a source and `data.<source>.<option>` its options, or `data.path` is the value of `--data-path`,
+such as `[0.1, nca://web, 0.9, my_text_document]`. Without `--config-dir`, the files of nca-plugin are used:
+`--config-name pretrain model=400m stage=nca data=nca`. A file of NeMo 1 (`trainer`, `model`) is translated, and may
+also have the sections `data` and `arguments`.
 """
 
 import os

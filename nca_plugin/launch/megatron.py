@@ -1,4 +1,4 @@
-"""Megatron-LM's pretraining, with sources as data:
+"""Runs Megatron-LM's pretraining with sources as data:
 
     torchrun ... -m nca_plugin.launch.megatron <Megatron-LM arguments> --data-source nca --nca-preset code
 
@@ -41,12 +41,12 @@ from nca_plugin.typed_numbers import UnderflowError, number
 if TYPE_CHECKING:
     from nca_plugin.megatron.option_names import OptionNames
 
-#: Shows the help of Megatron's parser: thousands of lines, ours at the end.
+#: Shows the help of Megatron's parser, which has a thousand lines and our options at the end.
 HELP: Final = "--help-megatron"
-#: As in Megatron-LM's pretrain_gpt.py.
+#: Defaults of arguments, as in Megatron-LM's pretrain_gpt.py.
 DEFAULTS: Final = {"tokenizer_type": "GPT2BPETokenizer"}
 
-#: Where a user finds all options.
+#: Tells users where to find all options.
 _WHERE: Final = f"python -m nca_plugin.launch.megatron {HELP} shows all"
 
 
@@ -80,11 +80,11 @@ def launch(arguments: list[str], spelling: Callable[[str], str], unset: Collecti
     """Run `megatron.training.pretrain` with Megatron-LM arguments, `--data-source` among them.
 
     Args:
-        spelling: how the user writes an option such as `--lr`.
-        unset: options that the user names to leave them out; they have to exist all the same.
+        spelling: returns how the user writes an option such as `--lr`.
+        unset: options that the user names to leave them out. Unknown ones are refused too.
 
     Raises:
-        NCAPluginError: arguments that the run cannot be done with.
+        NCAPluginError: if the run is impossible with these arguments.
     """
     _pretrain(parsed(arguments, spelling, unset), spelling)
 
@@ -99,7 +99,7 @@ def _pretrain(args: Namespace, spelling: Callable[[str], str]) -> None:
         selectors = read_freeze_list(Path(args.freeze_list))
         check_frozen_layers(args, selectors)
         hooks.append(partial(freeze, selectors=selectors, num_layers=args.num_layers))
-    # From here on a rank may be the only one with an error, such as of its own samples.
+    # From here on a single rank may have an error, such as one in its own samples.
     with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(partial(option_names, spelling)):
         pretrain(args, hooks)
 
@@ -107,14 +107,14 @@ def _pretrain(args: Namespace, spelling: Callable[[str], str]) -> None:
 def parsed(
     arguments: list[str], spelling: Callable[[str], str], unset: Collection[str] = (), *, is_run: bool = True
 ) -> Namespace:
-    """Return Megatron's own arguments for those of `launch`, checked; CPU mode is on where it is needed.
+    """Return Megatron's own arguments for those of `launch`, after checking them. CPU mode is on afterwards if needed.
 
     Args:
-        is_run: whether the run is done now. If not, what earlier runs are to leave need not be there, nothing is
-            written, and this is all that is done in this process.
+        is_run: whether the run follows. If not, files that earlier runs will write may be missing, nothing is written,
+            and this process must not do anything else with Megatron.
 
     Raises:
-        NCAPluginError: arguments that the run cannot be done with.
+        NCAPluginError: if the run is impossible with these arguments.
     """
     pass_to_megatron(arguments, is_announced=is_run)
     from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
@@ -160,7 +160,7 @@ def option_names(spelling: Callable[[str], str]) -> "OptionNames":
 
 
 def _check_validated(args: Namespace, *, is_run: bool) -> None:
-    """Refuse what Megatron would find out after it has built the model, or not at all."""
+    """Refuse mistakes that Megatron would notice only after it has built the model, or not at all."""
     from megatron.training import get_tokenizer
 
     from nca_plugin.megatron.cpu_limits import check_memory
@@ -178,31 +178,32 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     check_configurations(args)
     check_gaps(args)
     if is_run and is_rank_0():
-        # The other ranks are told when they have a process group.
+        # The other ranks hear of the result once there is a process group.
         loaded = loaded_checkpoint(args)
         check_data(args, loaded)
         if loaded is not None:
-            # Of a tokenizer of text, the arguments do not tell.
+            # For a tokenizer of text, the arguments do not have the vocabulary size.
             vocab_size = get_tokenizer().vocab_size
             check_embedding_rows(loaded.checkpoint, args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size)
             check_loaded(args, loaded)
 
 
 def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
-    """Make `arguments`, with our `--data-source` and `--sft-epochs` resolved, those of this process, which Megatron
-    parses, and prepare the process for it: CPU mode is on afterwards where it is needed.
+    """Resolve our `--data-source` and `--sft-epochs`, and put `arguments` into `sys.argv`, which Megatron parses.
+
+    CPU mode is on afterwards if it is needed.
 
     Args:
-        is_announced: whether the log says that it is.
+        is_announced: whether the log says that CPU mode is on.
 
     Raises:
-        NCAPluginError: arguments of ours that are wrong, or a megatron-core without a training loop.
+        NCAPluginError: if our arguments are wrong, or megatron-core has no training loop.
     """
     arguments = resolve_epochs(resolve_data_source(arguments))
     if all(map(is_source, data_paths(arguments))):
         quiet_about_split()
     check_training_loop()
-    # After the arguments are known to be right: it takes seconds.
+    # This takes seconds, so arguments are checked first.
     if device.prepare():
         from nca_plugin.megatron.cpu import CPU_ARGUMENTS
 
@@ -216,17 +217,19 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
 def complete_parser(
     parser: ArgumentParser, spelling: Callable[[str], str], unset: Collection[str] = ()
 ) -> ArgumentParser:
-    """Add our arguments to Megatron's, refuse what is neither, for which Megatron would answer with its usage of a
-    thousand lines, and fit those of this process to its device. `spelling` and `unset` are those of `launch`.
+    """Add our arguments to Megatron's parser, refuse unknown ones, and fit those of this process to its device.
+
+    For an unknown option, Megatron itself would print its usage of a thousand lines. `spelling` and `unset` are those
+    of `launch`.
 
     Raises:
-        NCAPluginError: an unknown option, or what a run on this device lacks; the parser returned raises it for any
-            other mistake.
+        NCAPluginError: if an option is unknown, or something is missing for a run on this device. The returned parser
+            raises it for any other mistake.
     """
     from nca_plugin.megatron.option_names import unreadable
 
     parser = add_arguments(parser)
-    # A package of NVIDIA's own, for which Megatron would ask the user.
+    # one_logger is internal to NVIDIA. Megatron would ask the user to install it.
     parser.set_defaults(enable_one_logger=find_spec("one_logger") is not None)
     known = parser._option_string_actions
     given = (argument.partition("=")[0] for argument in (*unset, *sys.argv[1:]))
@@ -242,7 +245,7 @@ def complete_parser(
             before = [argument for argument in sys.argv[: sys.argv.index(words[0])] if argument.startswith("--")]
             after = f" after {spelling(before[-1])}" if before else ""
             message = f"{' '.join(words)}{after} belongs to no option: quote a value that has spaces"
-        # Megatron names functions of its own where argparse says what a value is to be.
+        # For some arguments argparse's message would name a function of Megatron instead of a type.
         unread = re.fullmatch(r"argument (\S+): invalid (?!int |float |str )\w+ value: (.*)", message)
         if unread is not None:
             message = unreadable(spelling(unread[1]), unread[2])
@@ -254,8 +257,7 @@ def complete_parser(
 
 
 def _check_values(known: Mapping[str, Action], spelling: Callable[[str], str]) -> None:
-    """Refuse values of this process that argparse would take for others: an empty one, which is no path, and a number
-    so near to 0 that no float tells them apart."""
+    """Refuse values that argparse would accept: an empty one, which is no path, and a number that underflows to 0."""
     option = ""
     for argument in sys.argv[1:]:
         name, has_value, value = argument.partition("=")
@@ -264,7 +266,7 @@ def _check_values(known: Mapping[str, Action], spelling: Callable[[str], str]) -
         if option not in known or (name in known and not has_value):
             continue
         value = value if name in known else argument
-        # Weights & Biases is not used then.
+        # Empty values of these options switch Weights & Biases off.
         if value == "" and known[option].default != "" and not option.startswith("--wandb-"):
             raise NCAPluginError(empty_value(spelling(option)))
         if known[option].type is float:
@@ -273,19 +275,19 @@ def _check_values(known: Mapping[str, Action], spelling: Callable[[str], str]) -
             except UnderflowError as error:
                 raise NCAPluginError(f"{spelling(option)}: {error}") from None
             except ValueError:
-                # What argparse has a message for, or takes.
+                # argparse has its own message for this value, or accepts it.
                 pass
 
 
 def _fit_to_device(parser: ArgumentParser) -> None:
-    """Add to the arguments of this process, and to its environment, what Megatron needs on its device."""
+    """Add the arguments and environment variables that Megatron needs on the device of this process."""
     if device.prepare():
-        # CPU mode has added its own.
+        # `pass_to_megatron` has added the arguments of CPU mode.
         return
     args, _ = parser.parse_known_args()
     kernels = installed()
     if args.yaml_cfg is not None:
-        # The arguments are in that file.
+        # This file has all arguments.
         if args.local_kernels:
             needs = described_needs(kernels)
             raise NCAPluginError(f"{OPTION} does not reach the file of --yaml-cfg: write there what runs need: {needs}")
@@ -301,8 +303,11 @@ def _fit_to_device(parser: ArgumentParser) -> None:
 
 
 def check_frozen_layers(args: Namespace, selectors: list[str]) -> None:
-    """Refuse what Megatron only finds out when it saves: it stores optimizer state of layers as one tensor, which has
-    gaps where some of them have none. The distributed optimizer's own format does not mind."""
+    """Refuse to freeze some layers of a stack with an optimizer that Megatron could not save.
+
+    Megatron stores the optimizer state of all layers as one tensor, which would have gaps. The distributed optimizer's
+    own format can have gaps.
+    """
     has_gaps = not args.use_distributed_optimizer or args.dist_ckpt_optim_fully_reshardable
     if has_gaps and args.save is not None and not args.no_save_optim:
         for selector in selectors:

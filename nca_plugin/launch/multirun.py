@@ -1,7 +1,7 @@
-"""Several runs of the Hydra launcher, one after the other, on the same ranks.
+"""Runs the Hydra launcher several times, one run after the other, on the same ranks.
 
-Megatron can be initialised once in a process, so each rank starts a process for each run. All ranks go through the runs
-in the same order; the first thing a run does is to wait for its other ranks.
+Megatron can be initialised only once in a process, so each rank starts a process for each run. All ranks go through the
+runs in the same order, and each run begins by waiting for all its ranks.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.launch.configuration import ConfigFile, load_run
 from nca_plugin.launch.rounds import Round, rank_environment, reserved_port
 
-# Folders that a run writes to.
+# Options that name folders to which a run writes.
 _OUTPUTS = ("--save", "--tensorboard-dir")
 
 
@@ -30,14 +30,14 @@ class Job:
 
     overrides: list[str]
     name: str
-    """Its part of the overrides that differ between runs."""
+    """The run's values of the overrides that differ between runs."""
 
 
 def run_jobs(file: ConfigFile) -> None:
-    """Run a configuration with each combination of the values that its overrides, such as `a.b=1,2`, list.
+    """Run a configuration with each combination of the values that overrides such as `a.b=1,2` list.
 
     Raises:
-        NCAPluginError: a run that cannot be composed, two with the same output, or one that fails.
+        NCAPluginError: if a run cannot be composed, two runs have the same output, or a run fails.
     """
     jobs = expand(file.overrides)
     check_outputs([load_run(replace(file, overrides=job.overrides)).arguments for job in jobs])
@@ -61,7 +61,7 @@ def expand(overrides: list[str]) -> list[Job]:
     """Return the runs that overrides stand for: `["a=1,2", "b=3"]` are `["a=1", "b=3"]` and `["a=2", "b=3"]`.
 
     Raises:
-        NCAPluginError: an override that is none, or has no finite list of values.
+        NCAPluginError: if an override is invalid, or its values are not a finite list.
     """
     choices = []
     for override in parse_overrides(overrides):
@@ -76,7 +76,7 @@ def expand(overrides: list[str]) -> list[Job]:
 
 
 def check_outputs(runs: list[list[str]]) -> None:
-    """Raise `NCAPluginError` if two runs, given by their arguments, would overwrite or resume each other."""
+    """Raise `NCAPluginError` if two of the runs, given by their arguments, would write to the same folder."""
     for option in _OUTPUTS:
         values = [argv[argv.index(option) + 1] for argv in runs if option in argv]
         for value, count in Counter(values).items():

@@ -1,10 +1,10 @@
-"""NeMo 2's command line, with errors of one line, and with CPU mode on a machine without a GPU:
+"""Runs NeMo 2's command line with one-line errors, and with CPU mode on a machine without a GPU:
 
     torchrun ... -m nca_plugin.launch.nemo2 llm pretrain --factory llama32_1b data=nca data.preset=code
 
-Where there is a GPU, `nemo llm pretrain` with the same arguments does the same. Recipe, model, loop, parallelism,
-checkpoints and logging are NeMo's; `data=nca` and the names of other sources are factories of the plugin, which NeMo
-finds through its entry-point group.
+With a GPU, `nemo llm pretrain` with the same arguments does the same. Recipe, model, loop, parallelism, checkpoints and
+logging are NeMo's. `data=nca` and the names of other sources are factories of the plugin, which NeMo finds through its
+entry-point group.
 """
 
 from importlib.util import find_spec
@@ -41,14 +41,13 @@ def main() -> None:
 
 
 def _wrap_run(*, is_cpu_mode: bool) -> None:
-    """Change what NeMo's command line does with a complete configuration: it adapts that to CPU mode, and shows an
-    error of ours as one line."""
+    """Wrap the function by which NeMo's command line runs a configuration, for CPU mode and one-line errors."""
     import nemo_run
 
     run = nemo_run.run
 
     def run_with_our_errors(fn_or_script: Any, *args: Any, **kwargs: Any) -> Any:
-        # A rank may be the only one with an error, such as of its own samples.
+        # A single rank may have an error, such as one in its own samples.
         with one_line_errors(of_every_rank=True), lost_worker_errors():
             if is_cpu_mode:
                 from nca_plugin.nemo2.cpu import adapt, do_not_gather_timers
@@ -58,7 +57,7 @@ def _wrap_run(*, is_cpu_mode: bool) -> None:
             try:
                 return run(fn_or_script, *args, **kwargs)
             except NCAPluginError as error:
-                # Fiddle, which makes the objects of a configuration, adds lines of its own to a message.
+                # Fiddle, which builds the objects of a configuration, adds lines to the message of an error.
                 raise getattr(error, "proxy_base_exception", error) from None
 
     nemo_run.run = run_with_our_errors

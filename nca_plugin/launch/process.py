@@ -1,4 +1,4 @@
-"""What every launcher does in its process, whatever stack it starts."""
+"""Functions that the launchers of all stacks use in their processes."""
 
 import argparse
 import ctypes
@@ -18,16 +18,16 @@ from typing import Final, NoReturn
 
 from nca_plugin.errors import NCAPluginError, one_line, require
 
-#: Names the process that started a rank, where it is not torchrun itself.
+#: Environment variable with the id of the process that started a rank, if it was not torchrun.
 PARENT: Final = "NCA_PLUGIN_PARENT"
-#: Set for the command `nca-plugin` where it is to end with the process that starts it, as a rank does.
+#: Environment variable that makes the command `nca-plugin` end with the process that started it, as a rank does.
 CHILD: Final = "NCA_PLUGIN_CHILD"
 
-#: Before it, pretrain() takes other arguments.
+#: In older releases, pretrain() takes other arguments.
 _OLDEST_MEGATRON_CORE: Final = (0, 18)
 _PR_SET_PDEATHSIG: Final = 1
 _SECONDS_TO_END: Final = 1
-#: What a machine or a container has as its first process, other than torchrun itself.
+#: Names of the first process of a machine or container, if that is not torchrun.
 _INITS: Final = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "bash", "sh", "dash", "sleep")
 
 
@@ -39,17 +39,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def die_with_torchrun() -> None:
-    """Have the kernel kill this rank, and the processes that it forks, as soon as torchrun is gone.
+    """Make the kernel kill this rank, and the processes that it forks, as soon as torchrun or `PARENT` ends.
 
-    torchrun that is killed leaves its ranks running. They would go on writing checkpoints beside those of the job that
-    is started in its place. The same for the process that `PARENT` names. Where neither has started this process, or
-    outside Linux, only ctrl-C ends it, which is then one line until the training begins.
+    A killed torchrun would leave its ranks running, which would go on writing checkpoints beside those of the next job.
+    If neither has started this process, or outside Linux, it runs until ctrl-C. Before training begins, ctrl-C then
+    prints one line.
     """
     if not _is_started_for_us():
         sys.excepthook = _show_uncaught
         return
     _die_with_parent()
-    # The parent may have died before: then this process has another one now.
+    # If the parent has died already, this process has another parent now.
     parent = os.environ.get(PARENT)
     if not _is_torchrun(os.getppid()) if parent is None else os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -63,7 +63,7 @@ def _show_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
         frame.f_code.co_name == "train" and frame.f_globals.get("__name__") == "megatron.training.training"
         for frame in frames
     )
-    # Where a training stood is worth knowing, as it may have hung there.
+    # If training was interrupted, it may have hung, and the traceback shows where.
     if issubclass(kind, KeyboardInterrupt) and not is_training:
         print("nca-plugin: interrupted", file=sys.stderr, flush=True)
     else:
@@ -71,7 +71,7 @@ def _show_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 
 def die_with_spawning_process() -> None:
-    """The same for a process that Python's multiprocessing has started, such as a checkpoint's writer."""
+    """Do as `die_with_torchrun` in a process of Python's multiprocessing, such as a checkpoint's writer."""
     if _is_started_for_us():
         _die_with_parent()
 
@@ -85,7 +85,7 @@ def _die_with_parent() -> None:
 
 
 def _is_torchrun(pid: int) -> bool:
-    """Whether a process may be the torchrun that started this one: only one that inherits orphans is in doubt."""
+    """Return whether a parent may be torchrun. It may not if it is an init process, which inherits orphans."""
     if pid != 1:
         return True
     try:
@@ -94,13 +94,13 @@ def _is_torchrun(pid: int) -> bool:
         return True
 
 
-#: The process that forks; None where it is not its main thread that does.
+#: The process that forks; None if another thread than its main one does.
 _forking: int | None = None
 
 
 def _note_fork() -> None:
     global _forking
-    # The kernel means the thread that forked: one that has done its work may end before the process does.
+    # The kernel watches the thread that forked, and a thread may end before its process.
     _forking = os.getpid() if threading.current_thread() is threading.main_thread() else None
 
 
@@ -112,10 +112,10 @@ def _die_with_forking_process() -> None:
 
 
 def check_training_loop() -> None:
-    """Check, without importing Megatron, that it has a training loop which the launchers start.
+    """Check, without importing Megatron, that it has a training loop that the launchers can start.
 
     Raises:
-        NCAPluginError: megatron-core is not there, is older than 0.18, or comes without `megatron.training`.
+        NCAPluginError: if megatron-core is not installed, older than 0.18, or without `megatron.training`.
     """
     release = _megatron_core()
     if tuple(map(int, release.split(".")[:2])) < _OLDEST_MEGATRON_CORE:
@@ -132,8 +132,10 @@ def check_training_loop() -> None:
 
 
 def _megatron_core() -> str:
-    """Return the release of the megatron-core that an import finds: that of a checkout of Megatron-LM, which may come
-    before what is installed, is told by its own file only."""
+    """Return the release of the megatron-core that an import finds.
+
+    It is read from a file, because a checkout of Megatron-LM may take precedence over the installed package.
+    """
     require("megatron.core")
     spec = find_spec("megatron.core")
     assert spec is not None and spec.origin is not None
@@ -143,18 +145,18 @@ def _megatron_core() -> str:
 
 
 def print_rank_0(message: str) -> None:
-    """Print a line of the log once in all ranks."""
-    # Lightning gives the processes that it starts a local rank only.
+    """Print a line in the log on rank 0 only."""
+    # Lightning sets only the local rank for the processes that it starts.
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
         print(message, flush=True)
 
 
 @contextmanager
 def lost_worker_errors() -> Iterator[None]:
-    """Turn what PyTorch raises for a data loader's worker that is gone into an `NCAPluginError`.
+    """Turn PyTorch's errors for a lost worker of a data loader into an `NCAPluginError`.
 
-    It may interrupt any line of the training, so that another error may follow from it; and a batch that was half sent
-    ends in an error of the connection.
+    PyTorch's error may interrupt any line of the training and cause other errors. A worker that is lost while it sends
+    a batch causes an error of the connection.
     """
     try:
         yield
@@ -171,11 +173,11 @@ def lost_worker_errors() -> Iterator[None]:
 
 
 def _lost_worker(error: BaseException) -> str | None:
-    """Return what PyTorch says of a worker that is gone, None if the error has nothing to do with one."""
+    """Return PyTorch's message about a lost worker; None if the error has another cause."""
     from torch._C import _error_if_any_worker_fails
 
     try:
-        # The connection of a process that is killed ends before the process does.
+        # The connection of a killed process ends shortly before the process does.
         time.sleep(_SECONDS_TO_END)
         _error_if_any_worker_fails()
     except RuntimeError as of_worker:
@@ -188,7 +190,7 @@ def _lost_worker(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it followed from."""
+    """Yield an error and the errors that caused it."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -200,8 +202,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def use_shipped_dataset_helper() -> None:
-    """Keep Megatron from compiling its dataset helper where only the compiled one is there, as in the wheel: the
-    Makefile is missing, and Megatron would end the run."""
+    """Keep Megatron from compiling its dataset helper if only the compiled one is there, as in the wheel.
+
+    Without the Makefile, Megatron would end the run.
+    """
     import megatron.core.datasets.utils as dataset_utils
 
     has_makefile = (Path(dataset_utils.__file__).parent / "Makefile").is_file()

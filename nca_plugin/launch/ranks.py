@@ -1,6 +1,6 @@
-"""The ranks of a run that torchrun has not started: those that a scheduler or MPI gives its processes.
+"""Finds the ranks of a run that a scheduler or MPI has started instead of torchrun.
 
-torchrun's variables come first: where they are set, as in a torchrun that a scheduler has started, nothing is changed.
+If torchrun's variables are set, as in a torchrun that a scheduler has started, they are kept.
 """
 
 import os
@@ -15,19 +15,21 @@ from typing import Final
 
 from nca_plugin.errors import NCAPluginError, one_line
 
-#: Ports from which one is taken by the job's identity; below those that the system gives to connections.
+#: The job's identity selects one of these ports, which lie below those that the system gives to connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
-#: Where the only rank is. Port 0: any free one, since no other rank has to find it.
+#: The address of rank 0 in a run of one process. Port 0 is any free port, since no other rank has to find it.
 _ALONE: Final = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 @dataclass(frozen=True)
 class _Starter:
-    """How a program that starts processes tells each its rank: names of variables, the first that is set counts.
+    """The names of the variables by which a program tells the processes that it starts their ranks.
+
+    Of several names for the same number, the first that is set counts.
 
     Attributes:
-        local_sizes: the number of processes on this machine.
-        jobs: what only processes of this start have in common.
+        local_sizes: variables with the number of processes on this machine.
+        jobs: variables whose values only processes of the same start share.
     """
 
     name: str
@@ -47,7 +49,7 @@ _PMI: Final = _Starter(
     ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
     *(("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"), ("PMI_JOBID", "PMI_KVSNAME", "PALS_APID", "SLURM_JOB_ID", "PBS_JOBID")),
 )
-#: mpirun, started in a job of Slurm, starts its processes through Slurm, whose variables then count machines.
+#: The order matters: in a job of Slurm, mpirun starts its processes through Slurm, whose variables then count machines.
 _STARTERS: Final = (
     _Starter(
         *("mpirun of Open MPI", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",)),
@@ -70,19 +72,19 @@ _STARTERS: Final = (
 
 
 def take_rank() -> None:
-    """Give this process the environment of a rank, unless torchrun has: that of a scheduler's process, or the only one.
+    """Set torchrun's variables for this process, unless they are set, from a scheduler's or for a run of one process.
 
     Raises:
-        NCAPluginError: a scheduler has started several processes, and does not say enough for them to be ranks.
+        NCAPluginError: if a scheduler has started several processes and does not say enough about their ranks.
     """
     os.environ.update(_checked_variables())
 
 
 def take_rank_beside_lightning() -> None:
-    """The same where PyTorch Lightning looks for ranks itself, which starts some processes, and knows Slurm's.
+    """Do as `take_rank` for PyTorch Lightning, which starts the processes of one machine itself and knows Slurm.
 
     Raises:
-        NCAPluginError: another scheduler, or MPI, has started several processes.
+        NCAPluginError: if another scheduler or MPI has started several processes.
     """
     variables = _checked_variables()
     if variables.get("WORLD_SIZE", "1") == "1":
@@ -95,12 +97,12 @@ def take_rank_beside_lightning() -> None:
 def _checked_variables() -> dict[str, str]:
     try:
         variables = rank_variables(os.environ)
-        # torchrun has spoken to the machine already.
+        # torchrun has reached this address already.
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             _check_address({**os.environ, **variables})
         return variables
     except NCAPluginError:
-        # The line that says why is printed once, by each process if none of them knows which it is.
+        # Rank 0 prints the error. If no process knows its rank, all of them print it.
         rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
         if not (_is_number(rank) and _is_number(world) and int(rank) < int(world)):
             os.environ["RANK"] = _rank_that_tells()
@@ -108,7 +110,7 @@ def _checked_variables() -> dict[str, str]:
 
 
 def _rank_that_tells() -> str:
-    """Return the rank by what started this process, "0" if it is none, so that the line is never left unsaid."""
+    """Return the rank that a scheduler gives this process; "0" if it is invalid, so that an error is always printed."""
     for starter in _STARTERS:
         if starter.rank in os.environ:
             rank = os.environ[starter.rank]
@@ -118,10 +120,10 @@ def _rank_that_tells() -> str:
 
 
 def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of torchrun that a process of this environment lacks.
+    """Return the variables of torchrun that a process with this environment lacks.
 
     Raises:
-        NCAPluginError: see `take_rank`.
+        NCAPluginError: for the reasons of `take_rank`.
     """
     world = environment.get("WORLD_SIZE")
     if world is not None and "RANK" in environment:
@@ -161,7 +163,7 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what ranks lack that torchrun, or a user in its place, has numbered."""
+    """Return the missing variables of a process whose rank torchrun, or the user, has set."""
     rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if rank >= size:
         raise NCAPluginError(f"RANK={rank} is no rank of WORLD_SIZE={size} processes: they are numbered from 0")
@@ -178,7 +180,7 @@ def _lacking(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_address(environment: Mapping[str, str]) -> None:
-    """Refuse a name that no machine has: the ranks would look for it for many minutes."""
+    """Refuse an address that cannot be resolved. The ranks would try for many minutes."""
     address = environment["MASTER_ADDR"]
     try:
         socket.getaddrinfo(address, None)
@@ -196,7 +198,7 @@ def _check_port(environment: Mapping[str, str]) -> None:
 def _has_started(starter: _Starter, environment: Mapping[str, str]) -> bool:
     if starter.rank not in environment:
         return False
-    # srun that serves PMI gives its tasks both kinds of variables, and only Slurm's say where rank 0 is.
+    # With PMI, srun sets both kinds of variables. Only Slurm's say where rank 0 is.
     is_srun = all(
         slurm in environment and environment.get(pmi) == environment[slurm]
         for pmi, slurm in (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
@@ -205,7 +207,7 @@ def _has_started(starter: _Starter, environment: Mapping[str, str]) -> bool:
 
 
 def _is_batch_shell(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm's variables are those of a job's shell, which has the job's number of tasks and is the only one."""
+    """Return whether this is the batch shell of a Slurm job, a single process with the job's number of tasks."""
     is_in_step = any(name in environment for name in ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"))
     return not is_in_step and "SLURM_JOB_ID" in environment and environment.get("SLURM_PROCID") == "0"
 
@@ -243,7 +245,7 @@ def _rank_of(starter: _Starter, size: int, environment: Mapping[str, str]) -> di
 
 
 def _address(starter: _Starter, *, is_one_machine: bool, environment: Mapping[str, str]) -> str:
-    """Return where rank 0 is: with Slurm the first machine of the step."""
+    """Return the address of rank 0, which in Slurm is on the first machine of the step."""
     if is_one_machine:
         return "127.0.0.1"
     nodes = next((environment[name] for name in ("SLURM_STEP_NODELIST", "SLURM_NODELIST") if name in environment), "")
@@ -256,8 +258,10 @@ def _address(starter: _Starter, *, is_one_machine: bool, environment: Mapping[st
 
 
 def _starting_process(rank: str) -> int:
-    """Return the process that started all ranks of this machine: the nearest one without a rank, as a rank may be
-    started by a shell of its own."""
+    """Return the id of the process that started all ranks of this machine.
+
+    A rank may be started through a shell, so this is the nearest ancestor without a rank.
+    """
     process = os.getppid()
     with suppress(OSError, AttributeError):
         while f"\0{rank}=" in "\0" + Path(f"/proc/{process}/environ").read_text(errors="replace"):
@@ -267,7 +271,7 @@ def _starting_process(rank: str) -> int:
 
 
 def _first_host(nodes: str) -> str:
-    """Return the first of Slurm's list of machines.
+    """Return the first machine of a Slurm list.
 
     >>> _first_host("node[07-09,12],login1")
     'node07'
@@ -278,7 +282,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _slurm_local_size(environment: Mapping[str, str]) -> int | None:
-    """Return the tasks on this machine, whose numbers Slurm lists."""
+    """Return the number of Slurm's tasks on this machine; None if Slurm does not say it."""
     tasks = environment.get("SLURM_GTIDS")
     if tasks:
         return len(tasks.split(","))

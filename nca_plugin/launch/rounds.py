@@ -1,8 +1,8 @@
-"""How the processes that torchrun has started together agree on what to do, several times in one start.
+"""Lets the processes that torchrun has started together agree on what to do, several times in one start.
 
-torchrun's own store serves one process group. A second one on it, or one after torchrun has restarted its processes,
-would find the addresses of the first. So rank 0 serves a store of its own, which ends with it, and the others find it
-through that of torchrun.
+torchrun's own store serves only one process group. A second group, or one after torchrun has restarted its processes,
+would find the addresses of the first. So rank 0 serves its own store, which ends with it, and the other ranks find it
+through torchrun's store.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from typing import Any, Final
 from nca_plugin.errors import NCAPluginError
 
 _ADDRESS: Final = "nca-plugin/round"
-#: For all ranks to have started: imports from a busy file system take minutes.
+#: Time for all ranks to start. Imports from a busy file system take minutes.
 _SECONDS_TO_MEET: Final = 600.0
-#: For an answer of a store that is there.
+#: Time for a store to answer.
 _SECONDS_TO_ANSWER: Final = 30.0
 
 
 class LostRankError(NCAPluginError):
-    """A rank of the round is gone, so that those that are left have to start again."""
+    """A rank of the round is lost, so that the others have to start again."""
 
 
 class Round:
-    """The ranks of one start of torchrun. Each makes one, at the same time; a rank that is alone needs no others."""
+    """The ranks of one start of torchrun. Each rank makes a `Round` at the same time."""
 
     def __init__(self) -> None:
-        """Meet the other ranks. Raises `NCAPluginError` if they do not come."""
+        """Wait for the other ranks. Raises `NCAPluginError` if rank 0 cannot be reached."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self._store: Any = None
@@ -58,7 +58,7 @@ class Round:
         return json.loads(self._call("get", key))
 
     def heard(self, keys: list[str]) -> list[int]:
-        """Return counts of `count`, 0 where there is none. Raises `LostRankError` if rank 0 is gone."""
+        """Return how often `count` was called with each key. Raises `LostRankError` if rank 0 is gone."""
         return [self._call("add", key, 0) for key in keys] if self._store is not None else [0] * len(keys)
 
     def count(self, key: str) -> None:
@@ -73,13 +73,13 @@ class Round:
             raise LostRankError(f"rank {self.rank} has lost rank 0: {_short(error)}") from error
 
     def _met(self) -> Any:
-        # Only here, because importing torch takes seconds.
+        # Imported only here, because torch takes seconds.
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         patience = timedelta(seconds=_SECONDS_TO_MEET)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            # The port is of this start only, and nobody serves it yet.
+            # Each start has its own port, and nobody serves it yet.
             return TCPStore(host, port, is_master=self.rank == 0, timeout=patience)
         of_torchrun = TCPStore(host, port, is_master=False, timeout=patience)
         if self.rank == 0:
@@ -89,7 +89,7 @@ class Round:
             return store
         deadline = time.monotonic() + _SECONDS_TO_MEET
         while True:
-            # It may still be that of a start before this one, whose rank 0 is gone.
+            # The address may still be that of an earlier start, whose rank 0 is gone.
             port, name = json.loads(of_torchrun.get(_ADDRESS))
             try:
                 store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
@@ -103,11 +103,11 @@ class Round:
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """Give a port of this machine that processes started within the context may serve, and that nobody else is given.
+    """Reserve a port of this machine for processes that are started within the context.
 
-    A port that was free a moment ago is taken by others in the seconds until a rank has imported torch. A socket that
-    is bound to it and does not listen keeps the kernel from giving it away, while torch's store, which sets
-    SO_REUSEADDR too, may still listen to it.
+    A free port could be taken by others in the seconds until a rank has imported torch. While a socket is bound to the
+    port without listening, the kernel gives it to nobody else, but torch's store, which also sets SO_REUSEADDR, can
+    listen on it.
     """
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -116,10 +116,10 @@ def reserved_port() -> Iterator[int]:
 
 
 def rank_environment(port: int) -> dict[str, str]:
-    """Return the variables that make a process this rank in a process group of its own.
+    """Return the variables that give a child process this rank in a process group of its own.
 
     Args:
-        port: where rank 0 is to serve it, the same for all ranks.
+        port: the port on which rank 0 serves the group, the same for all ranks.
     """
     if "WORLD_SIZE" not in os.environ:
         return {}

@@ -1,1 +1,1 @@
-"""What a checkpoint was trained on: the words for it, where each stack stores them, how a resumed run compares them."""
+"""What a checkpoint was trained on: its description, where each stack stores that, how a resumed run compares it."""

@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on, and whether this machine makes the same samples."""
+"""A diagnosis for people: what a checkpoint was trained on, and whether this machine makes the same samples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,27 @@ from nca_plugin.sources import is_source, parse
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Lines for people, and whether none of them says that something is wrong."""
+    """The lines to print, and whether no line reports a fault."""
 
     lines: tuple[str, ...]
     is_right: bool
 
 
 def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = None) -> Diagnosis:
-    """Return what the checkpoint at `path` was trained on, and whether it can be made, and resumed, here.
+    """Return what the checkpoint at `path` was trained on, and whether this machine can make its samples and resume it.
 
     Args:
-        blend: the data paths of a run that shall resume it, and their weights if they have any; None to leave that out.
+        blend: the data paths of a run that shall resume it, and their weights, if any; None checks no such run.
 
     Raises:
-        NCAPluginError: no complete checkpoint of a known format, or data of which none can be made.
+        NCAPluginError: if there is no complete checkpoint of a known format, or the data of `blend` cannot be read.
     """
     checkpoint = open_checkpoint(path)
     trained = read_trained(checkpoint)
     lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
     if trained.lineage is None:
         if trained.iteration is None:
-            # A folder that holds none does not say either: this tells it apart.
+            # A folder without a checkpoint also says nothing. Reading the tensors raises an error for it.
             _ = checkpoint.tensors
         lines.append("It was written without nca-plugin, and does not say what it was trained on.")
         return Diagnosis(tuple(lines), True)
@@ -41,7 +41,7 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     for stage in trained.lineage.ended(trained.samples).earlier:
         lines.append(stage.sentence)
         for part in stage.parts:
-            # A corpus may begin elsewhere in its source, and is what it is: nca-plugin verify checks it.
+            # A corpus is not made anew for training, and may begin anywhere in its source. nca-plugin verify checks it.
             if part.uri is not None and is_source(part.path):
                 fault = _fault(part, stage)
                 faults.append(fault)
@@ -49,7 +49,7 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
                     f"  ok     fingerprint {part.fingerprint}, as here" if fault is None else f"  BROKEN {fault}"
                 )
     if now is None:
-        lines.append("It is the start of a run, with whatever data.")
+        lines.append("It is a start checkpoint, from which a run may train on any data.")
     elif blend is not None:
         other = TrainingData.of(*blend, now.seq_length)
         difference = now.difference(other) if now.has_source or other.has_source else None
@@ -78,7 +78,7 @@ def _progress(trained: Trained) -> str:
 
 
 def _fault(part: DataPath, stage: TrainingData) -> str | None:
-    """Return why this machine makes other samples than a stage was trained on, None if it makes the same."""
+    """Return why this machine makes other samples than the stage was trained on; None if it makes the same."""
     assert part.uri is not None
     try:
         here = fingerprint(parse(part.uri), stage.seq_length)

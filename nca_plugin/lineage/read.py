@@ -1,4 +1,4 @@
-"""What a checkpoint's weights were trained on, read from whatever stack wrote it."""
+"""Reads what the weights of a checkpoint were trained on, whichever stack wrote it."""
 
 import math
 from argparse import Namespace
@@ -18,13 +18,13 @@ _SAMPLES: Final = "consumed_train_samples"
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """How far a run had come that wrote a checkpoint, and on what.
+    """How far the run that wrote a checkpoint had come, and with which data.
 
     Attributes:
-        folder: of the data.
-        iteration: of the run; 0 for the start of one, None if nobody knows.
-        samples: of training data that it had consumed; None if nobody knows.
-        lineage: None in a checkpoint that was written without nca-plugin.
+        folder: the folder of the data files.
+        iteration: the iteration of the run, 0 in a start checkpoint; None if unknown.
+        samples: the number of consumed training samples; None if unknown.
+        lineage: what the weights were trained on; None if the checkpoint was written without nca-plugin.
     """
 
     folder: Path
@@ -34,15 +34,15 @@ class Trained:
 
     @property
     def ended(self) -> Lineage:
-        """The lineage of the start of another run with these weights."""
+        """The lineage of another run that starts from these weights."""
         return Lineage(None) if self.lineage is None else self.lineage.ended(self.samples)
 
 
 def read_trained(checkpoint: Checkpoint) -> Trained:
-    """Return what a checkpoint says of its training; nobody knows anything of one of an unknown format.
+    """Return what a checkpoint says about its training. All is unknown if the format is.
 
     Raises:
-        NCAPluginError: a damaged checkpoint.
+        NCAPluginError: if the checkpoint is damaged.
     """
     folder, state = checkpoint.folder, checkpoint.common_state or {}
     args = state.get("args")
@@ -60,7 +60,7 @@ def read_trained(checkpoint: Checkpoint) -> Trained:
 
 
 def _bridge_progress(file: Path) -> Mapping[str, Any] | None:
-    """Return how far a run of Megatron-Bridge had come, None without its file."""
+    """Return the train state of a Megatron-Bridge run; None if there is no such file."""
     try:
         if not file.is_file():
             return None
@@ -73,7 +73,7 @@ def _bridge_progress(file: Path) -> Mapping[str, Any] | None:
 
 
 def _of_nemo(state: Mapping[str, Any]) -> Any:
-    """Return what NeMo's data module, or a transition, stored of the data."""
+    """Return what NeMo's data module or a transition stored about the data; None if neither did."""
     if KEY in state:
         return state[KEY]
     modules = (value[KEY] for value in state.values() if isinstance(value, dict) and KEY in value)

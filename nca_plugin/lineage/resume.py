@@ -1,4 +1,4 @@
-"""Whether a resumed run has the data of its checkpoint, and the lineage that the run stores itself."""
+"""Checks that a resumed run has the data of its checkpoint, and makes the lineage that the run stores."""
 
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
@@ -12,14 +12,14 @@ def continued(
     """Return the lineage of a run on `data`.
 
     Args:
-        origin: the checkpoint that the run loads, if any.
-        is_resumed: whether the run goes on at its iteration, rather than at 0 with its weights; one of a run that has
-            not begun is a start.
-        allow: what the user adds to resume with other data.
-        is_allowed: whether the user has.
+        origin: the checkpoint that the run loads; None if it loads none.
+        is_resumed: whether the run continues at the checkpoint's iteration. Otherwise it begins at 0 with the weights,
+            as it does from a start checkpoint.
+        allow: the option that allows the user to resume with other data.
+        is_allowed: whether the user set that option.
 
     Raises:
-        NCAPluginError: a damaged checkpoint, or other data than the resumed one's, where a source is among either.
+        NCAPluginError: if the checkpoint is damaged, or its data differ from `data` and a source is among either.
     """
     try:
         trained = None if origin is None else read_trained(origin)

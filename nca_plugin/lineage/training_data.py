@@ -1,8 +1,8 @@
-"""What a run trains on, in the words that its checkpoints keep.
+"""The description of a run's training data that its checkpoints store.
 
-A resumed run compares them with its own data, and whoever has the checkpoint can tell what made it. They are plain
-values under `KEY`: an attribute of Megatron's arguments, a field of Megatron-Bridge's dataset configuration, an entry
-of the state of NeMo 2's data module; each of them is stored with every checkpoint.
+A resumed run compares it with its own data, and whoever has the checkpoint can tell what it was trained on. The
+description consists of plain values under `KEY`: an attribute of Megatron's arguments, a field of Megatron-Bridge's
+dataset configuration, or an entry in the state of NeMo 2's data module. Each stack saves these with every checkpoint.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 KEY: Final = "nca_plugin_trained_on"
 
-#: Samples that a source's fingerprint covers: 0, 1, ... A corpus has at least the first.
+#: Number of samples, from 0 on, that a fingerprint covers. A short corpus may have fewer, but has at least one.
 _SAMPLES: Final = 4
-#: What a checkpoint says is not to be trusted.
+#: Limits on what a checkpoint may say, since checkpoints are not trusted.
 _MOST_STAGES: Final = 1000
 _MOST_PARTS: Final = 10_000
 
@@ -34,11 +34,11 @@ class DataPath:
     """One data path of a run.
 
     Attributes:
-        path: as the run names it.
-        weight: in a blend, as the run names it; None without weights.
-        uri: of the source, canonical; None for an indexed dataset of other origin.
-        fingerprint: of the first samples of a source or a corpus, or of a file of examples; of other files their sizes,
-            None where these cannot be told, such as in object storage.
+        path: the path as the run names it.
+        weight: the weight in the blend as the run names it; None without weights.
+        uri: the canonical URI of the source; None for data that no source made.
+        fingerprint: a digest of the first samples of a source or corpus, or of a file of examples. Of other files their
+            sizes; None where these are unknown, such as in object storage.
     """
 
     path: str
@@ -48,7 +48,7 @@ class DataPath:
 
     @property
     def name(self) -> str:
-        """What stands for the data in a message."""
+        """The name of the data in messages."""
         name = self.uri or self.path
         return name if self.weight is None else f"{self.weight:g} {name}"
 
@@ -58,10 +58,10 @@ class TrainingData:
     """The training data of a run.
 
     Attributes:
-        version: of nca-plugin.
-        seq_length: inputs of a sample.
-        parts: of the blend; one without a blend.
-        samples: trained on until the run ended or changed its data; None while it goes on, or if nobody knows.
+        version: the version of nca-plugin.
+        seq_length: number of input tokens of a sample.
+        parts: the data paths of the blend, or the only data path.
+        samples: number of samples until the run ended or changed its data; None while it continues, or if unknown.
     """
 
     version: str
@@ -71,10 +71,10 @@ class TrainingData:
 
     @classmethod
     def of(cls, paths: Sequence[str], weights: Sequence[float] | None, seq_length: int) -> Self:
-        """Return that of a run with these data paths.
+        """Return the training data of a run with these data paths.
 
         Raises:
-            NCAPluginError: a path that names no source, or a corpus that cannot be read.
+            NCAPluginError: if the URI of a source is invalid, or a corpus cannot be read.
         """
         parts = (
             DataPath(path, weight, *_identity(path, seq_length))
@@ -84,12 +84,12 @@ class TrainingData:
 
     @property
     def name(self) -> str:
-        """What stands for the data in a message."""
+        """The name of the data in messages."""
         return " ".join(part.name for part in self.parts)
 
     @property
     def sentence(self) -> str:
-        """The sentence that says what weights were trained on."""
+        """A sentence for people that says what the weights were trained on."""
         tokens = "" if self.samples is None else f"{self.samples * self.seq_length:,} tokens of "
         return f"Trained on {tokens}{self.name} (nca-plugin {self.version})."
 
@@ -99,11 +99,11 @@ class TrainingData:
 
     @property
     def has_source(self) -> bool:
-        """Whether a source, or a corpus of one, is among the data."""
+        """Whether a source, or a corpus that a source made, is among the data."""
         return any(part.uri is not None for part in self.parts)
 
     def difference(self, other: "TrainingData") -> str | None:
-        """Return in what other data differ from these, None if they give the same samples."""
+        """Return how `other` differs from these data; None if both give the same samples."""
         if self.seq_length != other.seq_length:
             return f"sequences of {other.seq_length} tokens rather than {self.seq_length}"
         if [part.weight for part in self.parts] != [part.weight for part in other.parts]:
@@ -127,21 +127,21 @@ class Lineage:
     """What the weights of a checkpoint were trained on.
 
     Attributes:
-        now: by the run that wrote it; None for the start of a run.
-        earlier: before, the oldest first.
+        now: the data of the run that wrote the checkpoint; None in a start checkpoint.
+        earlier: the data of earlier runs, the oldest first.
     """
 
     now: TrainingData | None
     earlier: tuple[TrainingData, ...] = ()
 
     def stored(self) -> dict[str, Any]:
-        """Return plain values, for a checkpoint: dicts, lists, numbers and texts."""
+        """Return the lineage as plain values for a checkpoint: dicts, lists, numbers and strings."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
     @classmethod
     def from_stored(cls, stored: Any) -> Self:
-        """Return the lineage of what `stored` returned. Raises `NCAPluginError` for other values."""
+        """Return the lineage from the values of `stored`. Raises `NCAPluginError` for other values."""
         try:
             if len(stored["earlier"]) > _MOST_STAGES:
                 raise ValueError("more stages than a run has")
@@ -155,7 +155,7 @@ class Lineage:
             ) from error
 
     def ended(self, samples: int | None) -> "Lineage":
-        """Return that of weights whose run ended after so many samples: the start of another one."""
+        """Return the lineage of a new run from these weights, whose own run ended after `samples` samples."""
         if self.now is None:
             return self
         return Lineage(None, (*self.earlier, replace(self.now, samples=samples)))
@@ -177,7 +177,7 @@ def _from_stored(values: Any) -> TrainingData:
 
 
 def _difference(before: str, now: str) -> str:
-    """Return in what one data path differs from another; a source's has many options, most of them equal."""
+    """Return how one data path differs from another. Of a source's many options, only the changed ones are named."""
     (name, old), (new_name, new) = (_options(path) for path in (before, now))
     if name != new_name or old.keys() != new.keys():
         return f"{_short(now)} rather than {_short(before)}"
@@ -187,7 +187,7 @@ def _difference(before: str, now: str) -> str:
 
 
 def _short(path: str) -> str:
-    # As in `_identity`.
+    # The import stands here for the same reason as in `_identity`.
     from nca_plugin.sources import short_uri
 
     return short_uri(path)
@@ -200,7 +200,7 @@ def _options(path: str) -> tuple[str, dict[str, str]]:
 
 def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
     """Return the URI and the fingerprint of a data path."""
-    # Only who trains makes samples: a command that moves weights loads no generator, which would be compiled.
+    # Only a training run needs fingerprints. A command that moves weights must not import and compile the generators.
     from nca_plugin.indexed.source import IndexedSource, is_generated
     from nca_plugin.sources import is_source, parse
 
@@ -208,17 +208,17 @@ def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
         corpus = IndexedSource(path)
         return corpus.uri, fingerprint(corpus, seq_length, range(min(_SAMPLES, corpus.num_documents)))
     if is_source(path):
-        # Whatever split the path names, that of a run's training data is train.
+        # The path may name any split, but a run trains on the train split.
         source = parse(path).for_split("train")
         return source.uri, fingerprint(source, seq_length)
     if Path(path).is_file():
-        # Examples to fine-tune on: a file of megabytes.
+        # This is a file of examples to fine-tune on, a few megabytes at most.
         return None, hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
     return None, _sizes(path)
 
 
 def fingerprint(source: "Source | IndexedSource", seq_length: int, indices: Iterable[int] = range(_SAMPLES)) -> str:
-    """Return what tells samples from others: of their tokens and loss masks, 16 hexadecimal digits."""
+    """Return a digest of the tokens and loss masks of the samples `indices`, as 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for index in indices:
         sample = source.sample(index, seq_length)
@@ -228,7 +228,7 @@ def fingerprint(source: "Source | IndexedSource", seq_length: int, indices: Iter
 
 
 def _sizes(prefix: str) -> str | None:
-    """Return the sizes of an indexed dataset's files: every rank of a run asks for them, so nothing is read."""
+    """Return the sizes of an indexed dataset's files. The files are not read, since every rank of a run asks."""
     try:
         return " + ".join(f"{Path(prefix + suffix).stat().st_size}" for suffix in (".bin", ".idx")) + " bytes"
     except OSError:

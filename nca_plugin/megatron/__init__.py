@@ -1,18 +1,18 @@
 """NCA sources inside Megatron's own pretraining.
 
-For a training script of your own, `provider` takes the place of its dataset provider:
+A training script of your own passes `provider` instead of its dataset provider:
 
     from nca_plugin.megatron import provider
     pretrain(config, provider, ModelType.encoder_or_decoder, forward_step)
 
-and `--data-path nca://web` (or a blend, `--data-path 0.1 nca://web 0.9 my_text_document`) does the rest.
+and names its data with `--data-path nca://web`, or a blend, `--data-path 0.1 nca://web 0.9 my_text_document`.
 """
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # Importing this package must not import Megatron: CPU mode, a module of it, comes first.
+    # Importing this package must not import Megatron, because CPU mode must be enabled first.
     if name == "provider":
         from nca_plugin.megatron.dataset_provider import provider
 

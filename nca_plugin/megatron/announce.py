@@ -1,4 +1,4 @@
-"""The lines of a run's log that prove what it trains on."""
+"""The lines in a run's log that say what it trains on."""
 
 from nca_plugin.indexed.source import is_generated
 from nca_plugin.lineage.training_data import DataPath, TrainingData
@@ -8,13 +8,13 @@ from nca_plugin.sources import short_uri
 
 
 def announcements(data: TrainingData, num_samples: int) -> list[str]:
-    """Return what a run trains on: tokens, data, and each source's vocabulary, share of supervised targets and
-    fingerprint. A warning for each of the data that repeats others' samples stands before it.
+    """Return the lines for a run's log: warnings about repeated samples, and what the run trains on.
 
-    Without any source, the warnings are all.
+    The last line has the tokens, the data, and each source's vocabulary, share of supervised targets and fingerprint.
+    Without a source there are only warnings.
 
     Args:
-        num_samples: samples that the run trains on.
+        num_samples: number of samples that the run trains on.
     """
     lines = [f"nca-plugin: warning: {warning}" for warning in repeated(data)]
     if data.has_source:

@@ -1,6 +1,6 @@
-"""`--data-source` and its options, resolved to Megatron-LM's own `--data-path` before Megatron parses anything.
+"""Resolves `--data-source` and its options to Megatron-LM's own `--data-path`, before Megatron parses its arguments.
 
-Everything after this file sees a data path that is a source URI: in the log, in the checkpoint, in a resumed run.
+After that, a source is only a URI in the data path: in the log, in the checkpoint, and in a resumed run.
 """
 
 import argparse
@@ -27,13 +27,13 @@ _GROUP: Final = "nca-plugin"
 _NCA_PREFIX: Final = "nca_"
 #: Sources whose options are the fields of `NCAConfig`.
 _NCA_SCHEMES: Final = ("nca", "shuffled")
-#: Options of Megatron-LM that hold data paths, and those that name a file of them.
+#: Options of Megatron-LM with data paths, and options that name a file with them.
 _PATHS: Final = ("--data-path", "--train-data-path", "--valid-data-path", "--test-data-path")
 _PATH_FILES: Final = ("--data-args-path", "--per-split-data-args-path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the plugin's argument group: an `extra_args_provider` for Megatron's parser, and its help."""
+    """Add the plugin's argument group to a parser. This is an `extra_args_provider` for Megatron's parser."""
     group = parser.add_argument_group(
         _GROUP, "Synthetic pre-pre-training data, which replaces every other data argument, and other additions."
     )
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--freeze-list",
         metavar="FILE",
-        help="what not to train: selectors, as nca-plugin transfer --freeze writes them to freeze.txt",
+        help="file with selectors of what not to train, such as the freeze.txt of nca-plugin transfer --freeze",
     )
     group.add_argument(
         "--allow-other-data",
@@ -78,7 +78,7 @@ def _spelling(option: str) -> str:
 
 
 def _repair_help(parser: argparse.ArgumentParser) -> None:
-    """Escape percent signs that argparse cannot expand: megatron-core 0.19.2 has one, which ends its --help."""
+    """Escape percent signs that argparse cannot expand. megatron-core 0.19.2 has one, with which its --help fails."""
     for action in parser._actions:
         action.help = re.sub(r"(?<!%)%(?![%(])", "%%", action.help or "")
 
@@ -86,11 +86,11 @@ def _repair_help(parser: argparse.ArgumentParser) -> None:
 def resolve_data_source(argv: list[str]) -> list[str]:
     """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
 
-    Other data arguments give way to the source, as in `with_data_path`. Without `--data-source`, `argv` comes back as
-    it is, but for the tokenizer of sources, where all data paths are some.
+    The source replaces other data arguments, as in `with_data_path`. Without `--data-source`, `argv` is returned, with
+    a tokenizer added if all data paths are sources or corpora.
 
     Raises:
-        NCAPluginError: an unknown source, preset or option, or an `--nca-...` option without a source that has it.
+        NCAPluginError: if a source, preset or option is unknown, or no source has an `--nca-...` option.
     """
     parser = add_arguments(argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False))
     try:
@@ -125,10 +125,11 @@ def resolve_data_source(argv: list[str]) -> list[str]:
 
 
 def resolve_epochs(argv: list[str]) -> list[str]:
-    """Return `argv` with `--sft-epochs` replaced by `--train-iters`: the last batch is filled up from a further epoch.
+    """Return `argv` with `--sft-epochs` replaced by `--train-iters`. The last batch is filled from a further epoch.
 
     Raises:
-        NCAPluginError: `--sft-epochs` that is no number above 0 or lacks what it needs; examples that cannot be read.
+        NCAPluginError: if `--sft-epochs` is not above 0, options that it needs are missing, or the examples cannot be
+            read.
     """
     parser = _parser()
     parser.add_argument("--sft-epochs")
@@ -159,9 +160,9 @@ def resolve_epochs(argv: list[str]) -> list[str]:
 
 
 def _positive(value: str | None, option: str) -> Fraction:
-    """Return the number above 0 that an option has. Raises `NCAPluginError` for anything else."""
+    """Return an option's value as an exact fraction. Raises `NCAPluginError` unless it is a number above 0."""
     try:
-        # No float is as large as to take long as a fraction, which counts exactly.
+        # `number` refuses values beyond a float's range, which would take long as a fraction.
         positive = Fraction(value or "") if number(float, value or "") > 0 else None
     except ValueError:
         positive = None
@@ -172,7 +173,7 @@ def _positive(value: str | None, option: str) -> Fraction:
 
 
 class _Parser(argparse.ArgumentParser):
-    """For a few of Megatron's options: argparse would answer a mistake with the usage of those alone."""
+    """A parser for a few of Megatron's options, which does not print the usage of these few on a mistake."""
 
     def error(self, message: str) -> NoReturn:
         raise NCAPluginError(message)
@@ -183,14 +184,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def megatron_arguments(values: dict[str, Any]) -> list[str]:
-    """Return `{"lr": 1e-3, "disable-bias-linear": True}` as Megatron-LM arguments, without what is false or null."""
+    """Return `{"lr": 1e-3, "disable-bias-linear": True}` as Megatron-LM arguments, without false and null values."""
     result: list[str] = []
     for name, value in values.items():
         if value is None or value is False:
             continue
         result.append(f"--{name}")
         if name == "split" and isinstance(value, list):
-            # Shares are one argument, also where YAML and Hydra read [99,1,0] as a list.
+            # Megatron takes the shares as one argument, but YAML and Hydra read [99,1,0] as a list.
             value = ",".join(map(str, value))
         if value is not True:
             result += [str(v) for v in value] if isinstance(value, list) else [str(value)]
@@ -198,9 +199,9 @@ def megatron_arguments(values: dict[str, Any]) -> list[str]:
 
 
 def data_paths(argv: list[str]) -> list[str]:
-    """Return the data paths of Megatron's arguments, those of all splits, without their weights.
+    """Return the data paths of all splits in Megatron's arguments, without weights.
 
-    Nothing is said of files that cannot be read: that is the error of a later check.
+    Files that cannot be read are ignored here, and refused by a later check.
     """
     parser = _parser()
     for option in _PATHS:
@@ -211,7 +212,7 @@ def data_paths(argv: list[str]) -> list[str]:
     items = [*given.data_path, *given.train_data_path, *given.valid_data_path, *given.test_data_path]
     files = (Path(path or "") for path in (given.data_args_path, given.per_split_data_args_path))
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        # What is no plain file, such as a pipe, may have no end.
+        # Only regular files are read, because a pipe might never end.
         blend_file, splits_file = (file if file.is_file() else None for file in files)
         if blend_file is not None:
             items += blend_file.read_text().split()
@@ -223,9 +224,10 @@ def data_paths(argv: list[str]) -> list[str]:
 
 
 def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
-    """Return `argv` with `--data-path` and `paths` in place of its data arguments.
+    """Return `argv` with `--data-path` and `paths` instead of its data arguments.
 
-    For sources alone and without `--tokenizer-type`, the run gets a NullTokenizer with the largest vocabulary of them.
+    If all paths are sources or corpora and there is no `--tokenizer-type`, a NullTokenizer with the largest of their
+    vocabularies is added.
     """
     data = _parser()
     for option in _PATHS:
@@ -238,7 +240,7 @@ def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
 
 
 def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
-    """Return the arguments of a NullTokenizer for sources, or corpora of them, unless `argv` has a tokenizer."""
+    """Return the arguments of a NullTokenizer if all paths are sources or corpora and `argv` has no tokenizer."""
     if not paths or not all(is_source(path) or is_generated(path) for path in paths):
         return []
     parser = _parser()

@@ -1,7 +1,7 @@
-"""What Megatron asserts about a run's arguments, in one line that names them as the user writes them.
+"""Turns Megatron's errors about a run's arguments into one line that names the arguments as the user writes them.
 
-Many of its assertions have no text, and those that have some name fields of its own objects. The line says the text or
-what is asserted, and the arguments that the source of the assertion looks at.
+Many of Megatron's assertions have no text, and others name fields of its own objects. The line has the text or the
+asserted condition, and the arguments that the source code of the assertion looks at.
 """
 
 import argparse
@@ -39,22 +39,22 @@ _MEGATRON: Final = Path(megatron.core.__file__).parents[1]
 _OURS: Final = Path(__file__).parents[1]
 #: Errors whose message says too little without their type.
 _TERSE: Final = (KeyError, IndexError, AttributeError, ZeroDivisionError, TypeError)
-#: Errors that speak of a value, a file or a package also where no statement of Megatron's raises them, but a library
-#: that it calls. Of any other error, such as a lack of memory, the user needs the traceback.
+#: Errors that are about a value, a file or a package even if a library that Megatron calls raises them. For any other
+#: error, such as a lack of memory, the user needs the traceback.
 _CHECKS: Final = (AssertionError, ValueError, OverflowError, ImportError, FileNotFoundError)
 _LIBRARIES: Final = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-#: Options that are all named where it is not clear which of them an error is about.
+#: If it is unclear which option an error is about, up to this number of options are all named.
 _MOST_NAMES: Final = 3
-#: Functions of Megatron's loop: an error in them is one of the training, whose traceback the user needs.
+#: Functions of Megatron's loop. An error in them is one of the training, and the user needs its traceback.
 _TRAINING: Final = ("train", "train_step", "evaluate", "evaluate_and_print_results", "save_checkpoint")
 
 
 @contextlib.contextmanager
 def argument_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
-    """Turn any error of Megatron's, while it reads and checks the arguments, into an `NCAPluginError`.
+    """Turn any error of Megatron, while it reads and checks the arguments, into an `NCAPluginError`.
 
     Args:
-        options: asked when there is an error.
+        options: returns the options. It is called only if there is an error.
     """
     try:
         yield
@@ -75,7 +75,7 @@ def argument_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_up_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
-    """The same for errors of Megatron's own checks between its start and the first iteration, once for the job."""
+    """Do the same for Megatron's checks between its start and the first iteration. Only one rank reports an error."""
     try:
         yield
     except (Exception, CheckpointException) as error:
@@ -86,14 +86,14 @@ def set_up_errors(options: Callable[[], OptionNames]) -> Iterator[None]:
         if line is None and (is_training or not is_check):
             raise
         if not _is_first_to_say():
-            # torchrun ends all ranks as soon as one has ended, the one that is about to say it too.
+            # torchrun ends all ranks as soon as one has ended, so the reporting rank needs time to print its line.
             time.sleep(SECONDS_FOR_RANK_0)
             sys.exit(2)
         raise NCAPluginError(line or _line(error, options())) from error
 
 
 def _misfit(error: BaseException, frames: list[tuple[FrameType, int]]) -> str | None:
-    """Return how a checkpoint differs from the model that loads it; None for an error that says nothing of it."""
+    """Return how a checkpoint differs from the model that loads it; None if the error is about something else."""
     loading = next((frame for frame, _ in frames if frame.f_code.co_name == "load_checkpoint"), None)
     if loading is None or not _is_below(_MEGATRON, loading):
         return None
@@ -116,14 +116,14 @@ def _misfit(error: BaseException, frames: list[tuple[FrameType, int]]) -> str | 
 
 
 def _is_first_to_say() -> bool:
-    """Whether no other rank has said what is wrong: the same check may fail on all of them, or on some."""
+    """Return whether no other rank has reported an error yet. The same check may fail on some ranks or on all."""
     distributed = torch.distributed
     if not distributed.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     try:
         return bool(distributed.distributed_c10d._get_default_store().add("nca-plugin/refusal", 1) == 1)
     except RuntimeError:
-        # The store was that of a rank which is gone.
+        # The rank that served the store is gone.
         return True
 
 
@@ -132,21 +132,23 @@ def _frames(trace: TracebackType | None) -> list[tuple[FrameType, int]]:
 
 
 def _is_megatrons(frames: list[tuple[FrameType, int]]) -> bool:
-    """Whether an error is one of Megatron's, or of a library that it called. One of this package, or of a user's
-    module, keeps its traceback, also where Megatron called them."""
+    """Return whether an error is Megatron's or of a library that it called.
+
+    An error of this package or of a user's module keeps its traceback, even if Megatron called it.
+    """
     origin = next((frame for frame, _ in reversed(frames) if not _is_librarys(frame)), None)
     return origin is not None and _is_below(_MEGATRON, origin)
 
 
 def _is_stated(frames: list[tuple[FrameType, int]]) -> bool:
-    """Whether a `raise` or an `assert` of Megatron's own made an error."""
+    """Return whether a `raise` or `assert` in Megatron itself raised an error."""
     frame, line = frames[-1]
     statements = statements_around(frame.f_code.co_filename, line) if _is_below(_MEGATRON, frame) else []
     return bool(statements) and isinstance(statements[-1], ast.Raise | ast.Assert)
 
 
 def _is_librarys(frame: FrameType) -> bool:
-    """Whether a frame is of the standard library or an installed package, but neither Megatron's nor this one's."""
+    """Return whether a frame is in the standard library or an installed package, except Megatron and this package."""
     if _is_below(_MEGATRON, frame) or _is_below(_OURS, frame):
         return False
     return frame.f_code.co_filename.startswith("<") or any(_is_below(folder, frame) for folder in _LIBRARIES)
@@ -164,9 +166,9 @@ def _line(error: BaseException, options: OptionNames) -> str:
     frames = _frames(error.__traceback__)
     unread = next((f.f_locals for f, _ in frames if _is_in_argparse(f) and f.f_code.co_name == "_get_value"), None)
     if unread is not None:
-        # A function of Megatron's that reads a value may fail in a way that argparse does not expect.
+        # Megatron's function that reads a value may raise an error that argparse does not expect.
         return unreadable(options.spelling(unread["action"].option_strings[0]), repr(unread["arg_string"]))
-    # An assertion without a text says what it asserts.
+    # An assertion without a text is described by its condition below.
     text = _translated(one_line(error), options) if str(error).strip() else ""
     if isinstance(error, KeyError) and error.args:
         text = f"'{error.args[0]}' is unknown"
@@ -174,7 +176,7 @@ def _line(error: BaseException, options: OptionNames) -> str:
         text = f"{type(error).__name__}: {text.removeprefix(f'{type(error).__name__}: ')}"
     args = next((f.f_locals["args"] for f, _ in reversed(frames) if _has_arguments(f.f_locals.get("args"))), None)
     if args is None:
-        # An object of Megatron's has no hold of them.
+        # No frame has the arguments, but they may be global already.
         args = getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
     frames = [(frame, line) for frame, line in frames if _is_below(_MEGATRON, frame)]
     frame, line = frames[-1]
@@ -185,10 +187,10 @@ def _line(error: BaseException, options: OptionNames) -> str:
         return f"{_described_tokenizer(args, options)} cannot be loaded: {text.rstrip('.')}{_way_out(args, options)}"
     shown: list[str] = []
     if args is not None:
-        # What leads to the check is of interest where the user has said it.
+        # Conditions around the check are shown only if the user has set their arguments.
         names = arguments_in(test, options)
         names += [n for condition in around for n in arguments_in(condition, options) if _is_given(args, n, options)]
-        # Of a package that is missing, no argument's value is wrong.
+        # If a package is missing, no argument is wrong.
         if not names and not isinstance(error, ImportError):
             names = _names_nearby(frames, options)
         shown = [options.shown(name, getattr(args, name)) for name in dict.fromkeys(names) if hasattr(args, name)]
@@ -205,8 +207,10 @@ def _is_given(args: argparse.Namespace, name: str, options: OptionNames) -> bool
 
 
 def _names_nearby(frames: list[tuple[FrameType, int]], options: OptionNames) -> list[str]:
-    """Return what the user has given of the arguments that the function of an error looks at, or else the nearest
-    statement that called it; none if they are too many to tell which it is."""
+    """Return the user's arguments that the failing function looks at, or else the nearest statement that called it.
+
+    Returns an empty list if these are too many to tell which one is wrong.
+    """
     sources: list[ast.AST] = [] if (function := function_of(frames[-1][0])) is None else [function]
     for frame, line in reversed(frames):
         sources += statements_around(frame.f_code.co_filename, line)[-1:]
@@ -218,7 +222,7 @@ def _names_nearby(frames: list[tuple[FrameType, int]], options: OptionNames) -> 
 
 
 def _is_written(name: str, options: OptionNames) -> bool:
-    """Whether the arguments of this process name an option: Megatron fills in others."""
+    """Return whether the arguments of this process name an option. Megatron fills in others itself."""
     written = {argument.partition("=")[0] for argument in sys.argv[1:]}
     return not written.isdisjoint(options.actions[name].option_strings)
 
@@ -235,7 +239,7 @@ def _described_tokenizer(args: argparse.Namespace, options: OptionNames) -> str:
 
 
 def _way_out(args: argparse.Namespace, options: OptionNames) -> str:
-    """Return what to do about a tokenizer that Megatron looks for on the hub, also where the user has its files."""
+    """Return what to do about a tokenizer that Megatron looks for on the hub, even if the user has its files."""
     if args.tokenizer_type != "GPT2BPETokenizer":
         return ""
     return (
@@ -248,17 +252,17 @@ def _translated(text: str, options: OptionNames) -> str:
 
     def spelled(match: re.Match[str]) -> str:
         dest = argument_of(match[1])
-        # A negation in place of what it negates would turn the sentence around.
+        # Replacing an argument by its negated option would reverse the meaning of the sentence.
         is_other = dest not in options.actions or options.is_negation(dest)
         return match[0] if is_other else options.name(dest)
 
     text = re.sub(rf"(?<![\w.])(?:{'|'.join(HOLDERS)})\.(\w+)", spelled, text)
-    # A name without an underscore may be a word of the sentence.
+    # A name without an underscore may be an ordinary word.
     return re.sub(r"(?<![\w.'/\-])([a-z]\w*_\w+)(?![\w/(])", spelled, text)
 
 
 def _asserted(test: ast.expr, options: OptionNames) -> str:
-    """Return what is asserted: of one argument that has to be there, or must not be, in words."""
+    """Return a condition in words if it is about the presence of one argument, or else as code."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and isinstance(test.operand, ast.Attribute):
         names = arguments_in(test, options)
         if names:

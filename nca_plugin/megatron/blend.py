@@ -1,4 +1,4 @@
-"""A blend as users write it: paths after their weights, and whether a model can train on each."""
+"""Reads a blend as users write it, with each path after its weight, and checks that a model can train on the paths."""
 
 import math
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.megatron.dataset import check_vocabulary, is_ours, open_path
 from nca_plugin.typed_numbers import is_number
 
-#: Paths, and their weights if they have any.
+#: The paths and their weights; None without weights.
 Blend = tuple[list[str], list[float] | None]
 
 
 def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
-    """Return what `--data-path` of Megatron-LM means: one path, or several, each after a weight or none.
+    """Return the blend of Megatron-LM's `--data-path`: one or several paths, each after its weight or all without.
 
     Args:
-        data_path: a list, or its items in one text, with spaces between them.
-        key: how the user names it.
+        data_path: a list, or a string with its items separated by spaces.
+        key: how the user names the data path.
 
     Raises:
-        NCAPluginError: no path, or a list that is no blend.
+        NCAPluginError: if there is no path, or the list is not a blend.
     """
     parts = data_path.split() if isinstance(data_path, str) else [str(part) for part in data_path or []]
     if not parts:
         raise NCAPluginError(f"{key} is missing: name a source, such as nca://web")
-    # Megatron takes what is no list of weights, each before its path, for paths alone.
+    # If the items are not pairs of a weight and a path, Megatron takes all of them for paths.
     is_weighted = len(parts) % 2 == 0 and all(map(is_number, parts[::2]))
     numbers = [
         part for part in parts[is_weighted :: 1 + is_weighted] if is_number(part) and not Path(f"{part}.idx").exists()
@@ -53,26 +53,26 @@ def read_blend(data_path: str | Sequence[Any] | None, key: str) -> Blend:
 
 
 def check_weights(paths: Sequence[str], weights: Sequence[float] | None) -> None:
-    """Raise `NCAPluginError` for a weight that is none: Megatron asserts it without a word, or divides by it."""
+    """Raise `NCAPluginError` for an invalid weight, for which Megatron has no message, or by which it divides."""
     for path, weight in zip(paths, weights or (), strict=False):
         if not (math.isfinite(weight) and weight > 0):
             raise NCAPluginError(f"data path {path} has the weight {weight:g}: it must be a finite number above 0")
 
 
 def is_meant_as_ours(path: str) -> bool:
-    """Whether a data path names a source or a corpus, or looks like the URI of a source that there is none of.
+    """Return whether a data path names a source or a corpus, or looks like the URI of an unknown source.
 
-    To open such a path is an error that says what it may have meant.
+    Opening the path of an unknown source raises an error that suggests similar names.
     """
     return is_ours(path) or ("://" in path and not is_object_storage_path(path))
 
 
 def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, length_key: str, way_out: str) -> None:
-    """Raise `NCAPluginError` if a model cannot train on one of the sources or corpora among `paths`.
+    """Raise `NCAPluginError` if a model cannot train on one of the sources or corpora in `paths`.
 
     Args:
-        seq_length: inputs of a sample.
-        vocab_size: ids that the model has rows for.
+        seq_length: number of input tokens of a sample.
+        vocab_size: number of ids for which the model has rows.
         length_key: how the user names the sequence length.
         way_out: see `check_vocabulary`.
     """

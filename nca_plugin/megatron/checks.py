@@ -1,6 +1,6 @@
-"""Arguments of Megatron-LM that would train on less or other data than they say, or end a run halfway.
+"""Refuses arguments of Megatron-LM that would train on less or other data than they say, or end a run halfway.
 
-Each is refused before any model is built. The facts are those of megatron-core 0.19.2.
+They are refused before a model is built. The checks follow megatron-core 0.19.2.
 """
 
 import re
@@ -27,7 +27,7 @@ def check_loading(args: Any, has_source: bool) -> None:
     """Raise `NCAPluginError` if the data of Megatron's arguments cannot be loaded as they say.
 
     Args:
-        has_source: whether a source, or a corpus of one, is among the data.
+        has_source: whether a source or a corpus is among the data.
     """
     if args.dataloader_type == "external":
         raise NCAPluginError(
@@ -43,13 +43,13 @@ def check_loading(args: Any, has_source: bool) -> None:
 
 
 def _check_code_of_layers(args: Any) -> None:
-    """Refuse layers that Megatron finds no code for, after it has begun to build them."""
+    """Refuse layers without code, which Megatron would notice only when it builds them."""
     pattern = args.hybrid_layer_pattern
     if args.spec and args.spec[0] != "local":
         try:
             import_module(args.spec[0])
         except ImportError as error:
-            # Megatron would take layers of its own.
+            # Megatron would use its own layers instead.
             raise NCAPluginError(f"--spec {' '.join(args.spec)} cannot be imported: {one_line(error)}") from error
     if has_spec_of_megatron(args):
         if "M" in (pattern or "") and find_spec("mamba_ssm") is None:
@@ -76,9 +76,9 @@ def _check_code_of_layers(args: Any) -> None:
 
 
 def check_order(args: Any) -> None:
-    """Raise `NCAPluginError` for what makes the samples of a source, or their weights, depend on the layout, or repeat.
+    """Raise `NCAPluginError` if samples of a source, or their weights, would depend on the layout or be repeated.
 
-    Only where a source, or a corpus of one, is among the data.
+    Call this only if a source or a corpus is among the data.
     """
     check_loader(args.dataloader_type, "--dataloader-type cyclic")
     if args.phase_transition_iterations:
@@ -95,7 +95,7 @@ def _check_context_parallel(args: Any, what: str) -> None:
 
 
 def _check_sft(args: Any, has_source: bool) -> None:
-    """Refuse what does not go with examples of a task."""
+    """Refuse arguments that do not fit examples of a task."""
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     if has_source or (blend is None and blend_per_split is None):
         raise NCAPluginError(
@@ -110,7 +110,7 @@ def _check_sft(args: Any, has_source: bool) -> None:
 
 
 def check_paths(paths: Sequence[str]) -> None:
-    """Raise `NCAPluginError` for what cannot be a data path: Megatron would look for its files."""
+    """Raise `NCAPluginError` for a string that cannot be a data path, for which Megatron would look for files."""
     for path in paths:
         if not path:
             raise NCAPluginError("a data path is empty: name a source, such as nca://web, or an indexed dataset")
@@ -142,7 +142,7 @@ def _check_batch_sizes(args: Any) -> None:
 
 
 def _schedule(args: Any) -> str:
-    """Return the batch sizes that `--rampup-batch-size` asks for, as a schedule by tokens."""
+    """Return the batch sizes of `--rampup-batch-size` as a `--step-batch-size-schedule`."""
     start, increment, samples = map(int, args.rampup_batch_size)
     increments = max(1, (args.global_batch_size - start) // max(1, increment))
     each = samples // increments
@@ -172,7 +172,7 @@ def _samples_of_whole_batches(args: Any) -> int:
 
 
 def _check_validation(args: Any) -> None:
-    """Refuse what Megatron's validation ends with a traceback, or reads more than once."""
+    """Refuse arguments with which Megatron's validation ends in a traceback or reads samples more than once."""
     if args.full_validation != args.multiple_validation_sets:
         present, missing = "--full-validation", "--multiple-validation-sets"
         if args.multiple_validation_sets:

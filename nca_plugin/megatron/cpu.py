@@ -1,12 +1,11 @@
 """CPU mode: Megatron's own training loop on a machine without a GPU.
 
-Megatron asks for CUDA in many places: devices, streams, events, memory figures, the CUDA generator, NCCL. CPU mode
-answers each of them on the CPU, so that the loop, its parallelism and its checkpoints are the real ones, with gloo
-underneath. It is for laptops, tests and small studies.
+Megatron uses CUDA in many places: devices, streams, events, memory figures, the CUDA generator, NCCL. CPU mode replaces
+all of them on the CPU, so that the loop, its parallelism and its checkpoints are the real ones, with gloo for
+communication. It is for laptops, tests and small studies.
 
-The price: it changes `torch.cuda` for the whole process, so it is switched on for launchers only, by
-`nca_plugin.megatron.device`, before Megatron is imported, and never where CUDA is there. Nothing else in the package
-knows about it.
+CPU mode changes `torch.cuda` for the whole process. So only launchers switch it on, by `nca_plugin.megatron.device`,
+before Megatron is imported, and never if there is a CUDA device. Nothing else in the package knows about it.
 """
 
 import collections
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-#: Megatron-LM arguments that a run without a GPU needs; they come last, so they win over the user's.
+#: Megatron-LM arguments that a run without a GPU needs. They come last, so that they override the user's.
 CPU_ARGUMENTS = (
     "--distributed-backend=gloo",
     "--transformer-impl=local",
@@ -40,16 +39,16 @@ _CPU = torch.device("cpu")
 
 
 def is_needed() -> bool:
-    """Whether this machine has no CUDA device, so that Megatron runs in CPU mode."""
+    """Return whether this machine has no CUDA device, so that Megatron runs in CPU mode."""
     return not torch.cuda.is_available()
 
 
 def enable() -> None:
     """Map CUDA to the CPU for this process. Call once, before anything of Megatron is imported."""
-    # torch._dynamo keeps a table of torch.cuda's functions, made at import, which no replacement may enter twice.
+    # At import, torch._dynamo makes a table of torch.cuda's functions, which must not contain a replacement twice.
     import torch._dynamo  # noqa: F401
 
-    # Compiled fusions would only cost compile time here. torch reads the variable at each call.
+    # Compiling fusions would take more time than it saves. torch reads the variable at each call.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _keep_freed_memory()
@@ -57,7 +56,7 @@ def enable() -> None:
     _replace_accelerator()
     _force_gloo()
     _give_loaders_a_generator()
-    # CUDA's generator is the CPU's here.
+    # Megatron warns if the CPU's generator changes while CUDA's is in use, but here they are the same.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: not record.getMessage().startswith("CPU RNG state changed within GPU RNG context")
     )
@@ -65,9 +64,9 @@ def enable() -> None:
 
 
 def _give_loaders_a_generator() -> None:
-    """Keep data loaders from drawing from the generator that dropout draws from: on a GPU that is another one.
+    """Give data loaders their own generator, so that they do not draw from that of dropout, as on a GPU.
 
-    A run that resumes restores the generator and makes its loaders afterwards. Its dropout would not be the same.
+    A resumed run restores the generator and then makes its loaders. If these drew from it, dropout would change.
     """
     loader = torch.utils.data.DataLoader
     init = loader.__init__
@@ -82,9 +81,9 @@ def _give_loaders_a_generator() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of activations instead of returning it to the system after every operation.
+    """Make glibc reuse the memory of activations instead of returning it to the system after every operation.
 
-    Page faults were a fifth of a small run's time; this takes away two thirds of them.
+    Page faults took a fifth of a small run's time. This avoids two thirds of them.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -95,7 +94,7 @@ def _keep_freed_memory() -> None:
 
 
 class _CpuDevices(TorchFunctionMode):
-    """Sends every tensor that asks for a CUDA device to the CPU."""
+    """Creates or moves tensors on the CPU wherever a CUDA device is requested."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,7 +117,7 @@ def _to_cpu(device: Any) -> Any:
 
 
 class _Event:
-    """An event of a device that has finished all its work."""
+    """Stands for an event of a device that has finished all its work."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -136,7 +135,7 @@ class _Event:
 
 
 class _Stream(contextlib.nullcontext[None]):
-    """A stream of a device that has finished all its work."""
+    """Stands for a stream of a device that has finished all its work."""
 
     cuda_stream = 0
     device = _CPU
@@ -172,10 +171,10 @@ def _replace_cuda_functions() -> None:
         # Megatron asserts that CUDA is available before it does anything.
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        # torch's optimizers ask for it before 2.13.
+        # Before PyTorch 2.13, its optimizers call this.
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": _nothing,
-        # Any local rank may ask for the device of its number.
+        # There must be a device for every local rank.
         "device_count": lambda: max(
             int(os.environ.get("LOCAL_RANK", "0")) + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         ),
@@ -259,7 +258,7 @@ def _force_gloo() -> None:
 
     @functools.wraps(all_to_all_single)
     def all_to_all_of_lists(*args: Any, **kwargs: Any) -> Any:
-        # Megatron gives the numbers of tokens for each expert as arrays, which only NCCL takes.
+        # Megatron passes the numbers of tokens for each expert as arrays, which only NCCL accepts.
         for name in ("output_split_sizes", "input_split_sizes"):
             if kwargs.get(name) is not None:
                 kwargs[name] = [int(size) for size in kwargs[name]]

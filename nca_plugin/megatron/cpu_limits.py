@@ -1,4 +1,4 @@
-"""Arguments of Megatron-LM that a run in CPU mode would ignore, or end at: each needs a GPU, or Transformer Engine."""
+"""Checks whether CPU mode can do a run: its memory, and arguments that need a GPU or Transformer Engine."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from typing import Final
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.option_names import OptionNames
 
-#: In fp32, or in bf16 with a copy in fp32, at least; gradients and Adam's moments may be sharded over any ranks.
+#: Lower bound: a weight in fp32, or in bf16 with a copy in fp32. Gradients and Adam's moments may be sharded.
 _BYTES_PER_WEIGHT: Final = 4
-#: What changes the numbers that a run computes, or cannot run.
+#: Arguments that change the numbers that a run computes, or with which it cannot run.
 _NEEDS_GPU: Final = (
     *("fp8", "fp8_param_gather", "fp4", "fp4_param_gather", "te_precision_config_file", "kitchen_config_file"),
     *("use_kitchen_attention", "use_precision_aware_optimizer", "optimizer_cpu_offload", "use_torch_fsdp2"),
@@ -27,7 +27,7 @@ _NEEDS_GPU: Final = (
     *("save_activations_interval", "save_dgrads_interval", "save_tokens_per_expert_interval"),
     *("tensor_parallel_num_weight_shards", "expert_tensor_parallel_num_weight_shards"),
 )
-#: What chooses among kernels or streams of a GPU: the results are the same but for rounding.
+#: Arguments that choose kernels or streams of a GPU. Without them the results are the same up to rounding.
 _NO_EFFECT: Final = (
     *("use_flash_attn", "attention_backend", "high_priority_stream_groups", "nccl_communicator_config_path"),
     *("high_priority_a2a_comm_stream", "flash_attention_version", "nvtx_ranges", "pin_cpu_grads", "pin_cpu_params"),
@@ -40,23 +40,23 @@ _VALUES_NEED_GPU: Final = {
 }
 
 
-#: Of cgroups of version 2 and 1: where their folders lie, and the files of the limit and of what is in use.
+#: The mount points of cgroups of version 2 and 1, with the names of the files of the limit and of the used memory.
 _CGROUPS: Final = (
     ("sys/fs/cgroup", "memory.max", "memory.current"),
     ("sys/fs/cgroup/unified", "memory.max", "memory.current"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-#: What is in use and given back where it is needed: pages of files, and the kernel's caches of their names.
+#: Matches used memory that the kernel gives back if it is needed: pages of files, and caches of file names.
 _FILE_PAGES: Final = re.compile(r"^(?:total_)?(?:(?:in)?active_file|slab_reclaimable) (\d+)$", re.M)
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that this process may still use: what the machine has left, or its cgroups.
+    """Return the bytes of memory that this process can still use, on the machine and within its cgroups.
 
-    A container, or a job of Slurm or Kubernetes, is a cgroup, whose processes are killed at its limit.
+    A container or a job of Slurm or Kubernetes is a cgroup, whose processes are killed at its limit.
 
     Args:
-        root: of the file system.
+        root: the root of the file system.
     """
     machine = re.search(r"^MemAvailable: +(\d+) kB$", _text(root / "proc/meminfo"), re.M)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -64,15 +64,15 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
-    """Yield what is left below each limit that holds for this process."""
+    """Yield the bytes that are left below each cgroup limit for this process."""
     # A line is `hierarchy:controllers:path`.
     lines = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines() if line.count(":") >= 2]
     paths = {path.strip("/") for _, controllers, path in lines if controllers in ("", "memory")}
     for mount, limit, used in _CGROUPS:
         for path in sorted(paths):
             own = root / mount / path
-            # Limits of the groups around count too. In a container the path may be the host's, of which only the
-            # container's own part is there, as the root.
+            # The limits of parent groups count too. In a container the path may be the host's, although the container
+            # sees only its own group, as the root.
             for folder in (own, *own.parents):
                 values = [_text(folder / name).strip() for name in (limit, used)]
                 if all(map(str.isdecimal, values)):
@@ -83,7 +83,7 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
 
 
 def _of_hierarchy(stat: str) -> str:
-    """Return the lines of a cgroup's figures that count the groups in it too, where version 1 has both."""
+    """Return the lines of `memory.stat` that include child groups. In version 1 these begin with `total_`."""
     totals = [line for line in stat.splitlines() if line.startswith("total_")]
     return "\n".join(totals) if totals else stat
 
@@ -96,10 +96,10 @@ def _text(path: Path) -> str:
 
 
 def check_memory(args: Namespace, root: Path = Path("/")) -> None:
-    """Raise `NCAPluginError` for a run that this machine has no memory for, by a lower bound: it would end halfway.
+    """Raise `NCAPluginError` if a lower bound of a run's memory exceeds the available memory.
 
     Args:
-        args: Megatron-LM's, validated.
+        args: Megatron-LM's validated arguments.
         root: see `available_memory`.
     """
     layers = args.num_layers / args.pipeline_model_parallel_size
@@ -108,13 +108,13 @@ def check_memory(args: Namespace, root: Path = Path("/")) -> None:
     embedding = (args.padded_vocab_size or 0) * hidden
     mlp = 2 * hidden * args.ffn_hidden_size / ranks
     if args.num_experts:
-        # Some layers may have no experts: each is counted as the smaller kind.
+        # Some layers may have no experts, so that the smaller kind of MLP counts.
         experts = 2 * hidden * args.moe_ffn_hidden_size * args.num_experts
         experts /= args.expert_model_parallel_size * args.expert_tensor_parallel_size
         mlp = experts if args.moe_layer_freq == 1 else min(experts, mlp)
-    # Of the low ranks of multi-latent attention nothing is counted.
+    # The low-rank projections of multi-latent attention are not counted.
     attention = 0 if args.multi_latent_attention else 2 * hidden * args.kv_channels * args.num_attention_heads / ranks
-    # Weights, the input of each layer, and the scores of one layer's attention.
+    # The activations counted are the input of each layer and the attention scores of one layer.
     weights = _BYTES_PER_WEIGHT * (embedding / ranks + layers * (mlp + attention))
     activations = 2 * tokens * (layers * hidden + args.num_attention_heads * args.seq_length) / ranks
     available = available_memory(root)
@@ -134,10 +134,10 @@ def _is_given(args: Namespace, name: str, options: OptionNames) -> bool:
 
 
 def check_cpu_mode(args: Namespace, options: OptionNames) -> None:
-    """Raise `NCAPluginError`, with all of them, if arguments need a GPU, and print those that have no effect.
+    """Raise `NCAPluginError` with all arguments that need a GPU, and print those that have no effect.
 
     Args:
-        args: Megatron-LM's, parsed; those of `CPU_ARGUMENTS` among them.
+        args: Megatron-LM's parsed arguments, including `CPU_ARGUMENTS`.
     """
     given = [n for n in _NEEDS_GPU if n in options.actions and _is_given(args, n, options)]
     given += [n for n, values in _VALUES_NEED_GPU.items() if n in options.actions and getattr(args, n) in values]

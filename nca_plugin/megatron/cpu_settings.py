@@ -1,11 +1,11 @@
-"""Settings of Megatron-Bridge and NeMo 2 that CPU mode changes, and those that it refuses."""
+"""Settings of Megatron-Bridge and NeMo 2 that CPU mode changes, and settings that it refuses."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from nca_plugin.errors import NCAPluginError
 
-#: Values by section and field that a run without a GPU needs.
+#: The values that a run without a GPU needs, by section and field.
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "model": {
         "transformer_impl": "local",
@@ -37,7 +37,7 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-#: Fields that ask for what no run without a GPU can do, and that change its numbers: they are refused.
+#: Fields that need a GPU and change the numbers that a run computes, which are therefore refused.
 _NEEDS_GPU: Final = (
     *("fp8", "fp4", "fp8_param", "fp4_param", "qk_clip", "cpu_offloading", "use_kitchen", "optimizer_cpu_offload"),
     *("use_megatron_fsdp", "use_torch_fsdp2", "use_nsys_profiler", "record_memory_history"),
@@ -45,10 +45,10 @@ _NEEDS_GPU: Final = (
 
 
 def check_sections(sections: Mapping[str, Any]) -> None:
-    """Raise `NCAPluginError`, with all of them, for settings that need a GPU.
+    """Raise `NCAPluginError` with all settings that need a GPU.
 
     Args:
-        sections: of a configuration, by the user's names for them; those that are None are passed over.
+        sections: the sections of a configuration by the user's names for them, or None for a section without settings.
     """
     given = [
         f"{section}.{field}={value}"
@@ -63,10 +63,10 @@ def check_sections(sections: Mapping[str, Any]) -> None:
 
 
 def apply_settings(owner: Any, section: str, name: str | None = None) -> list[str]:
-    """Set the values of a section of `SETTINGS` that `owner` has. Returns what changed, as `key=value`.
+    """Set the values of a section of `SETTINGS` that `owner` has, and return the changes as `key=value`.
 
     Args:
-        name: how the user names the section, if otherwise.
+        name: how the user names the section; None if by `section`.
     """
     changes = []
     for field, value in SETTINGS[section].items():

@@ -1,7 +1,7 @@
-"""A `GPTDataset` whose data path may be a source URI, or a corpus that `nca-plugin generate` wrote.
+"""A `GPTDataset` whose data path may be a source URI or a corpus that `nca-plugin generate` wrote.
 
-One class for sources and files, because Megatron blends only datasets of one class: weights, splits, shuffling of
-blends and resuming stay Megatron's own. For a source no index is built: sample i is `source.sample(i)`, so start-up
+Sources and files share one class, because Megatron blends only datasets of one class. Weights, splits, shuffling of
+blends and resuming remain Megatron's. For a source no index is built: sample i is `source.sample(i)`, so that start-up
 time and memory do not depend on the length of the run.
 """
 
@@ -25,7 +25,7 @@ from nca_plugin.sources import Sample, Source, is_source, parse, short_uri
 
 _logger = logging.getLogger(__name__)
 
-#: Samples of what has no end: more than any run reads, and far from the largest number that an index may be.
+#: The length of a dataset without an end. No run reads as many samples, and indices stay far below the largest int64.
 ENDLESS: Final = 1 << 62
 
 
@@ -34,19 +34,19 @@ class SourceGPTDatasetConfig(GPTDatasetConfig):
     """A `GPTDatasetConfig` for a model that may have more ids than its tokenizer."""
 
     vocab_size: int | None = None
-    """Ids that the model has rows for; None if as many as the tokenizer's."""
+    """Number of ids for which the model has rows; None takes the tokenizer's number."""
 
     meter: SampleMeter | None = None
     """Counts the training samples of sources and corpora."""
 
 
 class SourceGPTDataset(GPTDataset):
-    """Samples of a source, of a corpus on disk, or of an indexed dataset of other origin where the path is one.
+    """Samples of a source, of a corpus, or of any other indexed dataset.
 
-    Sample i of a corpus is its document i, which is the source's sample i: the split of a run takes a range of the
-    documents, and a run that needs more begins again with the first. A sample is a dict: tokens and labels int64 [S],
-    loss_mask float32 [S], position_ids int64 [S], and attention_mask bool [1, S, S], true where masked, if the
-    configuration asks for one.
+    Sample i of a corpus is its document i, which is the source's sample i. A split takes a range of the documents, and
+    a run that needs more begins again with the first. A sample is a dict: tokens and labels int64 [S], loss_mask
+    float32 [S], position_ids int64 [S], and, if the configuration has `create_attention_mask`, attention_mask bool
+    [1, S, S], true where masked.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class SourceGPTDataset(GPTDataset):
     def numel_low_level_dataset(low_level_dataset: Source | IndexedSource | IndexedDataset) -> int:
         if isinstance(low_level_dataset, IndexedDataset):
             return GPTDataset.numel_low_level_dataset(low_level_dataset)
-        # A source's splits are streams, and a corpus needs no array of its documents: nothing for Megatron to divide.
+        # Megatron has no documents to divide into splits: the splits of a source are streams, and for those of a corpus
+        # `_Documents` has a range.
         return 0
 
     def _build_document_sample_shuffle_indices(self) -> tuple[Any, Any, Any]:
@@ -95,13 +96,13 @@ class SourceGPTDataset(GPTDataset):
             return super().__len__()
         if self.num_samples is None:
             return self._num_in_epoch()
-        # Megatron's samplers stop at the length, and a resumed run may need more than Megatron asked for.
+        # Megatron's samplers stop at the length, but a resumed run may need more samples than Megatron asked for.
         return ENDLESS
 
     def _num_in_epoch(self) -> int:
-        """Return the documents of an epoch; in full validation, with what fills the last batch.
+        """Return the number of documents of an epoch, which is rounded up to full batches in full validation.
 
-        Without it, Megatron would have the ranks that the last batch does not reach read their first documents again.
+        Otherwise, ranks without a document in the last batch would read their first documents again.
         """
         ranks = (self.config.data_parallel_size or 1) if self._is_full_validation() else 1
         return -(-self.dataset.num_documents // ranks) * ranks
@@ -121,7 +122,7 @@ class SourceGPTDataset(GPTDataset):
         with self._metered():
             sample = self.dataset.sample(0 if idx is None else int(idx), length)
         tokens = torch.from_numpy(sample.tokens).long()
-        # Index None asks for a sample that fills up a batch: it must not count.
+        # Index None asks for a sample that only fills a batch, so none of its targets count.
         loss_mask = np.zeros_like(sample.loss_mask) if idx is None else sample.loss_mask
         result = {
             "tokens": tokens[:-1].contiguous(),
@@ -139,7 +140,7 @@ class SourceGPTDataset(GPTDataset):
 
 
 class _Documents:
-    """The documents of a corpus that a split of a run reads."""
+    """The documents of a corpus that one split of a run reads."""
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class _Documents:
         num_samples: int | None,
         config: GPTDatasetConfig,
     ) -> None:
-        # Without --split, each split has data paths of its own.
+        # Without --split, each split has its own data paths.
         low, high = (0.0, 1.0) if config.split_matrix is None else config.split_matrix[split.value]
         self._dataset = dataset
         self._first = round(low * dataset.num_documents)
@@ -159,7 +160,7 @@ class _Documents:
                 "documents: give it more in --split, or data of its own"
             )
         epochs = (num_samples or 0) / max(1, self.num_documents)
-        # A blend asks for more than it takes.
+        # For a blend, Megatron asks for slightly more samples than it reads.
         if epochs > 1 + config.mid_level_dataset_surplus:
             message = f"the {split.name} split reads the documents of {dataset.prefix} {epochs:.2f} times"
             log_single_rank(_logger, logging.WARNING, message)
@@ -169,17 +170,17 @@ class _Documents:
 
 
 def is_ours(path: str) -> bool:
-    """Whether a data path names a source or a corpus, rather than an indexed dataset of other origin."""
+    """Return whether a data path names a source or a corpus, not any other indexed dataset."""
     return is_source(path) or is_generated(path)
 
 
 def open_path(path: str) -> Source | IndexedSource:
-    """Return the corpus or the source that a data path names. Raises `NCAPluginError` if it cannot be."""
+    """Return the corpus or source that a data path names. Raises `NCAPluginError` if it cannot be opened."""
     return IndexedSource(path) if is_generated(path) else parse(path)
 
 
 def check_ids(batch: Mapping[str, torch.Tensor | None], rows: int, what: str) -> None:
-    """Raise `NCAPluginError` for ids that a model has no rows for: the index of text does not say which it has."""
+    """Raise `NCAPluginError` for ids for which a model has no rows. The index of a text does not say its vocabulary."""
     tensors = map(batch.get, ("tokens", "labels"))
     highest = max((int(tensor.max()) for tensor in tensors if tensor is not None), default=0)
     if highest >= rows:
@@ -198,10 +199,10 @@ def check_fit(source: Source | IndexedSource, seq_length: int, vocab_size: int |
 
 
 def check_vocabulary(source: Source | IndexedSource, vocab_size: int, way_out: str) -> None:
-    """Raise `NCAPluginError` if `source` has more ids than a model has rows for.
+    """Raise `NCAPluginError` if `source` has more ids than a model has rows.
 
     Args:
-        way_out: how the user gives a model a larger vocabulary, with `{}` for the ids that it needs.
+        way_out: how the user gives the model a larger vocabulary, with `{}` for the number of ids that it needs.
     """
     if vocab_size < source.vocab_size:
         name = f"dataset {source.prefix}" if isinstance(source, IndexedSource) else f"source {short_uri(source)}"

@@ -30,7 +30,7 @@ from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
 from nca_plugin.megatron.text_datasets import check_text, parts
 
-#: Megatron's, where paths are given and no split is.
+#: Megatron's default for data paths without a split.
 _DEFAULT_SPLIT: Final = "969, 30, 1"
 
 
@@ -40,19 +40,19 @@ def provider(
     meter: SampleMeter | None = None,
     announce: Callable[[str], None] = print_rank_0,
 ) -> list[Any]:
-    """Return the train, validation and test datasets of the run's arguments, None where a rank needs none.
+    """Return the train, validation and test datasets of the run's arguments; None for those this rank does not need.
 
-    Data paths may be source URIs, alone or in blends with indexed datasets. Without any, the datasets are Megatron's
-    own classes.
+    Data paths may be source URIs, alone or in blends with indexed datasets. Without a source or corpus, the datasets
+    are of Megatron's own classes.
 
     Args:
         meter: counts the training samples.
-        announce: is given the lines that say what the run trains on.
+        announce: is called with each line that says what the run trains on.
     """
     args = get_args()
     has_source = any(map(is_ours, data_paths(args)))
     if has_source:
-        # Again for a script of a user's own, which does not check its arguments first.
+        # The launcher has checked this before, but a training script of the user's own has not.
         check_order(args)
     data = described_data(args)
     config = _dataset_config(args, meter)
@@ -69,7 +69,7 @@ def provider(
     is_built = partial(_is_dataset_built_on_rank, vp_stage)
     num_samples = needed_samples(args, train_val_test_num_samples)
     datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_class, num_samples, is_built, config).build()
-    # Once: a rank of virtual stages calls this for each of them.
+    # A rank calls this for each of its virtual stages, but prints only once.
     if datasets[0] is not None and data is not None and not vp_stage:
         for line in announcements(data, num_samples[0] or 0):
             announce(line)
@@ -81,12 +81,12 @@ def provider(
     return datasets
 
 
-# Every rank calls the provider; Megatron then skips its own broadcast of the data sets' presence.
+# Every rank calls the provider, so that Megatron need not broadcast which datasets there are.
 provider.is_distributed = True  # type: ignore[attr-defined]
 
 
 def data_paths(args: Any) -> list[str]:
-    """Return the data paths of Megatron's arguments, those of all splits, without weights."""
+    """Return the data paths of all splits in Megatron's arguments, without weights."""
     return [path for blend in filter(None, _blends(args)) for path in blend[0]]
 
 
@@ -103,12 +103,12 @@ def _blends(args: Any) -> list[Any]:
 
 
 def check_arguments(args: Any) -> None:
-    """Raise `NCAPluginError` if the run cannot be done, or its model cannot train on its sources.
+    """Raise `NCAPluginError` if the run is impossible, or its model cannot train on its data.
 
-    Needs the parsed arguments only: it is called before any model is built.
+    This needs only the parsed arguments, and is called before a model is built.
     """
     if args.data_args_path is not None and args.split is None:
-        # Megatron has a default for the paths of a command line only.
+        # Megatron has a default split only for data paths on the command line.
         args.split = _DEFAULT_SPLIT
     check_paths(data_paths(args))
     for paths, weights in filter(None, _blends(args)):
@@ -124,7 +124,7 @@ def check_arguments(args: Any) -> None:
         return
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     validation = None if args.full_validation else args.eval_iters
-    # Such a run may end before its last iteration, or have begun with other batches.
+    # Such a run may end before its last iteration, or have begun with another batch size.
     is_cut = args.skip_train or args.exit_interval or args.exit_duration_in_mins or checkpoint_exists(args.load)
     training = 1 if is_cut else args.train_samples or args.train_iters * args.global_batch_size
     num_samples = (training, validation, args.eval_iters)
@@ -151,7 +151,8 @@ def _is_dataset_in_object_storage(path: str) -> bool:
     try:
         return size_of(path + ".next") is not None
     except NCAPluginError:
-        # Megatron has clients of its own; without fsspec's nobody can tell, nor can have written a corpus there.
+        # Megatron has its own clients. Without fsspec, the files cannot be seen, but no corpus can have been written
+        # there either.
         return False
 
 
@@ -190,7 +191,7 @@ def _dataset_config(args: Any, meter: SampleMeter | None) -> SourceGPTDatasetCon
 
 
 def _vocab_size(args: Any, tokenizer: Any) -> int:
-    """Return the ids that the model has rows for: the tokenizer's and Megatron's padding, or --padded-vocab-size."""
+    """Return the number of embedding rows: --padded-vocab-size, or the tokenizer's ids with Megatron's padding."""
     return int(args.padded_vocab_size or tokenizer.vocab_size)
 
 

@@ -1,6 +1,6 @@
-"""What a process does once about the device that Megatron runs on, before Megatron is imported and before CUDA is used.
+"""Prepares a process for the device on which Megatron runs, before Megatron is imported and CUDA is used.
 
-Importing this takes the standard library only: `nca-plugin doctor` does.
+Importing this module needs only the standard library, because `nca-plugin doctor` imports it.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Final
 from nca_plugin.errors import NCAPluginError
 
 _CONNECTIONS: Final = "CUDA_DEVICE_MAX_CONNECTIONS"
-#: The first architecture that communicates and computes at the same time without it: Blackwell.
+#: Blackwell, the first architecture that overlaps communication and computation without this limit.
 _NEEDS_NO_LIMIT: Final = 10
 
 
 @functools.cache
 def prepare() -> bool:
-    """Prepare this process for Megatron, which is imported: call it before anything else imports it.
+    """Prepare this process for Megatron and import it. Call this before anything else imports Megatron.
 
-    Asked again, it changes nothing more: afterwards CUDA is there as far as anyone can tell.
+    Further calls only return the first result. They could not find it again, since CPU mode makes CUDA seem available.
 
     Returns:
         Whether the process is in CPU mode, because there is no CUDA device.
     """
-    # Importing torch takes seconds.
+    # Imported only here, because torch takes seconds.
     from nca_plugin.megatron import cpu
 
     is_cpu_mode = cpu.is_needed()
     if is_cpu_mode:
         cpu.enable()
-    # Imports Megatron.
+    # This imports Megatron, so it comes after CPU mode is enabled.
     from nca_plugin.megatron import plain_torch
 
     plain_torch.complete()
@@ -40,28 +40,28 @@ def prepare() -> bool:
 
 
 def limit_connections(args: Namespace) -> str | None:
-    """Set the variable of CUDA that Megatron insists on for some runs, unless the user has set it.
+    """Set CUDA_DEVICE_MAX_CONNECTIONS if Megatron needs it for this run and the user has not set it.
 
     Args:
-        args: Megatron-LM's, parsed.
+        args: Megatron-LM's parsed arguments.
 
     Returns:
-        What was set, as `NAME=value`; None if nothing was.
+        The setting, as `NAME=value`; None if nothing was set.
 
     Raises:
-        NCAPluginError: the user has set a value that Megatron refuses.
+        NCAPluginError: if the user has set a value that Megatron refuses.
     """
     is_parallel = args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1
-    # A checkpoint's layout is not known before it is loaded.
+    # If the layout comes from a checkpoint, it is not known yet.
     if not is_parallel and not args.use_mp_args_from_checkpoint_args:
         return None
     if args.use_torch_fsdp2 or args.use_megatron_fsdp or args.overlap_moe_expert_parallel_comm:
-        # They want more connections than one.
+        # These need more than one connection.
         return None
     given = os.environ.get(_CONNECTIONS)
     if given == "1":
         return None
-    # Before the device is asked, because CUDA reads it when it starts.
+    # This comes before the device is queried, because CUDA reads the variable when it starts.
     os.environ[_CONNECTIONS] = "1"
     if _architecture() >= _NEEDS_NO_LIMIT:
         _restore(given)
@@ -85,7 +85,7 @@ def _restore(given: str | None) -> None:
 
 
 def _architecture() -> int:
-    """Return the first number of the device's compute capability, of the device that Megatron looks at."""
+    """Return the major compute capability of the device that Megatron looks at."""
     import torch
 
     return int(torch.cuda.get_device_properties("cuda:0").major)

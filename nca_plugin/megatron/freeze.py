@@ -1,4 +1,4 @@
-"""Parameters that a stage does not train, by the selectors of `nca-plugin transfer`."""
+"""Freezes the parameters of a stage that selectors of `nca-plugin transfer` name."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _LAYER: Final = re.compile(r"(.*decoder\.layers)\.(\d+)\.(.+)")
 
 
 def read_freeze_list(path: Path) -> list[str]:
-    """Return the selectors of a file, one on each line. Raises `NCAPluginError` if it cannot be read or has none."""
+    """Return the selectors in a file, one for each line. Raises `NCAPluginError` if it cannot be read or has none."""
     selectors = [line.strip() for line in read_lines(path, "--freeze-list") if line.strip()]
     if not selectors:
         raise NCAPluginError(f"--freeze-list {path} names nothing")
@@ -24,16 +24,16 @@ def read_freeze_list(path: Path) -> list[str]:
 
 
 def freeze(chunks: Sequence[torch.nn.Module], selectors: Sequence[str], num_layers: int) -> Sequence[torch.nn.Module]:
-    """Switch off the gradients of what selectors name, and return the chunks: a pre-wrap hook of Megatron's models.
+    """Switch off the gradients of parameters that selectors name, and return the chunks. This is a pre-wrap hook.
 
-    Every rank has to call it, for its own part of the model.
+    Every rank has to call it for its own part of the model.
 
     Args:
         chunks: the parts of the model on this rank.
-        num_layers: of the whole model.
+        num_layers: number of layers of the whole model.
 
     Raises:
-        NCAPluginError: an unknown selector, or one that matches no parameter on any rank.
+        NCAPluginError: if a selector is unknown, or matches no parameter on any rank.
     """
     parsed = [parse_selector(text, num_layers) for text in selectors]
     counts = torch.zeros(len(parsed), dtype=torch.int64)
@@ -53,7 +53,7 @@ def freeze(chunks: Sequence[torch.nn.Module], selectors: Sequence[str], num_laye
 
 
 def _matches(selector: Selector, chunk: torch.nn.Module, name: str) -> bool:
-    """Whether a selector names a parameter, whose layer a pipeline stage counts from 0."""
+    """Return whether a selector names a parameter. In `name`, layers of a pipeline stage are counted from 0."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return selector.matches(name, parameter(name), None)

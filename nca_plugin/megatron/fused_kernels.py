@@ -1,7 +1,8 @@
-"""Kernels of Transformer Engine and of NVIDIA's Apex: the arguments that a run on CUDA needs where they are missing.
+"""Finds the arguments that a run on CUDA needs without the kernels of Transformer Engine or of NVIDIA's Apex.
 
-By default Megatron uses both packages, and a run without them would end in one traceback after the other. The
-conditions are those of megatron-core 0.19.2. Importing this takes the standard library only: `nca-plugin doctor` does.
+By default Megatron uses both packages, and without them a run would fail again and again, each time for another kernel.
+The conditions are those of megatron-core 0.19.2. Importing this module needs only the standard library, because
+`nca-plugin doctor` imports it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from typing import Final
 
 from nca_plugin.errors import NCAPluginError
 
-#: Adds every argument that a run needs.
+#: The option that adds all arguments that a run needs.
 OPTION: Final = "--local-kernels"
-#: The same in a Hydra configuration.
+#: The override that does the same in a Hydra configuration.
 HYDRA_OVERRIDE: Final = "+kernels=local"
 
-#: Apex is built with or without each of its extensions.
+#: Extensions of Apex, each of which may be left out when it is built.
 GRADIENT_EXTENSION: Final = "fused_weight_gradient_mlp_cuda"
 SOFTMAX_EXTENSION: Final = "scaled_masked_softmax_cuda"
 
-#: What of Megatron-LM's arguments decides, with the values that it has in a run that names none of them.
+#: The arguments of Megatron-LM that decide which kernels a run uses, with their defaults.
 _DEFAULTS: Final = {
     "transformer_impl": "transformer_engine",
     "no_persist_layer_norm": False,
@@ -40,25 +41,25 @@ _DEFAULTS: Final = {
 
 @dataclass(frozen=True)
 class Kernels:
-    """What Megatron finds of both packages."""
+    """The packages and extensions that Megatron finds."""
 
     has_transformer_engine: bool = True
 
     has_apex: bool = True
-    """NVIDIA's, for its layer norm."""
+    """Whether NVIDIA's Apex is installed, for its layer norm."""
 
     has_gradient_extension: bool = True
-    """Apex's, which adds the gradient of a weight to the sum over micro-batches."""
+    """Whether Apex has the extension that adds the gradient of a weight to the sum over micro-batches."""
 
     has_softmax_extension: bool = True
-    """Apex's, which scales and masks scores of attention."""
+    """Whether Apex has the extension that scales and masks attention scores."""
 
 
 _ALL: Final = Kernels()
 
 
 def installed() -> Kernels:
-    """Return what there is, by the imports that Megatron decides by. The process has to be prepared for Megatron."""
+    """Return the installed kernels, found by the same imports as in Megatron. Call `device.prepare` first."""
     from megatron.core.extensions.transformer_engine import HAVE_TE
 
     return Kernels(HAVE_TE, *map(_can_be_imported, ("apex", GRADIENT_EXTENSION, SOFTMAX_EXTENSION)))
@@ -76,22 +77,22 @@ def needed_arguments(args: Namespace, kernels: Kernels) -> list[str]:
     """Return the arguments that a run lacks, as a command line spells them.
 
     Args:
-        args: Megatron-LM's, parsed; validated or not.
+        args: Megatron-LM's parsed arguments, validated or not.
     """
     is_local = args.transformer_impl == "local" or not kernels.has_transformer_engine
-    # Apex has a layer norm only.
+    # Apex has a LayerNorm, but no RMSNorm.
     has_torch_norms = is_local and (not kernels.has_apex or args.normalization == "RMSNorm")
-    # A checkpoint's arguments are not known before they are loaded.
+    # If the arguments come from a checkpoint, they are not known yet.
     may_have_rope = (
         args.position_embedding_type == "rope" or args.use_rotary_position_embeddings or args.use_checkpoint_args
     )
     has_fused_rope = args.apply_rope_fusion and may_have_rope
-    # Other sequences than the run's, such as an evaluation's, have it too: its length makes no difference.
+    # The sequence length is not considered, because an evaluation may have another one.
     has_fused_softmax = is_local and args.masked_softmax_fusion and (args.bf16 or args.fp16)
     is_lacking = {
         "--transformer-impl local": args.transformer_impl != "local" and not kernels.has_transformer_engine,
         "--no-persist-layer-norm": has_torch_norms and not args.no_persist_layer_norm,
-        # Whatever layers are made of, the output layer is Megatron's own.
+        # Even with layers of Transformer Engine, the output layer is Megatron's own.
         "--no-gradient-accumulation-fusion": args.gradient_accumulation_fusion and not kernels.has_gradient_extension,
         "--no-rope-fusion": has_fused_rope and not kernels.has_transformer_engine,
         "--no-masked-softmax-fusion": has_fused_softmax and not kernels.has_softmax_extension,
@@ -100,13 +101,13 @@ def needed_arguments(args: Namespace, kernels: Kernels) -> list[str]:
 
 
 def check_kernels(args: Namespace, kernels: Kernels) -> None:
-    """Refuse what the kernels at hand cannot do: Megatron would leave it out in silence, or end as it builds the model.
+    """Refuse options that the installed kernels cannot do, which Megatron would ignore or fail on late.
 
     Args:
-        args: Megatron-LM's, parsed.
+        args: Megatron-LM's parsed arguments.
 
     Raises:
-        NCAPluginError: the run asks for something that only Transformer Engine has.
+        NCAPluginError: if the run needs Transformer Engine and it is not installed.
     """
     if kernels.has_transformer_engine:
         return
@@ -120,7 +121,7 @@ def check_kernels(args: Namespace, kernels: Kernels) -> None:
         "--hybrid-layer-pattern without a --spec of your own": (
             args.hybrid_layer_pattern is not None and has_spec_of_megatron(args)
         ),
-        # Apex has a layer norm only.
+        # Apex has a LayerNorm, but no RMSNorm.
         "--normalization RMSNorm beside Apex": args.normalization == "RMSNorm" and kernels.has_apex,
     }
     if asked := [option for option, is_there in is_asked.items() if is_there]:
@@ -131,15 +132,15 @@ def check_kernels(args: Namespace, kernels: Kernels) -> None:
 
 
 def has_spec_of_megatron(args: Namespace) -> bool:
-    """Whether a run's layers are made as Megatron, rather than a module of the user's, says."""
+    """Return whether a run's layer spec is one of Megatron's, not of a user's module."""
     return args.spec is None or args.spec[0].startswith("megatron.")
 
 
 def added_arguments(args: Namespace, kernels: Kernels) -> list[str]:
-    """Return what `--local-kernels` adds to a run's arguments; nothing if it lacks nothing.
+    """Return the arguments that `--local-kernels` adds to a run.
 
     Raises:
-        NCAPluginError: the run lacks some, and does not have the option.
+        NCAPluginError: if the run lacks arguments and does not have the option.
     """
     needed = needed_arguments(args, kernels)
     if needed and not args.local_kernels:
@@ -152,7 +153,7 @@ def added_arguments(args: Namespace, kernels: Kernels) -> list[str]:
 
 
 def _missing(kernels: Kernels) -> str:
-    """Return the packages of which something is missing."""
+    """Return the packages that are missing, in whole or in part."""
     packages = [] if kernels.has_transformer_engine else ["Transformer Engine"]
     if not kernels.has_apex:
         packages.append("NVIDIA's Apex")
@@ -162,10 +163,10 @@ def _missing(kernels: Kernels) -> str:
 
 
 def described_needs(kernels: Kernels, others: Kernels = _ALL) -> str:
-    """Return what runs need that name none of the arguments, and which runs need some of them only.
+    """Return the arguments that every default run needs, and those that only some runs need, for people to read.
 
     Args:
-        others: what runs would need with these is left out.
+        others: kernels whose needs are left out.
     """
 
     def needs(**arguments: str | bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gaps between the ids of a tokenizer: Megatron counts the ids, and makes a model with fewer rows than the highest."""
+"""Checks for gaps between a tokenizer's ids. Megatron counts the ids, so that the highest may have no embedding row."""
 
 import math
 from argparse import Namespace
@@ -13,11 +13,11 @@ def check_gaps(args: Namespace) -> None:
     """Raise `NCAPluginError` if the model has no embedding row for some id of a Hugging Face tokenizer.
 
     Args:
-        args: Megatron-LM's, validated.
+        args: Megatron-LM's validated arguments.
     """
     if args.tokenizer_type != "HuggingFaceTokenizer" or args.padded_vocab_size is None:
         return
-    # Megatron's tokenizer holds its library's, which holds that of transformers.
+    # Megatron's tokenizer wraps one of its library, which wraps that of transformers.
     tokenizer = getattr(getattr(get_tokenizer(), "_tokenizer", None), "tokenizer", None)
     ids = 0 if tokenizer is None else num_ids(tokenizer)
     if ids > args.padded_vocab_size:

@@ -1,4 +1,4 @@
-"""What is printed while a run is set up, kept back until it is known that the run begins."""
+"""Holds back what is printed while a run is set up, until it is known that the run begins."""
 
 import contextlib
 import io
@@ -11,8 +11,10 @@ from nca_plugin.errors import NCAPluginError
 
 
 class HeldOutput(io.TextIOBase):
-    """Stands for a stream and keeps what is written, until it passes on what is written later: a logger that has been
-    set up meanwhile goes on writing to it."""
+    """Stands for a stream and keeps what is written until `release`.
+
+    After that it passes everything on, because a logger that was set up meanwhile may keep writing to it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,10 +45,12 @@ class HeldOutput(io.TextIOBase):
 
 @contextlib.contextmanager
 def held_output() -> Iterator[None]:
-    """Print what is printed in the context only when it ends, and not at all if it ends with an `NCAPluginError`: the
-    line that says what is wrong would be lost among hundreds."""
+    """Hold back the output within the context until its end, and drop it after an `NCAPluginError`.
+
+    The line of the error would be lost among hundreds of others.
+    """
     output, errors = HeldOutput(sys.stdout), HeldOutput(sys.stderr)
-    # Megatron sets one up as it is imported.
+    # Megatron sets up a handler when it is imported.
     loggers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
     held = {sys.stdout: output, sys.stderr: errors}
     before = {handler: handler.stream for handler in loggers if handler.stream in held}

@@ -1,4 +1,4 @@
-"""What a run of Megatron-LM trains on, in its arguments, which Megatron stores with every checkpoint."""
+"""Stores what a run of Megatron-LM trains on in its arguments, which Megatron saves with every checkpoint."""
 
 from typing import Any, Final
 
@@ -13,12 +13,12 @@ ALLOW_OTHER_DATA: Final = "--allow-other-data"
 
 
 def check_data(args: Any, loaded: LoadedCheckpoint | None) -> None:
-    """Add what a run trains on, and what came before, to its arguments; nothing without data paths.
+    """Add the lineage of a run to its arguments. Without data paths, nothing is added.
 
-    Only the first rank needs to: the others are told by `described_data`.
+    Only the first rank needs to call this. The others get the lineage from `described_data`.
 
     Raises:
-        NCAPluginError: the run would resume a checkpoint with other data, and its arguments do not allow that.
+        NCAPluginError: if the run would resume a checkpoint with other data, and its arguments do not allow that.
     """
     stored = _stored(args, loaded)
     if stored is not None:
@@ -26,11 +26,12 @@ def check_data(args: Any, loaded: LoadedCheckpoint | None) -> None:
 
 
 def described_data(args: Any) -> TrainingData | None:
-    """Return what a run trains on, None without data paths, after adding it and what came before to the arguments of
-    every rank, as the first one knows it. Every rank has to call this.
+    """Return what a run trains on, None without data paths, and add the first rank's lineage to every rank's arguments.
+
+    Every rank has to call this.
 
     Raises:
-        NCAPluginError: see `check_data`.
+        NCAPluginError: for the reasons of `check_data`.
     """
     stored = told_by_rank_0(
         lambda: getattr(args, KEY) if hasattr(args, KEY) else _stored(args, loaded_checkpoint(args))
@@ -47,7 +48,7 @@ def _stored(args: Any, loaded: LoadedCheckpoint | None) -> dict[str, Any] | None
         blend = blend_per_split[0]
     if blend is None:
         return None
-    # A script of a user's own has the option if it takes `add_arguments`.
+    # A training script of the user's own has the option only if it uses `add_arguments`.
     allows = getattr(args, ALLOW_OTHER_DATA.removeprefix("--").replace("-", "_"), None)
     option = ALLOW_OTHER_DATA
     if allows is None:

@@ -1,7 +1,6 @@
-"""Whether a run has the model, the optimizer and the schedule of the checkpoint that it loads.
+"""Checks that a run has the model, the optimizer and the schedule of the checkpoint that it loads.
 
-Megatron compares them after it has built the model, and names neither the arguments that differ nor those that settle
-it.
+Megatron compares them only after it has built the model, and names neither the arguments that differ nor a way out.
 """
 
 import re
@@ -16,12 +15,12 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.resumed import LoadedCheckpoint
 
 _STATE: Final = "opt_param_scheduler"
-#: Arguments beside sizes that decide which tensors a model has.
+#: Arguments besides sizes that decide which tensors a model has.
 _STRUCTURE: Final = (
     *("normalization", "untie_embeddings_and_output_weights", "add_qkv_bias", "qk_layernorm", "add_bias_linear"),
     *("swiglu", "multi_latent_attention", "num_experts", "hybrid_layer_pattern"),
 )
-#: Tensors that a model has only with an argument, or with another norm than RMSNorm.
+#: Patterns of tensors that a model has only with an argument, or without RMSNorm.
 _TENSORS: Final = {
     "normalization": r"norm[._]bias$",
     "untie_embeddings_and_output_weights": r"(^|\.)output_layer\.weight$",
@@ -29,26 +28,26 @@ _TENSORS: Final = {
     "qk_layernorm": r"\.q_layernorm\.",
     "add_bias_linear": r"linear_(proj|fc1|fc2)\.bias$",
 }
-#: That decide what is computed with the same tensors. A run with --finetune may begin with others.
+#: Arguments that decide what is computed with the same tensors. A run with --finetune may change them.
 _COMPUTATION: Final = (
     *("position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "squared_relu", "bf16", "fp16"),
     *("layernorm_epsilon", "apply_layernorm_1p", "use_rope_scaling"),
 )
-#: Selectors of what every transformer has, whatever its arguments are.
+#: Selectors of the parts that every transformer has, whatever its arguments are.
 _TRANSFORMER: Final = ("embedding", "attention.qkv", "attention.proj", "mlp", "final_norm")
 _BIASES: Final = "add_bias_linear"
 _OPTIMIZER: Final = ("optimizer", "use_distributed_optimizer")
-#: Where an option is not its argument's name, and of those the ones that it negates.
+#: Options that are not spelled like their arguments, and arguments whose options negate them.
 _SPELLING: Final = {"add_bias_linear": "--disable-bias-linear", "layernorm_epsilon": "--norm-epsilon"}
 _NEGATED: Final = ("add_bias_linear",)
 
 
 def check_loaded(args: Namespace, loaded: LoadedCheckpoint) -> None:
-    """Raise `NCAPluginError` if Megatron would refuse the model of a checkpoint or, where the run resumes it, its
-    optimizer or the schedule of its learning rate or weight decay."""
+    """Raise `NCAPluginError` if Megatron would refuse a checkpoint for its model or, in a resumed run, its optimizer or
+    the schedule of its learning rate or weight decay."""
     checkpoint = loaded.checkpoint
     folder, state = checkpoint.folder, checkpoint.common_state or {}
-    # What a transition may have left out is told by the tensors, which take longer to read than the state.
+    # Only a start may lack tensors that a transition left out. Reading the tensors takes longer than reading the state.
     is_start = not loaded.is_resumed or folder.name == RELEASE
     names = checkpoint.tensors.keys() if checkpoint.format == "torch_dist" and is_start else ()
     is_optimizer_loaded = loaded.is_resumed and not (args.no_load_optim or args.skip_train or folder.name == RELEASE)
@@ -92,14 +91,16 @@ def _model_differences(
         if not getattr(before, "no_save_optim", None):
             names += _OPTIMIZER
     if getattr(args, _BIASES, None) != getattr(before, _BIASES, None):
-        # It follows from that.
+        # A difference in add_qkv_bias follows from one in add_bias_linear.
         names = [name for name in names if name != "add_qkv_bias"]
     return [*differences, *filter(None, (_difference(name, vars(args), vars(before)) for name in names))]
 
 
 def _is_left_out(name: str, own: Mapping[str, Any], tensors: Collection[str]) -> bool:
-    """Whether a run does without tensors that a transition has left out of its start, whose arguments are those of
-    the run before."""
+    """Return whether a run has no tensor of an argument and the checkpoint has none either.
+
+    A transition may have left the tensor out, while the checkpoint's arguments are still those of the run before.
+    """
     tensor = _TENSORS.get(name)
     if not tensors or tensor is None or own.get(name) not in (False, "RMSNorm"):
         return False
@@ -107,7 +108,7 @@ def _is_left_out(name: str, own: Mapping[str, Any], tensors: Collection[str]) ->
 
 
 def _missing(names: Collection[str], args: Namespace) -> list[str]:
-    """Return what a transformer has and a checkpoint does not, by selectors: a transition may have left it out."""
+    """Return selectors of the parts that a checkpoint lacks, because a transition may have left them out."""
     has_other_layers = args.hybrid_layer_pattern or args.heterogeneous_layers_config_path or args.spec
     is_loaded_as_it_is = args.dist_ckpt_strictness != "assume_ok_unexpected"
     if not names or has_other_layers or args.experimental_attention_variant or is_loaded_as_it_is:
@@ -117,7 +118,7 @@ def _missing(names: Collection[str], args: Namespace) -> list[str]:
 
 
 def _difference(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
-    """Return how an argument differs; None if it does not, or the checkpoint does not have it."""
+    """Return how an argument differs; None if it does not, or if the checkpoint does not have it."""
     if name not in own or name not in stored or own[name] == stored[name]:
         return None
     if name == "hybrid_layer_pattern" and _layers(own[name]) == _layers(stored[name]):
@@ -130,15 +131,15 @@ def _difference(name: str, own: Mapping[str, Any], stored: Mapping[str, Any]) ->
 
 
 def _layers(pattern: str | None) -> str:
-    """Return the layers of a hybrid without the ends of pipeline stages."""
+    """Return the layers of a hybrid pattern without the marks between pipeline stages."""
     return (pattern or "").replace("|", "")
 
 
 def _sizes(args: Namespace) -> dict[str, Any]:
-    """Return the sizes that a model's tensors follow from, by their options."""
+    """Return the sizes that decide the shapes of a model's tensors, by their options."""
     values = vars(args)
     names = ["num_layers", "hidden_size", "num_attention_heads"]
-    # A size is not compared where other ones count.
+    # With experts, the size of their MLPs counts instead.
     names.append("moe_ffn_hidden_size" if values.get("num_experts") else "ffn_hidden_size")
     sizes = {f"--{name.replace('_', '-')}": values.get(name) for name in names}
     if not values.get("multi_latent_attention"):
@@ -153,7 +154,7 @@ def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> 
     stored = state.get(_STATE)
     if not isinstance(stored, dict):
         return
-    # Megatron counts in samples: the same iterations of another batch are another schedule.
+    # Megatron counts in samples, so that the same iterations with another batch size are another schedule.
     batch = getattr(state.get("args"), "global_batch_size", None) or args.global_batch_size
     differences = [
         f"{what} {_shown(value, args, key, args.global_batch_size, batch)}, in the checkpoint "
@@ -170,9 +171,9 @@ def _check_schedule(folder: Path, state: Mapping[str, Any], args: Namespace) -> 
 
 
 def _schedule(args: Namespace) -> dict[str, tuple[str, Any]]:
-    """Return the values that Megatron compares, by its names for them: the option and the value.
+    """Return the option and the value of everything that Megatron compares, by Megatron's names.
 
-    Megatron counts in samples, a user that gives iterations does not.
+    Steps are in samples, as Megatron counts them, even if the user gives iterations.
     """
     if args.train_iters:
         unit, length, batch = "iters", args.train_iters, args.global_batch_size
@@ -198,10 +199,11 @@ def _schedule(args: Namespace) -> dict[str, tuple[str, Any]]:
 
 
 def _shown(value: Any, args: Namespace, key: str, batch: int, other_batch: int) -> str:
-    """Return a value, of steps in the unit of the run's length, with the batch if it is another one on the other side.
+    """Return a value for people to read. Steps are in the unit of the run's length, with the batch size if it differs.
 
     Args:
-        batch: samples of an iteration on the side of the value.
+        batch: the global batch size on the side of the value, which may be the run or the checkpoint.
+        other_batch: the global batch size on the other side.
     """
     if key.endswith("_steps") and args.train_iters and isinstance(value, int | float):
         return f"{value / batch:g}" + (f" with --global-batch-size {batch}" if batch != other_batch else "")

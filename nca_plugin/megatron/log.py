@@ -1,4 +1,4 @@
-"""What a run of Megatron-LM reports of its data, where its own figures go: the log, TensorBoard and W&B."""
+"""Reports on the data of a Megatron-LM run, in the same places as Megatron's figures: log, TensorBoard and W&B."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ ForwardStep = Callable[[Any, torch.nn.Module], tuple[torch.Tensor, Callable[[tor
 
 
 def reporting(forward_step: ForwardStep, meter: SampleMeter) -> ForwardStep:
-    """Return a forward step that reports what a run trains on, too.
+    """Return a forward step that also reports on the data of the run.
 
     Args:
-        meter: that the run's dataset counts in.
+        meter: the meter in which the run's dataset counts.
     """
     reported = 0
 
@@ -40,11 +40,10 @@ def reporting(forward_step: ForwardStep, meter: SampleMeter) -> ForwardStep:
 
 
 def announcing(forward_step: ForwardStep, lines: list[str]) -> ForwardStep:
-    """Return a forward step that first prints lines, once: between what Megatron prints at its start and the first
-    iteration, where they are found.
+    """Return a forward step that first prints `lines` once, after Megatron's start-up output, where users find them.
 
     Args:
-        lines: to which those are added that are to be printed.
+        lines: the lines to print, to which others may be added until the first step.
     """
 
     def announcing_step(
@@ -58,12 +57,12 @@ def announcing(forward_step: ForwardStep, lines: list[str]) -> ForwardStep:
 
 
 def _report(meter: SampleMeter, iteration: int) -> None:
-    # Megatron's writers are the last rank's.
+    # Only the last rank has Megatron's writers.
     if not mpu.is_pipeline_last_stage(ignore_virtual=True):
         return
     milliseconds = torch.tensor(meter.milliseconds(), dtype=torch.float64, device="cuda")
     if mpu.get_tensor_model_parallel_world_size() > 1:
-        # The first tensor-parallel rank alone loads samples.
+        # Only the first tensor-parallel rank loads samples.
         torch.distributed.broadcast(
             milliseconds, mpu.get_tensor_model_parallel_src_rank(), group=mpu.get_tensor_model_parallel_group()
         )

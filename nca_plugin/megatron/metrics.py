@@ -1,7 +1,8 @@
-"""What a run reports of its data beside its losses, whichever stack trains.
+"""The figures that a run of any stack reports on its data besides the losses.
 
-`supervised tokens`: targets that count, of one global batch. `tokens`: trained on so far. `generator ms per sample`:
-what a worker of the data loader took to make one, or to read it from a corpus, on the rank that logs.
+`supervised tokens` is the number of supervised targets in a global batch, `tokens` the number of tokens trained on so
+far. `generator ms per sample` is the time in which a data loader's worker makes a sample, or reads it from a corpus, on
+the rank that logs.
 """
 
 import math
@@ -20,14 +21,13 @@ GENERATOR: Final = "generator ms per sample"
 
 
 class SampleMeter:
-    """Samples that were made and the seconds that they took, counted by the workers of a data loader in memory that
-    they share with the process that reads it.
+    """Counts the samples that a data loader's workers make and the seconds that they take, in shared memory.
 
-    Each worker has numbers of its own, so that there is no lock to hold when it is killed.
+    Each worker has its own numbers, so that it needs no lock, which it could hold when it is killed.
     """
 
     def __init__(self, num_workers: int) -> None:
-        # Two for each worker, and before them for the process itself, which loads if there are none.
+        # The first two numbers are for the process itself, which loads samples if there are no workers.
         self._values = RawArray("d", 2 * (num_workers + 1))
         self._read = (0.0, 0.0)
 
@@ -50,12 +50,12 @@ class SampleMeter:
 
 
 def write_progress(tokens: int, milliseconds: float, iteration: int, tensorboard: Any, wandb: Any) -> None:
-    """Write what does not come with the losses; no time where no sample was made since the last one.
+    """Write the figures that are not reported with the losses.
 
     Args:
-        tokens: trained on so far.
-        milliseconds: of a sample.
-        tensorboard, wandb: the writers of this rank, None where it has none.
+        tokens: number of tokens trained on so far.
+        milliseconds: time of a sample in ms; NaN, which is not written, if none was made.
+        tensorboard, wandb: the writers of this rank; None if it has none.
     """
     values: dict[str, float] = {TOKENS: tokens}
     if not math.isnan(milliseconds):
@@ -68,11 +68,11 @@ def write_progress(tokens: int, milliseconds: float, iteration: int, tensorboard
 
 
 def with_supervised_tokens(loss: Callable[[torch.Tensor], Any], parts: int) -> Callable[[torch.Tensor], Any]:
-    """Return a micro-batch's loss function of Megatron that reports `supervised tokens` too.
+    """Return a loss function of Megatron for a micro-batch that also reports `supervised tokens`.
 
     Args:
-        parts: micro-batches of a global batch, over all ranks: Megatron divides the sums of both numbers that are
-            reported over them, and what is wanted is the sum of the first.
+        parts: number of micro-batches of a global batch on all ranks. Megatron sums both reported numbers over them and
+            divides one sum by the other. With 1 / `parts` as the second number, the result is the sum of the first.
     """
 
     def counted(output: torch.Tensor) -> Any:

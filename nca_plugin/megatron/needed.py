@@ -1,18 +1,18 @@
-"""How many samples a run of Megatron-LM reads until it ends."""
+"""Computes how many samples a run of Megatron-LM reads until it ends."""
 
 from typing import Any
 
 from megatron.core.num_microbatches_calculator import get_current_global_batch_size, update_num_microbatches
 
-#: Of training, validation and test; None for an epoch.
+#: Numbers of samples of training, validation and test; None for one epoch.
 Samples = list[int | None]
 
 
 def needed_samples(args: Any, asked: Samples) -> Samples:
-    """Return the samples that a run reads, counted from the first one of the run that it resumes.
+    """Return the numbers of samples that a run reads until its end, including those before it was resumed.
 
-    Megatron asks for as many as if the whole run had its present batch sizes. A run that resumes one with larger
-    batches would find its data at an end.
+    Megatron asks for as many as if the whole run had its present batch size. If the batches were larger before, the
+    data would end too early.
     """
     train, valid, test = asked
     if not getattr(args, "iteration", 0) or args.skip_train or args.phase_transition_iterations:
@@ -21,7 +21,10 @@ def needed_samples(args: Any, asked: Samples) -> Samples:
 
 
 def changed_end(args: Any, asked: int | None) -> str | None:
-    """Return a warning if a run with so many samples ends with more or fewer, because it resumes another batch size."""
+    """Return a warning if a resumed run ends after another number of samples than `asked`; None if it does not.
+
+    That happens if the batch size has changed.
+    """
     if not getattr(args, "iteration", 0) or args.skip_train or args.phase_transition_iterations or asked is None:
         return None
     consumed, end = args.consumed_train_samples, _training(args)
@@ -52,7 +55,7 @@ def _validation(args: Any, asked: int | None) -> int | None:
     if not asked or not args.eval_interval:
         return asked
     done, skipped = (step // args.eval_interval for step in (args.iteration, args.start_eval_at_iter or 0))
-    # The last one follows the last iteration.
+    # One more evaluation follows the last iteration.
     evaluations = max(0, args.train_iters // args.eval_interval - max(done, skipped)) + 1
     batch = getattr(args, "eval_global_batch_size", None) or args.global_batch_size
     return max(asked, int(args.consumed_valid_samples) + evaluations * int(args.eval_iters) * int(batch))

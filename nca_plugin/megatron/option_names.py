@@ -1,4 +1,4 @@
-"""How a user writes Megatron-LM's arguments, for messages that name them."""
+"""Spells Megatron-LM's arguments as the user writes them, for messages."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -7,13 +7,18 @@ from typing import Any, Final
 
 import torch
 
-#: As options name them.
+#: The names of types in options.
 _DTYPES: Final = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "fp8"}
 
 
 @dataclass(frozen=True)
 class OptionNames:
-    """How the user writes each argument, and the values that a run has which does not name it."""
+    """Megatron's arguments, and how the user writes them.
+
+    Attributes:
+        actions: the parser's action of each argument, which has its default.
+        spelling: returns how the user writes an option such as `--lr`.
+    """
 
     actions: Mapping[str, argparse.Action]
     spelling: Callable[[str], str]
@@ -39,7 +44,7 @@ class OptionNames:
         if is_flag:
             return self.name(dest)
         if isinstance(value, list | tuple):
-            # As it can be typed: several values, or one that Megatron takes apart.
+            # The user types several values, or one value that Megatron splits.
             separate = " " if action.nargs is not None else ","
             joined = separate.join(map(str, value))
             return f"{self.name(dest)} {joined if action.nargs or isinstance(value, tuple) else f'[{joined}]'}"
@@ -47,10 +52,10 @@ class OptionNames:
         return f"{self.name(dest)} {text}"
 
     def is_negation(self, dest: str) -> bool:
-        """Whether the user can only write that an argument is not to be, such as `--no-rope-fusion`."""
+        """Return whether an argument's option can only switch it off, such as `--no-rope-fusion`."""
         return self.actions[dest].nargs == 0 and self.actions[dest].const is False
 
 
 def unreadable(option: str, value: str) -> str:
-    """Return what to say of a value that an option cannot be read from."""
+    """Return the message about a value that an option cannot have."""
     return f"{option} {value} cannot be read: --help-megatron shows what it takes"

@@ -1,14 +1,14 @@
-"""What makes the samples of a source, or their weights, depend on the layout of a run: the same for every stack."""
+"""Refuses settings of any stack with which a source's samples, or their weights, would depend on a run's layout."""
 
 from nca_plugin.errors import NCAPluginError
 
 
 def check_loader(kind: str, option: str) -> None:
-    """Raise `NCAPluginError` for a data loader that takes a source's samples in another order than their own.
+    """Raise `NCAPluginError` for a data loader that changes the order of a source's samples.
 
     Args:
-        kind: Megatron's type of the loader.
-        option: how the user writes it.
+        kind: Megatron's type of the data loader.
+        option: how the user writes the type.
     """
     if kind == "cyclic":
         raise NCAPluginError(
@@ -18,13 +18,13 @@ def check_loader(kind: str, option: str) -> None:
 
 
 def check_targets(context_parallel_size: int, is_per_token: bool, option: str, way_out: str, what: str) -> None:
-    """Raise `NCAPluginError` for context parallelism that gives unequal numbers of targets equal weights.
+    """Raise `NCAPluginError` if context parallelism would weight ranks equally that have unequal numbers of targets.
 
     Args:
         is_per_token: whether the loss is a mean over the targets of all ranks.
-        option: how the user writes the size.
-        way_out: what makes the loss such a mean.
-        what: is no target, in the data of the run.
+        option: how the user writes the context-parallel size.
+        way_out: the setting that makes the loss such a mean.
+        what: the part of a sample that has no targets.
     """
     if context_parallel_size > 1 and not is_per_token:
         raise NCAPluginError(

@@ -1,4 +1,4 @@
-"""Files and folders of a run's arguments: those that are read are there, those that are written can be."""
+"""Checks that the files that a run's arguments name can be read, and that it can write to its folders."""
 
 import json
 import os
@@ -18,9 +18,9 @@ _READ: Final = (
     *("vocab_file", "merge_file", "heterogeneous_layers_config_path", "tp_comm_overlap_cfg"),
     *("nccl_communicator_config_path", "te_precision_config_file", "kitchen_config_file"),
 )
-#: What a NullTokenizer, that of sources, does not look at.
+#: Files that only tokenizers of text read, not the NullTokenizer of sources.
 _OF_TEXT: Final = ("vocab_file", "merge_file")
-#: Others may be a folder, or a name on the hub.
+#: Types of tokenizers whose model is a file. For other types it may be a folder or a name on the hub.
 _TOKENIZERS_IN_A_FILE: Final = (
     *("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer"),
 )
@@ -37,9 +37,9 @@ def check_files(args: Namespace, name: Callable[[str], str], *, is_run: bool) ->
     Paths in object storage are left to Megatron.
 
     Args:
-        args: Megatron-LM's, parsed; validated or not.
-        name: how the user writes an argument.
-        is_run: whether anything is written now, and what earlier runs are to leave has to be there.
+        args: Megatron-LM's parsed arguments, validated or not.
+        name: returns how the user writes an argument.
+        is_run: whether the run follows. If not, files that earlier runs will write may be missing.
     """
     for argument in (*_READ, "save", "load", "pretrained_checkpoint"):
         if getattr(args, argument, None) == "":
@@ -71,7 +71,7 @@ def _local(args: Namespace, argument: str) -> Path | None:
 
 def _check_file(file: Path, option: str) -> None:
     try:
-        # What is no plain file, such as a pipe, may have no end, and can be read only once.
+        # A pipe might never end, and could be read only once.
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise NCAPluginError(f"{option} {file} is no file")
         with file.open("rb") as stream:
@@ -90,11 +90,11 @@ def _check_mapping(text: str | bytes, where: str) -> None:
 
 
 def _check_written(folder: Path) -> None:
-    """Raise `NCAPluginError` if nothing can be written to a folder, which need not exist."""
+    """Raise `NCAPluginError` if the process cannot write to a folder, which need not exist yet."""
     check_folder(folder)
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        # Permissions do not tell of all file systems that take no files.
+        # Permissions alone do not show whether a file system can be written to.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
@@ -102,7 +102,7 @@ def _check_written(folder: Path) -> None:
 
 
 def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
-    """Refuse a checkpoint that is not there, where the run cannot mean to begin without one."""
+    """Refuse a missing checkpoint if the run needs one."""
     from megatron.training.checkpointing import checkpoint_exists
 
     for argument in ("load", "pretrained_checkpoint"):
@@ -126,9 +126,9 @@ def _check_checkpoints(args: Namespace, name: Callable[[str], str]) -> None:
 
 
 def _check_tracker(folder: Path, args: Namespace, name: Callable[[str], str]) -> None:
-    """Say that a save folder holds iterations, and no file that says which: Megatron would begin anew without a word.
+    """Refuse a folder with iterations but without a tracker file, with which Megatron would begin anew silently.
 
-    In the folder that the run saves to, a save may have been cut off.
+    If the run saves to the same folder, the first save may have been interrupted, so that there is only a warning.
     """
     complete = sorted(path.parent.name for path in folder.glob("iter_*/metadata.json"))
     if not complete or args.ckpt_step:
@@ -141,7 +141,7 @@ def _check_tracker(folder: Path, args: Namespace, name: Callable[[str], str]) ->
 
 
 def _check_described(folder: Path) -> None:
-    """Refuse a checkpoint without the file by which Megatron tells its format: it would look for another one's."""
+    """Refuse a checkpoint without `metadata.json`, for which Megatron would assume another format."""
     if (folder / ".metadata").exists() and not (folder / "metadata.json").exists():
         raise NCAPluginError(f"checkpoint {folder} lacks metadata.json: copy all of it again")
 

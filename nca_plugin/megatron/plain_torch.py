@@ -1,5 +1,4 @@
-"""What the plain PyTorch parts of Megatron lack, which it falls back to without Transformer Engine and Apex, be it on a
-GPU or in CPU mode."""
+"""Completes the plain PyTorch parts to which Megatron falls back without Transformer Engine and Apex, on any device."""
 
 import copy
 import functools
@@ -11,15 +10,15 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 
 def complete() -> None:
-    """Mend both for this process. Where Megatron uses Transformer Engine or Apex, nothing changes."""
+    """Patch norms and optimizer in this process. Where Megatron uses Transformer Engine or Apex, nothing changes."""
     _allow_sequence_parallel_norms()
     _let_distributed_adam_resume()
 
 
 def _allow_sequence_parallel_norms() -> None:
-    """Let torch's norms, which Megatron uses without Transformer Engine and Apex, run under `--sequence-parallel`.
+    """Allow PyTorch's norms under `--sequence-parallel`.
 
-    Megatron refuses them. What they lack is the mark by which it sums their gradients over tensor-parallel ranks.
+    Megatron refuses them, because they lack the mark by which it sums their gradients over tensor-parallel ranks.
     """
     make_norm = WrappedTorchNorm.__new__
 
@@ -36,11 +35,12 @@ def _allow_sequence_parallel_norms() -> None:
 
 
 def _let_distributed_adam_resume() -> None:
-    """Let a run with the distributed optimizer and torch's Adam, which takes the place of the fused ones, resume.
+    """Allow a run with the distributed optimizer and PyTorch's Adam, which replaces the fused ones, to resume.
 
-    Megatron asks for the state before the first step, in which torch makes it; the count of steps, which it stores for
-    a group of parameters, does not reach theirs; and a rank's part of parameters in float32 is a view of the model's,
-    which torch refuses to write to while it records gradients.
+    This solves three problems. Megatron needs the optimizer's state before the first step, in which PyTorch makes it.
+    Megatron stores the number of steps for a group of parameters, and does not copy it to each parameter's state. And a
+    rank's part of parameters in float32 is a view of the model's, to which PyTorch does not write while it records
+    gradients.
     """
     sharded_state_dict = DistributedOptimizer.sharded_state_dict
 
@@ -72,7 +72,7 @@ def _let_distributed_adam_resume() -> None:
     @functools.wraps(set_states)
     def set_states_with_any_step(self: Any, model_param: Any, tensors: Any) -> None:
         if isinstance(self.optimizer, torch.optim.Adam):
-            # megatron-core 0.15 asks for it; `load_state_dict` sets it then.
+            # megatron-core 0.15 needs this entry. `load_state_dict` sets its value afterwards.
             tensors = {"step": torch.tensor(0.0), **tensors}
         set_states(self, model_param, tensors)
 

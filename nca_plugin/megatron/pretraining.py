@@ -1,7 +1,7 @@
-"""Megatron's `pretrain`, started as Megatron-LM's pretrain_gpt.py starts it.
+"""Starts Megatron's `pretrain` as Megatron-LM's pretrain_gpt.py does.
 
-Its signature tells the releases apart: from 0.19 on it makes the model from a configuration; 0.18 takes a model
-provider, which is Megatron-LM's own file and not in the megatron-core wheel.
+Its signature depends on the release. From 0.19 on it builds the model from a configuration. 0.18 takes a model
+provider, which is in a file of Megatron-LM, but not in the megatron-core wheel.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from nca_plugin.megatron.log import announcing, reporting
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.step import forward_step
 
-#: What a model's parts on this rank go through before they are wrapped for data parallelism.
+#: Is called with the model's parts on this rank before they are wrapped for data parallelism, and returns them.
 PreWrapHook = Callable[[Sequence[torch.nn.Module]], Sequence[torch.nn.Module]]
 
 
 def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
-    """Train the GPT or hybrid model of Megatron's arguments on the data that `provider` finds in them.
+    """Train the GPT or hybrid model of Megatron's arguments on their data, which `provider` builds.
 
     Raises:
-        NCAPluginError: a release of Megatron that lacks what the run needs.
+        NCAPluginError: if this release of Megatron lacks something that the run needs.
     """
     model: dict[str, Any] = {}
     config = _model_config(args)
@@ -55,7 +55,7 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
         pretrain_cfg_container_from_args(args, config),
         metered_provider,
         model_type=ModelType.encoder_or_decoder,
-        # A run without data paths is Megatron's alone.
+        # Without data paths there is nothing to announce.
         forward_step_func=announcing(step, lines) if paths else step,
         get_embedding_ranks=partial(embedding_ranks, args),
         **model,
@@ -63,10 +63,10 @@ def pretrain(args: Namespace, hooks: Sequence[PreWrapHook] = ()) -> None:
 
 
 def needs_model_provider(function: Callable[..., Any]) -> bool:
-    """Whether a `pretrain` is that of megatron-core 0.18, which has to be given the model, rather than of 0.19.
+    """Return whether `pretrain` is that of megatron-core 0.18, which needs a model provider, rather than of 0.19.
 
     Raises:
-        NCAPluginError: it is older than both.
+        NCAPluginError: if it is older than both.
     """
     parameters = inspect.signature(function).parameters
     if "cfg_container" not in parameters:
@@ -75,10 +75,10 @@ def needs_model_provider(function: Callable[..., Any]) -> bool:
 
 
 def model_provider_of_megatron_lm(args: Namespace) -> Callable[..., Any]:
-    """Return what makes the model of Megatron's arguments with megatron-core 0.18.
+    """Return the model provider for megatron-core 0.18.
 
     Raises:
-        NCAPluginError: Megatron-LM's files are not on the path.
+        NCAPluginError: if Megatron-LM's files are not on the path.
     """
     builder = "gpt_builder" if args.hybrid_layer_pattern is None else "hybrid_builder"
     try:
@@ -94,8 +94,8 @@ def model_provider_of_megatron_lm(args: Namespace) -> Callable[..., Any]:
 def embedding_ranks(args: Namespace, pipeline: list[int]) -> list[int]:
     """Return the ranks of a pipeline that hold copies of the word embeddings, whose gradients Megatron sums.
 
-    They are on the first stage, on the last one where the output layer is tied to them, and where tokens further ahead
-    are predicted, which a pipeline layout may put on any stage.
+    They are on the first stage, on the last stage if the output layer is tied to the embeddings, and on the stages with
+    multi-token prediction, which a pipeline layout may put anywhere.
     """
     ranks = {pipeline[0], *get_mtp_ranks(pipeline, core_transformer_config_from_args(args))}
     if not args.untie_embeddings_and_output_weights:
@@ -104,16 +104,16 @@ def embedding_ranks(args: Namespace, pipeline: list[int]) -> list[int]:
 
 
 def check_configurations(args: Namespace) -> None:
-    """Make the configurations that `pretrain` makes, which check themselves, and throw them away.
+    """Make the configurations of `pretrain`, which check themselves, and throw them away.
 
-    Megatron prints while it makes them, and would print the same again.
+    Megatron's output is dropped, because `pretrain` will print the same again.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         pretrain_cfg_container_from_args(args, _model_config(args))
 
 
 def _model_config(args: Namespace) -> Any:
-    """Return Megatron's configuration of the model, None where 0.18 leaves it to Megatron-LM's files."""
+    """Return Megatron's configuration of the model; None if 0.18 leaves the model to Megatron-LM's files."""
     if args.hybrid_layer_pattern is not None:
         return argument_utils.hybrid_config_from_args(args)
     return None if needs_model_provider(megatron_pretrain) else argument_utils.gpt_config_from_args(args)

@@ -1,4 +1,4 @@
-"""What the first rank of a job reads for all of them."""
+"""Lets the first rank of a job read something for all ranks."""
 
 import os
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from nca_plugin.errors import NCAPluginError
 
 
 def is_rank_0() -> bool:
-    """Whether this process is the first rank of its job, or its only process."""
+    """Return whether this process is the first rank of its job, or its only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def told_by_rank_0[T](read: Callable[[], T]) -> T:
-    """Return on every rank what `read` returns on the first, so that a shared file system is read once for a job.
+    """Return on every rank what `read` returns on the first rank, so that a job reads a shared file system only once.
 
     Every rank has to call this at the same place. Without a process group each process reads for itself.
 
     Raises:
-        NCAPluginError: `read` raised one, which then every rank does.
+        NCAPluginError: on every rank, if `read` raises one on the first rank.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return read()

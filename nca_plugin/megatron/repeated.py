@@ -1,4 +1,4 @@
-"""Data of a blend that give the same samples as others of it, so that a run would train on these twice."""
+"""Finds parts of a blend that give the same samples, on which a run would train twice."""
 
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +10,7 @@ from nca_plugin.sources.details import generators
 
 
 def repeated(data: TrainingData) -> list[str]:
-    """Return a warning, with the way out, for each of the data that repeats samples of one before it."""
+    """Return a warning, with a way out, for each part of the blend that repeats samples of an earlier part."""
     warnings: dict[int, str] = {}
     for (_, first), (second, part) in combinations(enumerate(data.parts), 2):
         if second not in warnings and (warning := _warning(first, part)) is not None:
@@ -26,7 +26,7 @@ def _warning(first: DataPath, second: DataPath) -> str | None:
     elif first.uri is None or second.uri is None:
         return None
     elif is_generated(first.path) or is_generated(second.path):
-        # Parts of one corpus have one URI, and other samples.
+        # Two corpora may have the same URI and still different samples, if they are parts of one.
         if first.fingerprint != second.fingerprint:
             return None
         names = [part.path if is_generated(part.path) else short_uri(part.path) for part in (first, second)]
@@ -41,7 +41,7 @@ def _warning(first: DataPath, second: DataPath) -> str | None:
 
 
 def _is_same_file(first: str, second: str) -> bool:
-    # The files of an indexed dataset may be links of other names.
+    # The files of an indexed dataset may be links with other names.
     return first == second or any(
         Path(first + suffix).resolve() == Path(second + suffix).resolve() for suffix in ("", ".bin")
     )

@@ -1,4 +1,4 @@
-"""Which checkpoint a run of Megatron-LM loads, and whether it goes on from it."""
+"""Finds the checkpoint that a run of Megatron-LM loads, and whether the run resumes it."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class LoadedCheckpoint:
     """The checkpoint that a run loads.
 
     Attributes:
-        option: the argument that names it: load or pretrained_checkpoint.
-        is_resumed: whether the run goes on at its iteration, rather than at 0 with its weights.
+        option: the argument that names the checkpoint: load or pretrained_checkpoint.
+        is_resumed: whether the run continues at the checkpoint's iteration. Otherwise it begins at 0 with the weights.
     """
 
     option: str
@@ -25,14 +25,13 @@ class LoadedCheckpoint:
 
 
 def loaded_checkpoint(args: Namespace) -> LoadedCheckpoint | None:
-    """Return the checkpoint that Megatron will load, which is opened and not read; None where there is none, and for
-    one in object storage, where only Megatron looks.
+    """Return the checkpoint that Megatron will load, without reading it; None if there is none, or in object storage.
 
     Args:
-        args: Megatron-LM's, parsed.
+        args: Megatron-LM's parsed arguments.
 
     Raises:
-        NCAPluginError: a save folder whose tracker file names no checkpoint, or an iteration that is missing.
+        NCAPluginError: if the tracker file of a save folder names no checkpoint, or an iteration is missing.
     """
     option = next((name for name in ("load", "pretrained_checkpoint") if checkpoint_exists(getattr(args, name))), None)
     if option is None or not (path := Path(getattr(args, option))).is_dir():

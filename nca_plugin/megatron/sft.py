@@ -1,7 +1,7 @@
-"""Fine-tuning on examples of a task, through Megatron's SFT dataset.
+"""Fine-tuning on examples of a task, with Megatron's SFT dataset.
 
-One example is one sample: its prompt, its answer, the tokenizer's end-of-text id, and padding. The loss is that of the
-answer and the end alone. Examples are not packed, so that any attention will do.
+Each example is a sample: its prompt, its answer, the tokenizer's end-of-text id, and padding. Only the answer and the
+end-of-text id count in the loss. Examples are not packed, so that any attention can be used.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.text.examples import Example, read_examples
 
-#: A message of a conversation, as Megatron's SFT dataset asks for them; its content is ids rather than text.
+#: A message of a conversation for Megatron's SFT dataset. Its content is ids instead of text.
 Message = dict[str, Any]
 
 
 class TokenizedExamples:
-    """The examples of a file, as ids.
+    """The examples of a file as ids.
 
     Raises:
-        NCAPluginError: see `read_examples`; a tokenizer that is not one of text; an example that is longer than a
+        NCAPluginError: for the reasons of `read_examples` and `check_tokenizer`, or if an example is longer than a
             sequence.
     """
 
@@ -49,7 +49,7 @@ class TokenizedExamples:
 
     @property
     def num_answer_tokens(self) -> int:
-        """Tokens that an epoch learns, ends of answers among them."""
+        """Number of supervised tokens in an epoch: all answers with their end-of-text ids."""
         return sum(map(len, self._answers))
 
     def is_learned(self, index: int, seq_length: int) -> NDArray[np.bool_]:
@@ -61,7 +61,7 @@ class TokenizedExamples:
 
     def _check_lengths(self, path: str, examples: Sequence[Example], seq_length: int) -> None:
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(self._prompts, self._answers, strict=True)]
-        # The last token is a target only.
+        # The last token is only a target, so an example may be one token longer than a sequence.
         too_long = [index for index, length in enumerate(lengths) if length > seq_length + 1]
         if too_long:
             first = too_long[0]
@@ -73,12 +73,12 @@ class TokenizedExamples:
 
 
 class Conversations:
-    """What Megatron's SFT dataset asks of a tokenizer, for messages that are ids already."""
+    """The tokenizer for Megatron's SFT dataset, for messages that are ids already."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.eod: int = tokenizer.eod
-        # Any id will do: what counts is told by position.
+        # Padding may have any id, because targets are selected by position.
         self.pad: int = tokenizer.eod
         self.vocab_size: int = tokenizer.vocab_size
         self.unique_identifiers = tokenizer.unique_identifiers
@@ -86,7 +86,7 @@ class Conversations:
     def tokenize_conversation(
         self, conversation: list[Message], return_target: bool, add_generation_prompt: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids of a conversation, and the same as targets, those that are not learned as `IGNORE_INDEX`."""
+        """Return the ids of a conversation, and the same as targets, with `IGNORE_INDEX` where they do not count."""
         tokens = np.concatenate([message["content"] for message in conversation])
         targets = [
             message["content"] if message["role"] == "assistant" else np.full_like(message["content"], IGNORE_INDEX)
@@ -98,7 +98,7 @@ class Conversations:
 class ExampleDataset(SFTDataset):
     """Samples of examples: tokens, labels and position_ids int64 [S], loss_mask float32 [S].
 
-    Every epoch of training has an order of its own, which depends on the seed and the epoch only.
+    Every epoch of training has its own order, which depends only on the seed and the epoch.
     """
 
     dataset: TokenizedExamples
@@ -121,7 +121,7 @@ class ExampleDataset(SFTDataset):
         return TokenizedExamples(dataset_path, config.tokenizer.tokenizer, config.sequence_length)
 
     def announcement(self) -> str:
-        """Return what a training run learns, for its log."""
+        """Return the line for a run's log that says what it is fine-tuned on."""
         num_examples = len(self.dataset)
         return (
             f"fine-tuning on {num_examples:,} examples of {self.dataset_path}, {self.dataset.num_answer_tokens:,} "
@@ -138,13 +138,13 @@ class ExampleDataset(SFTDataset):
             "tokens": sample["tokens"],
             "labels": sample["labels"],
             "position_ids": sample["position_ids"],
-            # Megatron's own leaves out a label that is the padding's id, wherever it stands.
+            # Megatron's own mask drops every label with the id of the padding, also within an answer.
             "loss_mask": torch.from_numpy(learned).float(),
         }
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise `NCAPluginError` unless `tokenizer`, one of Megatron's, turns text into ids, and adds none of its own."""
+    """Raise `NCAPluginError` unless Megatron's tokenizer turns text into ids, adds none, and has an end-of-text id."""
     try:
         added = tokenizer.tokenize("")
     except ValueError as error:
@@ -166,7 +166,7 @@ def _ids(tokenizer: Any, text: str) -> NDArray[np.int64]:
 
 
 def _shuffled(indices: NDArray[Any], num_samples: int, seed: int) -> NDArray[Any]:
-    """Return the examples of a run in its order: all of them, then all of them again in another order."""
+    """Return the indices of a run's examples: all in one order, then all in another order, and so on."""
     epochs = -(-num_samples // len(indices))
     orders = [np.random.default_rng((seed, epoch)).permutation(indices) for epoch in range(epochs)]
     return np.concatenate(orders)[:num_samples]

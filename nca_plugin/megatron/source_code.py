@@ -1,4 +1,4 @@
-"""Megatron's source, read for messages: which statement failed, what it checks, and the arguments that it looks at."""
+"""Reads Megatron's source code for messages: which statement failed, its condition, and the arguments in it."""
 
 import ast
 import functools
@@ -16,8 +16,7 @@ HOLDERS: Final = ("args", "self", "config")
 
 
 def failed_condition(file: str, line: int) -> tuple[ast.expr | None, list[ast.expr]]:
-    """Return the condition that a statement at a line checks, or its expression, and those around it, innermost
-    first."""
+    """Return the condition or expression of the statement at a line, and the conditions around it, innermost first."""
     statements = statements_around(file, line)
     if not statements:
         return None, []
@@ -33,7 +32,7 @@ def failed_condition(file: str, line: int) -> tuple[ast.expr | None, list[ast.ex
 
 
 def argument_of(field: str) -> str:
-    """Return the argument that a field of Megatron's configuration is set from, by the source that sets it."""
+    """Return the argument from which Megatron sets a field of its configuration, as its source code says."""
     return _fields().get(field, field)
 
 
@@ -71,14 +70,14 @@ def _parsed(file: str) -> ast.Module:
 
 
 def function_of(frame: FrameType) -> ast.AST | None:
-    """Return the source of the function that a frame runs."""
+    """Return the source code of the function in a frame."""
     code = frame.f_code
     functions = (n for n in ast.walk(_parsed(code.co_filename)) if isinstance(n, ast.FunctionDef))
     return next((n for n in functions if n.name == code.co_name and _covers(n, code.co_firstlineno)), None)
 
 
 def arguments_in(node: ast.AST | None, options: OptionNames) -> list[str]:
-    """Return the arguments that a piece of source looks at, in its order."""
+    """Return the arguments that a piece of source code looks at, in order."""
     attributes = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Attribute)]
     attributes.sort(key=lambda n: (n.lineno, n.col_offset))
     found = [argument_of(n.attr) for n in attributes if isinstance(n.value, ast.Name) and n.value.id in HOLDERS]

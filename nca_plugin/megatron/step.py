@@ -1,4 +1,4 @@
-"""The forward step of a GPT model: what Megatron-LM's pretrain_gpt.py has and the megatron-core wheel leaves out."""
+"""The forward step of a GPT model, as in Megatron-LM's pretrain_gpt.py, which is not in the megatron-core wheel."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,9 +21,9 @@ from megatron.training.utils import is_first_or_last_pipeline_stage
 from nca_plugin.megatron.dataset import check_ids
 
 Batch = dict[str, torch.Tensor | None]
-# Megatron-LM's pretrain_gpt.py calls a loss of ten times the largest one seen a spike.
+# In Megatron-LM's pretrain_gpt.py, a loss of ten times the largest one so far is a spike.
 _SPIKE = 10
-# What says that samples are packed documents: 0.18 and 0.19 name it differently.
+# The argument that says that samples are packed documents. 0.18 and 0.19 name it differently.
 _PACKED = "has_cu_seqlens" if "has_cu_seqlens" in signature(get_batch_on_this_tp_rank).parameters else "is_sft"
 _BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
@@ -41,7 +41,7 @@ def forward_step(data_iterator: Iterator[Batch], model: torch.nn.Module) -> tupl
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    # Megatron calls this on the last stage alone, which has a mask.
+    # Megatron calls the loss only on the last stage, which has a mask.
     return output, partial(_loss, cast(torch.Tensor, batch["loss_mask"]))
 
 
@@ -62,7 +62,7 @@ def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch
     if tp_rank == 0:
         loaded = next(data_iterator)
         tensors = {key: loaded.get(key) for key in _BATCH_KEYS}
-        # On the host, where it waits for no device.
+        # Checked on the host, where this does not wait for the device.
         check_ids(tensors, args.padded_vocab_size, "a sample of the data")
         batch = {key: None if t is None else t.cuda(non_blocking=True) for key, t in tensors.items()}
     batch = get_batch_on_this_tp_rank(
@@ -87,7 +87,7 @@ def _next_batch(data_iterator: Iterator[Batch], model: torch.nn.Module) -> Batch
 
 
 def _loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the summed loss of the targets that count, their number, and both as Megatron reports them."""
+    """Return the summed loss of the supervised targets, their number, and both as Megatron reports them."""
     mask = loss_mask.view(-1).float()
     loss = torch.sum(output.view(-1).float() * mask)
     num_tokens = mask.sum().detach().to(torch.int)
@@ -96,7 +96,7 @@ def _loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _validate(loss: torch.Tensor) -> None:
-    """Let Megatron's rerun state machine judge the loss of this rank, before it is reduced over data parallel ranks."""
+    """Let Megatron's rerun state machine check this rank's loss before it is reduced over data-parallel ranks."""
     args, machine = get_args(), get_rerun_state_machine()
     if args.check_for_nan_in_loss_and_grad:
         for rejected, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):

@@ -1,7 +1,6 @@
-"""Indexed datasets of text: whether their files are whole, and whether each split that a run reads holds tokens.
+"""Checks that the files of indexed datasets are complete, and that each split that a run reads has tokens.
 
-Megatron maps the files into memory without looking at their sizes, and looks for ever for the first sample of a split
-without tokens.
+Megatron maps the files into memory without checking their sizes, and searches a split without tokens for ever.
 """
 
 import re
@@ -23,18 +22,19 @@ from nca_plugin.indexed.layout import HEADER, MAGIC
 from nca_plugin.indexed.source import IndexedSource, is_generated
 from nca_plugin.sources import is_source
 
-#: Numbers that Megatron reads, with what people put between and around them.
+#: Matches the numbers of a split, with the separators, quotes and brackets that Megatron ignores.
 _SPLIT: Final = re.compile(r"""[\s'"\[(]*(?:\d*\.?\d+|\d+\.)(?:[\s,/]+(?:\d*\.?\d+|\d+\.))*[\s,'"\])]*""")
-#: Lengths of sequences that are looked at together, until one is above 0.
+#: Number of document lengths that are read at once in the search for one above 0.
 _AT_ONCE: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class SplitShare:
-    """What a split of a run reads of a data path: documents from a share of them to another one.
+    """The documents of a data path that a split of a run reads.
 
     Attributes:
-        is_one_epoch: whether it reads them once, as Megatron does in a blend of several paths without weights.
+        low, high: the range, as shares of all documents.
+        is_one_epoch: whether they are read exactly once, as in a blend of several paths without weights.
     """
 
     split: str
@@ -45,14 +45,14 @@ class SplitShare:
 
 
 def parts(blend: Any, blend_per_split: Any, split: str | None, option: str) -> list[SplitShare]:
-    """Return what the splits of a run read, by the blends of Megatron's dataset configurations.
+    """Return what the splits of a run read, given the blends of Megatron's dataset configuration.
 
     Args:
-        split: shares of training, validation and test in the paths of `blend`.
-        option: how the user names them.
+        split: the shares of training, validation and test in the paths of `blend`.
+        option: how the user names the shares.
 
     Raises:
-        NCAPluginError: `split` is none.
+        NCAPluginError: if `split` is invalid.
     """
     if blend_per_split:
         blends = [(name, of_split) for name, of_split in zip(_names(), blend_per_split, strict=True) if of_split]
@@ -73,14 +73,14 @@ def _is_one_epoch(blend: Any) -> bool:
 
 
 def split_shares(split: str, option: str) -> list[float]:
-    """Return the shares of training, validation and test as Megatron reads them; their sum is 1.
+    """Return the shares of training, validation and test as Megatron reads them. Their sum is 1.
 
     Raises:
-        NCAPluginError: there are none.
+        NCAPluginError: if the split is invalid.
     """
     with np.errstate(invalid="ignore"):
         try:
-            # It looks for numbers, and passes over signs and all else.
+            # Megatron's function extracts numbers and ignores everything else, such as signs.
             shares = list(parse_and_normalize_split(split)) if _SPLIT.fullmatch(split) else []
         except (AssertionError, ValueError):
             shares = []
@@ -90,19 +90,21 @@ def split_shares(split: str, option: str) -> list[float]:
 
 
 def check_trains(split: str, option: str) -> None:
-    """Raise `NCAPluginError` if the shares of a run that trains leave nothing to train on: it would end at once."""
+    """Raise `NCAPluginError` if the shares leave nothing to train on, with which a run would end at once."""
     if split_shares(split, option)[0] == 0:
         raise NCAPluginError(f"{option} {split} leaves nothing to train on: give its first part a share, as in 99,1,0")
 
 
 def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], seq_length: int, option: str) -> None:
-    """Raise `NCAPluginError` for an indexed dataset that is damaged, or a split of it without tokens, and for a blend
-    without weights that a path has no sample for, or that holds less than the training reads.
+    """Raise `NCAPluginError` for damaged datasets and for splits that cannot be read as the run needs.
+
+    An indexed dataset must be complete, and each split must have tokens. In a blend without weights, each path must
+    have a sample, and all together as many as the training reads.
 
     Args:
-        read: what the splits of the run read. Object storage is passed over.
-        num_samples: of training, validation and test; None for all. Training may read no fewer.
-        seq_length: inputs of a sample.
+        read: what the splits of the run read. Paths in object storage are not checked.
+        num_samples: number of samples of training, validation and test; None for all.
+        seq_length: number of input tokens of a sample.
         option: how the user names the shares of the splits.
     """
     lengths: dict[str, Any] = {}
@@ -113,11 +115,11 @@ def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], se
                 f"source {part.path} has no end, and a blend without weights reads each path once: write each path "
                 "after its weight, as in 0.5 nca://web 0.5 text"
             )
-        # A source, object storage, or a scheme of neither, which is told when it is opened.
+        # This is a source or in object storage. An unknown scheme is refused when it is opened.
         if "://" in part.path:
             continue
         is_ours = is_generated(part.path)
-        # A corpus without samples to read is left alone, unlike text.
+        # A split of a corpus may be empty if no samples are read from it. A split of text may not.
         if is_ours and num_samples[Split[part.split].value] == 0:
             continue
         if part.path not in lengths:
@@ -146,7 +148,7 @@ def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], se
 
 
 def _samples(part: SplitShare, lengths: Any, seq_length: int) -> int:
-    """Return the samples that Megatron cuts out of documents in one epoch: each has the next one's first token too."""
+    """Return the number of samples that Megatron cuts out of documents in one epoch. Adjacent samples share a token."""
     tokens = int(lengths.sum(dtype=np.int64))
     if tokens <= seq_length:
         raise NCAPluginError(
@@ -160,7 +162,7 @@ def read_lengths(prefix: str) -> Any:
     """Return the lengths of the sequences of an indexed dataset, int32, mapped into memory.
 
     Raises:
-        NCAPluginError: a file is missing, damaged, or shorter than it says.
+        NCAPluginError: if a file is missing, damaged, or shorter than the index says.
     """
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     for file in (index, data):

@@ -1,4 +1,4 @@
-"""What can be said of Megatron-LM's arguments before Megatron validates them.
+"""Checks Megatron-LM's arguments before Megatron validates them.
 
 Megatron itself would report these mistakes only after it has built the model, or not at all, or without naming the
 arguments.
@@ -19,12 +19,12 @@ from nca_plugin.megatron.paths import check_files
 from nca_plugin.text.hub import is_reachable
 from nca_plugin.text.inputs import exists
 
-#: How often to save what is saved beside checkpoints, below the same folder.
+#: Intervals of data that are saved besides checkpoints, in the same folder.
 _INTERVALS_OF_SAVED: Final = (
     *("save_params_interval", "save_activations_interval", "save_tokens_per_expert_interval"),
     *("save_wgrads_interval", "save_dgrads_interval"),
 )
-#: The least value of numbers; those that are left out have no such limit, or are allowed to be missing.
+#: The least values of arguments that are numbers. A missing value is not checked.
 _LEAST: Final = {
     **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"), 1),
     **dict.fromkeys(
@@ -46,26 +46,26 @@ _LEAST: Final = {
     **dict.fromkeys(("attention_dropout", "hidden_dropout"), 0),
     **dict.fromkeys(_INTERVALS_OF_SAVED, 1),
     **dict.fromkeys(("init_method_std", "layernorm_epsilon", "adam_eps", "mtp_num_layers"), 0),
-    # Megatron clips only above 0.
+    # Megatron does not clip if the value is 0 or less.
     "clip_grad": -math.inf,
 }
 _MOST: Final = {
     **dict.fromkeys(("attention_dropout", "hidden_dropout", "rotary_percent"), 1),
-    # More than any run; with their batches, they are still numbers of samples.
+    # No run is longer, and the number of samples, with the batch size, stays within 64 bits.
     **dict.fromkeys(("train_iters", "train_samples", "eval_iters"), 1 << 40),
-    # Of processes on each rank, and what NumPy takes.
+    # These limit the number of processes on each rank, and the seed to what NumPy accepts.
     **{"num_workers": 1024, "seed": (1 << 31) - 1},
 }
 _DATA_OF_SPLITS: Final = ("train_data_path", "valid_data_path", "test_data_path")
 _DATA: Final = ("data_path", "data_args_path", *_DATA_OF_SPLITS, "per_split_data_args_path", "mock_data")
-#: What needs a dataset or a forward step of its own, or what megatron-core 0.19.2 ends in a traceback for.
+#: Arguments that need their own dataset or forward step, or with which megatron-core 0.19.2 ends in a traceback.
 _UNSUPPORTED: Final = (
     *("perform_rl_step", "rl_profile", "config_logger_dir", "init_method_xavier_uniform", "lazy_mpu_init"),
     *("fim_data", "logits_load_dir"),
     *("dataloader_inter_document_masking", "hybrid_context_parallel", "overlap_moe_expert_parallel_comm"),
 )
 _TOKENIZERS_OF_IMAGES: Final = ("MultimodalTokenizer", "NullMultimodalTokenizer")
-#: The package that an argument needs, and that Megatron looks for late, on one rank, or goes on without.
+#: The package that an argument needs. Megatron looks for it late, on one rank, or goes on without it.
 _PACKAGES: Final = {
     "wandb_project": "wandb",
     "tensorboard_dir": "tensorboard",
@@ -81,15 +81,15 @@ _PACKAGES: Final = {
 
 
 def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, world_size: int) -> None:
-    """Raise `NCAPluginError` for arguments that a run cannot be done with.
+    """Raise `NCAPluginError` if a run is impossible with its arguments.
 
     Args:
-        args: Megatron-LM's, parsed and not validated.
+        args: Megatron-LM's arguments, parsed but not validated.
         is_run: see `check_files`.
         world_size: number of ranks.
     """
     if args.yaml_cfg is not None:
-        # The arguments are in that file.
+        # This file has all arguments.
         check_files(args, options.name, is_run=is_run)
         return
     _check_supported(args, options)
@@ -152,7 +152,7 @@ def _check_numbers(args: Namespace, options: OptionNames) -> None:
 
 def _check_kinds_of_data(args: Namespace, options: OptionNames) -> None:
     given = [name for name in _DATA if getattr(args, name)]
-    # Those of the splits go together.
+    # The data paths of the splits may be given together.
     of_splits = [name for name in given if name in _DATA_OF_SPLITS]
     kinds = [name for name in given if name not in of_splits[1:]]
     if len(kinds) > 1:
@@ -163,12 +163,12 @@ def _check_kinds_of_data(args: Namespace, options: OptionNames) -> None:
 
 
 def _is_unused(args: Namespace, argument: str) -> bool:
-    """Whether a number is 0 because the run has no use for it."""
+    """Return whether an argument may be 0, because the run does not use it."""
     return (argument == "train_iters" and args.skip_train) or (argument == "save_interval" and args.save is None)
 
 
 def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
-    """Refuse what Megatron would only find out in the first forward pass."""
+    """Refuse sizes that Megatron would notice only in the first forward pass."""
     heads, groups = args.num_attention_heads, args.num_query_groups
     if args.group_query_attention and heads and groups and heads % groups:
         raise NCAPluginError(
@@ -199,16 +199,16 @@ def _check_sizes_of_layers(args: Namespace, options: OptionNames) -> None:
     elif args.kv_channels is not None:
         width, shown = args.kv_channels, options.name("kv_channels")
     else:
-        # Megatron refuses a rest itself.
+        # Megatron itself refuses a hidden size that the heads do not divide.
         width = args.hidden_size // heads if args.hidden_size and heads and not args.hidden_size % heads else 0
         shown = f"{options.name('hidden_size')} / {options.name('num_attention_heads')} ="
-    # Pairs of values are rotated. A part of an odd width takes a value of the rest.
+    # Pairs of values are rotated. A part of the width may be odd, because it takes a value of the rest.
     if width % 2 and int(width * args.rotary_percent) == width:
         raise NCAPluginError(f"{shown} {width}: must be even for {options.name('position_embedding_type')} rope")
 
 
 def _check_learning_rate(args: Namespace, options: OptionNames) -> None:
-    """Refuse a schedule that Megatron asserts without a word, after it has built the model."""
+    """Refuse schedules that Megatron would refuse without a message, after it has built the model."""
     for name in ("min_lr", "lr_warmup_init"):
         if (getattr(args, name) or 0) > args.lr:
             raise NCAPluginError(
@@ -300,7 +300,7 @@ def _check_ranks(args: Namespace, options: OptionNames, world_size: int) -> None
 
 
 def _check_hub(args: Namespace, options: OptionNames) -> None:
-    """Refuse a tokenizer of the Hugging Face hub that cannot be had, for which Megatron would ask for a minute."""
+    """Refuse a tokenizer of the Hugging Face hub that cannot be reached. Megatron would try for a minute."""
     name = args.tokenizer_model if args.tokenizer_type == "HuggingFaceTokenizer" else None
     shown = f"{options.name('tokenizer_model')} {name}"
     if args.tokenizer_type == "GPT2BPETokenizer" and args.vocab_file is None:

@@ -1,4 +1,4 @@
-"""Sources as data of NeMo 2.7: the data module, what NeMo-Run's command line calls it, and CPU mode.
+"""Sources as data of NeMo 2.7: the data module, its names on NeMo-Run's command line, and CPU mode.
 
 In a recipe of your own:
 

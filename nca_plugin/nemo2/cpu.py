@@ -1,6 +1,6 @@
-"""What a run of NeMo 2 needs in CPU mode beyond `nca_plugin.megatron.cpu`: settings, in what NeMo-Run would start.
+"""Adapts a run of NeMo 2 to CPU mode, beyond `nca_plugin.megatron.cpu`, by changing settings of NeMo-Run's task.
 
-NeMo's recipes are written for GPUs. NeMo itself takes Megatron's local layers where Transformer Engine is missing.
+NeMo's recipes are written for GPUs. Without Transformer Engine, NeMo itself uses Megatron's local layers.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from nca_plugin.megatron.cpu_settings import apply_settings, check_sections
 
 @contextlib.contextmanager
 def without_cuda_compiler() -> Iterator[None]:
-    """Where there is no CUDA device, keep Megatron from compiling an allocator for one while it is imported, which it
-    can do without.
+    """Without a CUDA device, keep Megatron from compiling an allocator for one when it is imported within the context.
 
-    megatron-core 0.15 does so wherever there is a CUDA toolkit, and ends with a traceback if there is no device.
+    megatron-core 0.15 compiles it on every machine with a CUDA toolkit, and fails if there is no device. It can do
+    without the allocator.
     """
     if torch.cuda.is_available():
         yield
@@ -35,21 +35,23 @@ def without_cuda_compiler() -> Iterator[None]:
 
 
 def do_not_gather_timers() -> None:
-    """Keep the first rank from gathering the timers of all ranks for its log, in which the others take no part: gloo
-    would wait for them. Call after NeMo is imported."""
+    """Keep the first rank from gathering the timers of all ranks for its log. Call this after NeMo is imported.
+
+    The other ranks do not take part in the gathering, and gloo would wait for them.
+    """
     from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
 
     ProgressPrinter.log_megatron_timers = lambda self, timers: None
 
 
 def adapt(task: Any) -> list[str]:
-    """Set what a run without a GPU needs in the call of `nemo.collections.llm.pretrain`, a `run.Partial`.
+    """Set the values that a run without a GPU needs in a task, a `run.Partial` of `nemo.collections.llm.pretrain`.
 
     Returns:
-        What changed, as `key=value`.
+        The changes, as `key=value`.
 
     Raises:
-        NCAPluginError: settings that need a GPU.
+        NCAPluginError: if settings need a GPU.
     """
     trainer = task.trainer
     strategy = trainer.strategy
@@ -66,7 +68,7 @@ def adapt(task: Any) -> list[str]:
     for owner, key, name, value in (
         (trainer, "trainer.", "accelerator", "cpu"),
         (strategy, "trainer.strategy.", "ckpt_async_save", False),
-        # torch's Adam keeps its count of steps in a tensor, which the other format has no place for.
+        # PyTorch's Adam stores its number of steps in a tensor, for which the other format has no place.
         (strategy, "trainer.strategy.", "ckpt_optim_fully_reshardable", True),
     ):
         if getattr(owner, name) != value:

@@ -1,7 +1,7 @@
 """The data module of a NeMo 2 run: sources, corpora and indexed datasets, built by Megatron's own builder.
 
-It takes the place of NeMo's `PreTrainingDataModule`, which insists that every path is a file. What the two have in
-common has the same names, and resuming is NeMo's: by consumed samples, through its `MegatronDataSampler`.
+It replaces NeMo's `PreTrainingDataModule`, which requires that every path is a file. Arguments that both have in common
+have the same names. Resuming is NeMo's: by consumed samples, through its `MegatronDataSampler`.
 """
 
 import inspect
@@ -43,31 +43,31 @@ class SourceDataModule(pl.LightningDataModule):
     """Pretraining data whose paths may be source URIs.
 
     Args:
-        source: a source's name or URI. Its options stand beside it: `preset`, and for `nca` every field of
+        source: a source's name or URI. Its options are further arguments: `preset`, and for `nca` every field of
             `NCAConfig`.
-        path: instead of it, a corpus, an indexed dataset, or a blend as `--data-path` of Megatron-LM takes it:
+        path: instead of a source, a corpus, an indexed dataset, or a blend as in Megatron-LM's `--data-path`:
             `0.1 nca://web 0.9 my_text_document`, or a list.
-        seq_length: inputs of a sample; that of the model if None.
-        micro_batch_size: samples of a forward pass.
-        global_batch_size: samples of a step of the optimizer.
-        rampup_batch_size: first global batch size, its increment, and the samples until it is reached.
-        tokenizer: decides the model's vocabulary. If None, a NullTokenizer of as many ids as the source has.
-        tokenizer_vocab_size: ids of that NullTokenizer. A blend needs it, or a tokenizer.
-        num_workers: processes of each data loader.
+        seq_length: number of input tokens of a sample; None takes the model's.
+        micro_batch_size: number of samples of a forward pass.
+        global_batch_size: number of samples of an optimizer step.
+        rampup_batch_size: the first global batch size, the increment, and the number of samples of the ramp-up.
+        tokenizer: decides the model's vocabulary; None takes a NullTokenizer with the source's number of ids.
+        tokenizer_vocab_size: number of ids of that NullTokenizer. A blend needs it, or a tokenizer.
+        num_workers: number of processes of each data loader.
         pin_memory: see `torch.utils.data.DataLoader`.
         persistent_workers: see `torch.utils.data.DataLoader`.
-        random_seed: of the order of an indexed dataset and of a blend. A source has a seed of its own.
-        split: shares of train, validation and test in what is no source: the splits of a source are streams.
-        index_mapping_dir: where indices of indexed datasets are kept; beside them if None.
-        create_attention_mask: make the causal mask for every sample. Without Transformer Engine that is always done.
-        reset_position_ids: of indexed datasets: restart positions after each end of document.
-        reset_attention_mask: of indexed datasets: keep documents apart.
-        eod_mask_loss: of indexed datasets: leave ends of documents out of the loss.
+        random_seed: seed of the order of an indexed dataset and of a blend. A source has its own seed.
+        split: shares of train, validation and test. They do not apply to sources, whose splits are separate streams.
+        index_mapping_dir: the folder of the indices of indexed datasets; None keeps them beside the datasets.
+        create_attention_mask: make the causal mask for every sample. Without Transformer Engine this is always done.
+        reset_position_ids: in indexed datasets, restart positions after each end of document.
+        reset_attention_mask: in indexed datasets, keep attention within documents.
+        eod_mask_loss: in indexed datasets, leave ends of documents out of the loss.
         allow_other_data: resume a checkpoint with other data than it was trained on.
         options: options of the source.
 
     Raises:
-        NCAPluginError: an unknown key, source, preset or option, or a value that the source refuses.
+        NCAPluginError: if a key, source, preset or option is unknown, or the source refuses a value.
     """
 
     # NeMo-Run does not read `X | None` on its command line.
@@ -128,12 +128,12 @@ class SourceDataModule(pl.LightningDataModule):
         for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
             if getattr(self, name):
                 raise NCAPluginError(f"data.{name}=true needs the end of document of a tokenizer: set data.tokenizer")
-        # NeMo's counts one id more than it is given, for the end of document.
+        # NeMo's NullTokenizer adds one id, for the end of document.
         return NullTokenizer((vocab_size or open_path(self.paths[0]).vocab_size) - 1)
 
     @property
     def seq_length(self) -> int:
-        """Inputs of a sample. NeMo asks before the model is known, only whether it is positive."""
+        """Number of input tokens of a sample. Before the model is known, NeMo only checks that it is positive."""
         if self._seq_length is not None:
             return self._seq_length
         return 1 if self.trainer is None else int(self.trainer.lightning_module.config.seq_length)
@@ -142,8 +142,8 @@ class SourceDataModule(pl.LightningDataModule):
         """Build the datasets, before there is a model.
 
         Raises:
-            NCAPluginError: a model that cannot train on the data, settings of the trainer that sources cannot honour,
-                or a checkpoint to resume that was trained on other data.
+            NCAPluginError: if the model cannot train on the data, sources do not support settings of the trainer, or
+                the checkpoint to resume was trained on other data.
         """
         self._check_fit()
         data = TrainingData.of(self.paths, self.weights, self.seq_length)
@@ -152,7 +152,7 @@ class SourceDataModule(pl.LightningDataModule):
         num_samples = self._num_samples()
         check_trains(self.split, "data.split")
         read = parts((self.paths, self.weights), None, self.split, "data.split")
-        # A trainer may end before its last step.
+        # The training is checked for one sample only, because a trainer may end before its last step.
         check_text(read, [1, *num_samples[1:]], self.seq_length, "data.split")
         self._build(num_samples)
         if stage == "fit" and self.trainer.is_global_zero:
@@ -173,14 +173,14 @@ class SourceDataModule(pl.LightningDataModule):
             reset_attention_mask=self.reset_attention_mask,
             eod_mask_loss=self.eod_mask_loss,
         )
-        # On every rank, as NeMo builds its own: its data step loads a batch on each.
+        # As in NeMo, every rank builds the datasets, because its data step loads a batch on each.
         self._train_ds, self._validation_ds, self._test_ds = BlendedMegatronDatasetBuilder(
             SourceGPTDataset, num_samples, lambda: True, config
         ).build()
 
     @property
     def _vocab_size(self) -> int:
-        """Ids that the model has rows for, without padding."""
+        """Number of ids for which the model has rows, without padding."""
         return int(self.trainer.lightning_module.config.vocab_size or self.tokenizer.vocab_size)
 
     def _check_fit(self) -> None:
@@ -199,7 +199,7 @@ class SourceDataModule(pl.LightningDataModule):
         )
 
     def _continued(self, data: TrainingData) -> Lineage:
-        """Return what the run trains on, and what the checkpoint was trained on that it goes on from, if any."""
+        """Return the lineage of the run, including that of the checkpoint that it resumes or starts from."""
         restored = getattr(self.trainer.strategy, "restore_config", None)
         paths = (self.trainer.ckpt_path, None if restored is None else restored.path)
         resumed, start = (Path(path) if path is not None and Path(path).is_dir() else None for path in paths)
@@ -219,11 +219,14 @@ class SourceDataModule(pl.LightningDataModule):
         config = self.trainer.lightning_module.config
         ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
         rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks
-        # NeMo pads by the tensor-parallel ranks, too.
+        # As in Megatron-LM, the padding in NeMo depends on the tensor-parallel size.
         check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, "model.config.vocab_size={rows}")
 
     def _num_samples(self) -> list[int]:
-        """Return samples of training, validation and test: of a blend at least a batch each, Megatron refuses none."""
+        """Return the numbers of training, validation and test samples.
+
+        Each is at least one batch, because Megatron refuses a blend without samples.
+        """
         trainer = self.trainer
         if trainer.max_steps < 1:
             raise NCAPluginError(f"trainer.max_steps={trainer.max_steps}: must be the number of steps to train")
@@ -236,16 +239,16 @@ class SourceDataModule(pl.LightningDataModule):
         return [max(1, int(number)) * self.global_batch_size for number in batches]
 
     def train_dataloader(self) -> TRAIN_DATALOADERS:
-        """Return the loader of the training samples; NeMo gives it the sampler that starts at the consumed samples."""
+        """Return the loader of the training samples. NeMo adds the sampler, which begins after the consumed samples."""
         steps = self.trainer.max_steps - self.trainer.global_step
         read = self.data_sampler.init_consumed_samples + steps * self.global_batch_size
-        # The steps before had larger batches: the end that was asked for in `setup` would come too early.
+        # If earlier steps had larger batches, the dataset that `setup` built would end too early.
         if read > len(self._train_ds):
             self._build([read, *self._num_samples()[1:]])
         return self._loader(self._train_ds, "train")
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
-        """Return the loader of the validation samples, which every validation reads from the first on."""
+        """Return the loader of the validation samples. Every validation begins with the first sample."""
         return self._loader(self._validation_ds, "validation")
 
     def test_dataloader(self) -> EVAL_DATALOADERS:
@@ -263,12 +266,12 @@ class SourceDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the data: how many samples the run has consumed, and of what."""
+        """Return the state that a checkpoint stores: the number of consumed samples, and the lineage."""
         steps = self.trainer.global_step - self.init_global_step
         return {"consumed_samples": self.data_sampler.compute_consumed_samples(steps), KEY: self._lineage.stored()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the sample after those that a checkpoint's run has consumed."""
+        """Continue after the samples that the run of a checkpoint has consumed."""
         consumed_samples = state_dict["consumed_samples"]
         sampler = self.data_sampler
         sampler.init_consumed_samples = sampler.prev_consumed_samples = consumed_samples
@@ -276,7 +279,7 @@ class SourceDataModule(pl.LightningDataModule):
         update_num_microbatches(consumed_samples=consumed_samples, consistency_check=False)
 
     def reconfigure_limit_batches(self) -> None:
-        """Count the trainer's limits in micro-batches, which is how NeMo's loops read them."""
+        """Convert the trainer's limits into micro-batches, in which NeMo's loops count."""
         trainer = self.trainer
         trainer.limit_train_batches = _reconfigure_limit_batches(trainer.limit_train_batches, self._train_ds)
         trainer.limit_val_batches = _reconfigure_limit_batches(trainer.limit_val_batches, self._validation_ds)

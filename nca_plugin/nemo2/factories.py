@@ -1,4 +1,4 @@
-"""The names of sources on NeMo-Run's command line: `nemo llm pretrain --factory llama32_1b data=nca data.preset=code`.
+"""Names sources on NeMo-Run's command line: `nemo llm pretrain --factory llama32_1b data=nca data.preset=code`.
 
 NeMo-Run imports this file through the entry-point group `nemo_run.cli`. `data.<option>` then sets an argument of
 `SourceDataModule`, or an option of the source.
@@ -13,7 +13,7 @@ from nca_plugin.sources import schemes
 
 def _factory(scheme: str) -> None:
     def data() -> run.Config[pl.LightningDataModule]:
-        # Without a source of its own `data=nca` leaves room for `data.source` and `data.path`.
+        # `data=nca` does not set a source, so that the user may set `data.source` or `data.path`.
         return run.Config(SourceDataModule) if scheme == "nca" else run.Config(SourceDataModule, source=scheme)
 
     run.cli.factory(data, name=scheme)

@@ -1,1 +1,1 @@
-"""The stage transition: a checkpoint of one stage as the start of the next. Offline, on the CPU, without ranks."""
+"""The stage transition turns the checkpoint of one stage into the start of the next. It runs offline, on the CPU."""

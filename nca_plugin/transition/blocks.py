@@ -1,4 +1,4 @@
-"""The tensors of the next stage as the blocks that they are written in, and what is recorded of each."""
+"""The tensors of the next stage, cut into the blocks that are written, and what the report records of each block."""
 
 import functools
 import itertools
@@ -22,14 +22,19 @@ from nca_plugin.transition.vocabulary import read_embedding_rows
 
 @dataclass
 class WrittenBlocks:
-    """What was written for a change, by the first indices of each block."""
+    """What was written for a change. The keys are the first indices of each block.
+
+    Attributes:
+        checksums: CRC-32 of the values that were kept.
+        sums: count, sum and sum of squares of the values that were drawn.
+    """
 
     checksums: dict[tuple[int, ...], int] = field(default_factory=dict)
     sums: dict[tuple[int, ...], tuple[int, float, float]] = field(default_factory=dict)
 
     def add_drawn(self, start: tuple[int, ...], dtype: DType, values: Values) -> None:
         flat = dtype.to_float32(values).reshape(-1)
-        # In pieces, whose float32 sums lose nothing that six digits show.
+        # The report shows six digits. Float32 sums are exact enough for that over short pieces, not over a whole block.
         pieces = np.array_split(flat, flat.size // (1 << 16) + 1)
         total = math.fsum(float(piece.sum()) for piece in pieces)
         squares = math.fsum(float(np.dot(piece, piece)) for piece in pieces)
@@ -39,7 +44,7 @@ class WrittenBlocks:
         self.checksums[start] = zlib.crc32(np.ascontiguousarray(values))
 
     def described(self) -> dict[str, Any]:
-        """Return what a report says of it: CRC-32 of the values kept, moments of those drawn."""
+        """Return the report's fields: CRC-32 of the kept values, mean and standard deviation of the drawn ones."""
         row: dict[str, Any] = {}
         if self.checksums:
             row["crc32"] = {",".join(map(str, start)): f"{crc:08x}" for start, crc in sorted(self.checksums.items())}
@@ -55,7 +60,7 @@ class WrittenBlocks:
 def entries_of(
     checkpoint: Checkpoint, changes: Sequence[Change], records: Sequence[WrittenBlocks], seed: int
 ) -> list[Entry]:
-    """Return the tensors of the next stage; writing them fills the records."""
+    """Return the tensors of the next stage. `records`, one for each change, are filled while these are written."""
     entries = []
     pairs = [pair for pair in zip(changes, records, strict=True) if pair[0].shape is not None]
     for name, group in itertools.groupby(pairs, key=lambda pair: pair[0].entry.name):
@@ -83,7 +88,7 @@ def _kept(tensor: Tensor, change: Change, record: WrittenBlocks) -> Iterator[Kep
             record.checksums[block.offsets] = stored.record.crc32
             yield KeptBlock(region, block.source, stored.record)
             continue
-        # A part of what was saved at once is written anew, with the values as they are.
+        # A part of a saved block has no checksum and cannot be linked, so its values are copied.
         for part in contiguous_regions(tuple(b - a for a, b in region), BLOCK_BYTES // tensor.dtype.itemsize):
             values, place = stored, []
             for axis, ((first_index, _), (low, high), offset) in enumerate(
@@ -119,7 +124,7 @@ def _drawn(tensor: Tensor, change: Change, record: WrittenBlocks, seed: int) -> 
 def _resized(
     new: Callable[[], Values], old: Tensor, change: Change, span: tuple[int, int], record: WrittenBlocks
 ) -> Values:
-    """Return rows of a vocabulary: those that are taken over, and new ones between them."""
+    """Return rows `span` of a resized vocabulary, where kept rows replace new ones at their places."""
     assert change.rows is not None
     values = new()
     places, ids = change.rows.between(*span)
@@ -144,7 +149,7 @@ def _recorded(make: Callable[[], Values], record: Callable[[Values], None]) -> C
 
 
 def rewritten(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[Record]:
-    """Return the records of which values are read to be written elsewhere."""
+    """Return the records whose values are copied in parts, so that copying them does not check their CRC-32."""
     records: dict[Record, None] = {}
     for change in changes:
         if change.shape is None or (change.drawn is not None and change.rows is None):

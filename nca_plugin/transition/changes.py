@@ -1,4 +1,4 @@
-"""A plan with the shapes, rows and distributions that it takes to carry it out."""
+"""The plan of a transition, completed by the shapes, rows and distributions that carrying it out needs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from nca_plugin.transition.vocabulary import (
     same_rows,
 )
 
-#: More than any model has.
+#: No model has more layers. A checkpoint with more is damaged.
 _MOST_LAYERS: Final = 10_000
 
 
@@ -34,17 +34,17 @@ class Transition:
     """What the next stage takes over from a checkpoint.
 
     Attributes:
-        preset: of `PRESETS`, where the plan starts from.
-        keep, reinit, drop: selectors, see `parse_selector`, that change the preset's plan.
-        freeze: selectors of what the next stage is not to train; written to a list beside the checkpoint.
-        vocab_size: ids of the next stage's tokenizer; None leaves the vocabulary as it is.
-        make_vocab_size_divisible_by, tensor_model_parallel_size: of the next stage, for Megatron's padding of the
-            vocabulary; None takes the checkpoint's.
+        preset: a name in `PRESETS`, which gives the plan that the selectors below change.
+        keep, reinit, drop: selectors that change the preset's plan, see `parse_selector`.
+        freeze: selectors of what the next stage shall not train. They are written to a list beside the checkpoint.
+        vocab_size: number of ids of the next stage's tokenizer; None leaves the vocabulary as it is.
+        make_vocab_size_divisible_by, tensor_model_parallel_size: the next stage's values, which decide how Megatron
+            pads the vocabulary; None takes those of the checkpoint.
         keep_rows: rows of embedding and output to keep at their places, such as "0:256".
-        row_map: a file of rows to keep, with "new old" on each line.
-        seed: of the new values, 0 to 2^64 - 1.
-        layout: "link" refers to the old bytes of what is kept, "copy" writes them anew.
-        verify: read all that is kept and compare it with the checksums it was saved with ("copy" always does).
+        row_map: a file that names the rows to keep, with "new old" on each line.
+        seed: the seed of the new values, 0 to 2^64 - 1.
+        layout: "link" makes hard links to the files of kept tensors, "copy" copies the tensors.
+        verify: compare all kept values with the checksums that were saved with them ("copy" always does).
     """
 
     preset: str = "default"
@@ -74,7 +74,7 @@ class Transition:
             raise NCAPluginError(f"--layout {self.layout}: choose link or copy")
 
     def described(self) -> dict[str, Any]:
-        """Return the options as a report has them."""
+        """Return the options as plain values, for the report."""
         options = dataclasses.asdict(self)
         lists = {name: list(options[name]) for name in ("keep", "reinit", "drop", "freeze")}
         return {**options, **lists, "row_map": None if self.row_map is None else str(self.row_map)}
@@ -82,12 +82,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class Change:
-    """An entry of the plan with all that it takes.
+    """A planned entry with everything that is needed to write it.
 
     Attributes:
-        shape: of the whole tensor in the next stage; None for an object.
-        drawn: what new values are drawn from; None if there are none.
-        rows: of a tensor that is resized, those that are taken over.
+        shape: the shape of the whole tensor in the next stage; None for an object, and for what is dropped.
+        drawn: the distribution of the new values; None if there are none.
+        rows: the rows that a resized tensor takes over; None for any other tensor.
     """
 
     entry: PlannedEntry
@@ -96,7 +96,7 @@ class Change:
     rows: RowMap | None = None
 
     def described(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return what a report says of the change."""
+        """Return the change as a row of the report."""
         entry = self.entry
         row: dict[str, Any] = {"name": entry.name, "role": entry.parameter.role, "action": entry.action}
         if entry.layers is not None:
@@ -115,11 +115,11 @@ class Change:
 
 
 def changes_of(checkpoint: Checkpoint, transition: Transition) -> tuple[list[Change], Vocabulary]:
-    """Return what a transition changes in a checkpoint, entry by entry, and the vocabulary that it leads to.
+    """Return the changes that a transition makes, one for each planned entry, and the vocabulary of the next stage.
 
     Raises:
-        NCAPluginError: see `plan_transfer`; rows that are to be kept and are not there; a tensor of which it is not
-            known what a new one starts with.
+        NCAPluginError: for the reasons of `plan_transfer`, if rows to keep do not exist, if the initialisation of a
+            tensor to draw is unknown, or if the word embedding or all layers would be left out.
     """
     kept_rows, reason = _kept_rows(transition)
     entries = plan_transfer(
@@ -177,7 +177,7 @@ def _is_of_layer(entry: PlannedEntry) -> bool:
 
 
 def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
-    """Raise `NCAPluginError` for a selector that is none, or that matches nothing in the checkpoint."""
+    """Raise `NCAPluginError` for an invalid selector, or one that matches nothing in the checkpoint."""
     layers = num_layers(checkpoint)
     for text in selectors:
         selector = parse_selector(text, layers)
@@ -191,7 +191,7 @@ def check_freeze(checkpoint: Checkpoint, selectors: Sequence[str]) -> None:
 
 
 def num_layers(checkpoint: Checkpoint) -> int:
-    """Return how many layers the decoder has, as its tensors tell. Raises `NCAPluginError` for more than any has."""
+    """Return the number of the decoder's layers, counted in its tensors. Raises `NCAPluginError` above 10,000."""
     counts = [0]
     for name, tensor in checkpoint.tensors.items():
         found = parameter(name)
@@ -203,7 +203,7 @@ def num_layers(checkpoint: Checkpoint) -> int:
 
 
 def _kept_rows(transition: Transition) -> tuple[RowMap | None, str]:
-    """Return the rows to keep, and the option that says so."""
+    """Return the rows to keep, and the option that names them: None and "" without such an option."""
     if transition.keep_rows is not None:
         return parse_keep_rows(transition.keep_rows), f"--keep-rows {transition.keep_rows}"
     if transition.row_map is not None:
@@ -226,7 +226,7 @@ def _distribution(
 ) -> Distribution:
     if not tensor.dtype.is_drawable:
         raise NCAPluginError(
-            f"'{entry.name}' is stored as {tensor.dtype.name}, in which no values are drawn; keep or drop it"
+            f"'{entry.name}' cannot be drawn anew, because it is stored as {tensor.dtype.name}: keep or drop it"
         )
     if entry.parameter.canonical in ROW_TENSORS and not entry.name.endswith("bias"):
         of_preset = row_distribution(PRESETS[transition.preset].rows, entry.parameter, tensor, vocabulary.old_ids)

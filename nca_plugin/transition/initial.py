@@ -1,7 +1,7 @@
-"""New values for a tensor, by the rules of the model it belongs to (megatron.core.transformer.TransformerConfig).
+"""New values of a tensor, by the initialisation rules of its model (megatron.core.transformer.TransformerConfig).
 
-Values are counter-based: each depends on the seed, the parameter's name, its layer and its place within the layer, and
-not on how the checkpoint is cut into files and ranks or on what else is drawn.
+Each value depends only on the seed, the parameter's name, its layer and its place within the layer. It does not depend
+on how the checkpoint is cut into files and ranks, or on what else is drawn.
 """
 
 import functools
@@ -22,7 +22,7 @@ from nca_plugin.checkpoint.names import Parameter
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.random_numbers import STREAM_LENGTH, normals, uniforms
 
-#: Projections back into the residual stream, whose scale shrinks with depth.
+#: Projections into the residual stream. Their initial scale shrinks with the number of layers.
 _RESIDUAL_OUTPUTS: Final = (
     "linear_proj.weight",
     "linear_fc2.weight",
@@ -31,7 +31,8 @@ _RESIDUAL_OUTPUTS: Final = (
 )
 _PIECE_VALUES: Final = 1 << 22
 _NORMAL_INITIALISER: Final = "torch.nn.init.normal_"
-#: MambaMixer's defaults, which are no options: the convolution's width, ranges of the time step and of A.
+#: Defaults of MambaMixer, which no option changes: the width of the convolution; minimum, maximum and floor of the
+#: time step; the range of A.
 _MAMBA_CONV: Final = 4
 _MAMBA_STEP: Final = (1e-3, 0.1, 1e-4)
 _MAMBA_A: Final = (1.0, 16.0)
@@ -39,7 +40,7 @@ _MAMBA_A: Final = (1.0, 16.0)
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What new values are drawn from: N(0, scale), uniform within +-scale, the constant `scale`, or one of Mamba's."""
+    """A distribution of new values: N(0, scale), U(-scale, scale), the constant `scale`, or one of Mamba's two."""
 
     kind: Literal["normal", "uniform", "constant", "mamba_step", "mamba_a"]
     scale: float = 0.0
@@ -55,17 +56,17 @@ class Distribution:
 
 
 def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distribution:
-    """Return what a parameter of a new model starts with.
+    """Return the distribution that the model's own rules give a parameter.
 
-    Weights are N(0, std) with `init_method_std`, for embeddings `embedding_init_method_std` if it is set; projections
-    into the residual stream have std / sqrt(2 * num_layers) (std / sqrt(num_layers) in a hybrid model); under mu-P all
+    Weights are N(0, std) with `init_method_std`; embeddings take `embedding_init_method_std` if it is set. Projections
+    into the residual stream have std / sqrt(2 * num_layers), in a hybrid model std / sqrt(num_layers). Under mu-P, all
     but embeddings and an untied output are divided by sqrt(width / base width). Norm weights are 1 (0 if zero-centred),
-    biases 0.
+    biases are 0.
 
     Raises:
-        NCAPluginError: the model is initialised by a rule that is not one of these.
+        NCAPluginError: if the model initialises the parameter by another rule.
     """
-    # MambaMixer stores the parts of its packed tensors one by one.
+    # A checkpoint stores the parts of MambaMixer's packed tensors under names of their own.
     part = re.sub(r"(\.mixer\..*)\.(z|x|B|C|dt)", r"\1", parameter.canonical)
     if part.endswith(("norm.weight", "norm_weight")) and ".mixer.norm." not in part:
         return Distribution("constant", 0.0 if model.is_zero_centred else 1.0)
@@ -76,7 +77,7 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
     if part.endswith("bias"):
         return Distribution("constant", 0.0)
     if not part.endswith("weight"):
-        raise NCAPluginError(f"'{name}': it is not known what a new one starts with; keep or drop it")
+        raise NCAPluginError(f"'{name}' cannot be drawn anew, because its initialisation is unknown: keep or drop it")
     if parameter.role in ("embedding", "position"):
         return Distribution("normal", _embedding_std(model))
     if parameter.role == "output":
@@ -85,12 +86,12 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
 
 
 def row_distribution(rule: str, parameter: Parameter, tensor: Tensor, trained_rows: int) -> Distribution | None:
-    """Return what new rows of an embedding or output start with by the rule of a preset; None for the model's rules.
+    """Return the distribution that a preset gives new rows of embedding or output; None if the model's rules apply.
 
     Args:
-        rule: `release`, as the released code has it; `matched`, at the scale of the trained rows; or another one.
-        tensor: of the finished stage.
-        trained_rows: those of it that are no padding.
+        rule: `Preset.rows`: "release" as in the released code, "matched" at the scale of the trained rows, or "model".
+        tensor: the tensor of the finished stage.
+        trained_rows: the number of its rows that are not padding.
     """
     if rule == "release":
         is_output = parameter.role == "output"
@@ -103,12 +104,11 @@ def row_distribution(rule: str, parameter: Parameter, tensor: Tensor, trained_ro
 def draw(
     drawn: Distribution, parameter: Parameter, shape: tuple[int, ...], region: Region, dtype: DType, seed: int
 ) -> Values:
-    """Return new values of a part of a tensor.
+    """Return new values for a part of a tensor.
 
     Args:
-        shape: of the whole tensor.
+        shape: the shape of the whole tensor.
         region: the part, a contiguous run of values within one layer.
-        seed: of all new values.
     """
     sizes = tuple(stop - start for start, stop in region)
     count = math.prod(sizes)
@@ -120,7 +120,8 @@ def draw(
         own, starts = shape[1:], starts[1:]
     first = sum(start * math.prod(own[axis + 1 :]) for axis, start in enumerate(starts))
     size = math.prod(own)
-    # Experts, or halves of a gated projection, that have names of their own lie in one stream as in one tensor.
+    # Experts and halves of a gated projection may be stored as one tensor or under names of their own. Both ways must
+    # give the same values, so they share one stream.
     if parameter.half is not None:
         first += parameter.half * size
         size *= 2
@@ -157,7 +158,7 @@ def _embedding_std(model: ModelConfig) -> float:
 
 
 def _own_std(model: ModelConfig, option: str) -> float | None:
-    """Return the standard deviation of an initialiser that the configuration spells out, as Megatron-Bridge's does."""
+    """Return the standard deviation of an initialiser that the configuration names, as Megatron-Bridge's does."""
     if model.get("init_method_xavier_uniform"):
         raise NCAPluginError(
             "the checkpoint's model is initialised by --init-method-xavier-uniform, whose values depend on the tensor-"
@@ -184,12 +185,12 @@ def _mamba(part: str) -> Distribution:
     }
     name = part.split(".mixer.", 1)[1]
     if name not in kinds:
-        raise NCAPluginError(f"'{part}': it is not known what a new one starts with; keep or drop it")
+        raise NCAPluginError(f"'{part}' cannot be drawn anew, because its initialisation is unknown: keep or drop it")
     return kinds[name]
 
 
 def _mamba_step(u: float) -> float:
-    """Inverse softplus of a time step, log-uniform; `u` is uniform in (-1, 1)."""
+    """Return the inverse softplus of a log-uniform time step. `u` is uniform in (-1, 1)."""
     low, high, floor = _MAMBA_STEP
     step = max(floor, exp(log(low) + (log(high) - log(low)) * (u + 1) / 2))
     return step + float(log(1 - exp(-step)))
@@ -210,7 +211,7 @@ def _stream(name: str) -> int:
 
 
 def _root_mean_square(tensor: Tensor, rows: int) -> float:
-    """Return the scale of the rows that were trained: those that pad a vocabulary are left out."""
+    """Return the root mean square of the trained rows, without the padding."""
     opened = tensor.opened()
     total = 0.0
     for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):

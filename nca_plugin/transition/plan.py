@@ -1,4 +1,4 @@
-"""What happens to every entry of a checkpoint at the transition, and why."""
+"""The plan of a transition: what happens to every entry of the checkpoint, and why."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -14,12 +14,12 @@ Action = Literal["keep", "reinit", "resize", "drop"]
 
 @dataclass(frozen=True)
 class Preset:
-    """Where a plan starts from, before --keep, --reinit and --drop.
+    """A plan that --keep, --reinit and --drop change.
 
     Attributes:
-        about: what it does, in a line.
-        rest: what happens to all but `others`, to which the opposite does.
-        rows: what new rows of embedding and output are drawn by.
+        about: a description of one line.
+        rest: what happens to everything but the roles `others`, to which the opposite happens.
+        rows: the rule for new rows of embedding and output, see `row_distribution`.
     """
 
     about: str
@@ -51,10 +51,10 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """What happens to an entry, or to some layers of it.
+    """What happens to an entry, or to some of its layers.
 
     Attributes:
-        layers: for a tensor that holds layers on axis 0, those that this is about: start and stop.
+        layers: start and stop of the layers in question, if the tensor holds layers on axis 0; otherwise None.
     """
 
     name: str
@@ -83,20 +83,21 @@ def plan_transfer(
     drop: Iterable[str] = (),
     kept_rows: str = "",
 ) -> list[PlannedEntry]:
-    """Return what happens to every entry of a checkpoint: one planned entry each, or one for each run of layers alike.
+    """Return what happens to every entry of a checkpoint.
 
-    A preset says what is kept; `keep`, `reinit` and `drop` change it for what they select. The most specific selector
-    decides: `all`, then a role, a part of a role, a range of layers, a pattern.
+    A tensor that holds several layers has one planned entry for each run of layers with the same fate. A preset says
+    what is kept, and `keep`, `reinit` and `drop` change it for what they select. The most specific selector decides.
+    From least to most specific they are: `all`, a role, a part of a role, a range of layers, a pattern.
 
     Args:
         tensors: shapes by name.
-        objects: names of the entries that are no tensors.
-        num_layers: of the decoder.
-        kept_rows: the option that keeps rows of embedding and output, if there is one: they are kept for its sake.
+        objects: names of the entries that are not tensors.
+        num_layers: the number of layers of the decoder.
+        kept_rows: the option that keeps rows of embedding and output, which the plan then keeps; "" without one.
 
     Raises:
-        NCAPluginError: an unknown preset or selector, selectors that contradict each other, one that matches nothing or
-            changes nothing, or entries of no known kind that no selector names.
+        NCAPluginError: if the preset or a selector is unknown, selectors contradict each other, one matches or changes
+            nothing, or an entry is of unknown kind and no selector names it.
     """
     names = [*tensors, *objects]
     parameters = {name: parameter(name) for name in names}
@@ -150,7 +151,7 @@ def _rules(preset: str, chosen: Mapping[Action, Iterable[str]], num_layers: int,
     if kept_rows:
         rules = [rule for rule in rules if rule.selector.role not in _VOCABULARY]
         rules += [_Rule("keep", Selector(role, role), kept_rows, is_users=False) for role in _VOCABULARY]
-    # Within one specificity the user's word comes after the preset's.
+    # The last matching rule decides. Of two equally specific rules, the user's overrides the preset's.
     own = [
         _Rule(action, parse_selector(text, num_layers), f"--{action} {text}", is_users=True)
         for action, texts in chosen.items()
@@ -173,7 +174,7 @@ def _decision(name: str, found: Parameter, matching: list[_Rule]) -> tuple[Actio
 
 
 def _check_whole(planned: list[PlannedEntry]) -> None:
-    """Refuse to leave out some layers of a tensor that holds them all: the others would lie at other layers' places."""
+    """Refuse to drop some layers of a tensor that holds all layers: the others would move to other layers' places."""
     dropped = next((entry for entry in planned if entry.action == "drop"), None)
     if dropped is not None and any(entry.action != "drop" for entry in planned):
         raise NCAPluginError(

@@ -1,7 +1,7 @@
-"""Random numbers of new weights, in numpy alone: a process that only moves weights compiles nothing.
+"""Random numbers for new weights. They use numpy alone, so that a process which only moves weights compiles nothing.
 
-Counter-based, as those of the automata: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). Number n of a stream is word n mod 4 of block n // 4, and needs no other.
+The generator is counter-based, as that of the automata: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", SC 2011). Number n of a stream is word n mod 4 of block n // 4, which can be computed without the others.
 """
 
 import math
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from nca_plugin.arithmetic import stream_key
 
-#: Numbers that one stream has.
+#: Length of one stream.
 STREAM_LENGTH: Final = 1 << 34
-#: What the streams are for, among the purposes of nca_plugin.automata.rng.
+#: Separates these streams from those of the other purposes in nca_plugin.automata.rng.
 _WEIGHTS: Final = 8
-#: Blocks made at once, whose numbers stay in a core's cache.
+#: Number of blocks that are made at once. Their numbers fit into a core's cache.
 _BLOCKS: Final = 1 << 12
 _U32: Final = np.uint64(32)
 _LOW: Final = np.uint64(0xFFFFFFFF)
-#: Two multipliers and two key increments (SC 2011, section 4.3).
+#: The two multipliers and two key increments of Philox4x32 (SC 2011, section 4.3).
 _M0: Final = np.uint64(0xD2511F53)
 _M1: Final = np.uint64(0xCD9E8D57)
 _W0: Final = 0x9E3779B9
@@ -35,7 +35,8 @@ _LN2: Final = np.float32(0.6931471805599453)
 #: The bits of the float32 sqrt(1/2).
 _SQRT_HALF_BITS: Final = np.int32(0x3F3504F3)
 _ARTANH: Final = tuple(np.float32(1.0 / k) for k in (9, 7, 5, 3, 1))
-#: Giles 2011, single precision: of w - 2.5 for w = -ln(1 - x^2) < 5, and of sqrt(w) - 3 beyond; highest power first.
+#: Coefficients of Giles 2011 in single precision, highest power first. With w = -ln(1 - x^2), the first polynomial is
+#: in w - 2.5 for w < 5, the second in sqrt(w) - 3 for larger w.
 _ERFINV_NEAR: Final = tuple(
     map(
         np.float32,
@@ -59,20 +60,20 @@ _ERFINV_FAR: Final = tuple(
 def normals(seed: int, stream: int, layer: int, first: int, count: int, std: float) -> NDArray[np.float32]:
     """Return normal variables of standard deviation `std`: `count` numbers of a layer's stream, from `first` on.
 
-    They lie within 6.4 standard deviations. The quantile is Giles' single-precision inverse error function
-    ("Approximating the erfinv function", GPU Computing Gems, 2011), in float32.
+    They lie within 6.4 standard deviations. The quantile is computed in float32 by Giles' single-precision inverse
+    error function ("Approximating the erfinv function", GPU Computing Gems, 2011).
     """
     out = np.empty(count, np.float32)
     scale = np.float32(std * math.sqrt(2.0))
     for place, words in _words(seed, stream, layer, first, count):
-        # Of a number, the lowest bit is the sign; the others are how far out it lies. 1 - x^2 is tail (2 - tail).
+        # The lowest bit of a word is the sign, the other bits give x = 1 - tail. Then 1 - x^2 = tail * (2 - tail).
         magnitude = (words >> np.uint32(1)).astype(np.int32)
         tail = magnitude.astype(np.float32)
         tail += _HALF
         tail *= _UNIT31
         mantissa: NDArray[np.float32] = _TWO - tail
         mantissa *= tail
-        # Into an exponent and a mantissa in [1 / sqrt(2), sqrt(2)).
+        # Split it into an exponent and a mantissa in [1 / sqrt(2), sqrt(2)).
         bits = mantissa.view(np.int32)
         exponent = bits - _SQRT_HALF_BITS
         exponent >>= np.int32(23)
@@ -109,7 +110,7 @@ def uniforms(seed: int, stream: int, layer: int, first: int, count: int, bound: 
 
 
 def _words(seed: int, stream: int, layer: int, first: int, count: int) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
-    """Yield 32-bit numbers of a stream in pieces, with their places among those that are asked for."""
+    """Yield the `count` 32-bit words of a stream from `first` on in pieces, each with its place among them."""
     key = int(stream_key(seed, "train", _WEIGHTS))
     stop = first + count
     for start in range(first // 4, -(-stop // 4), _BLOCKS):
@@ -119,9 +120,9 @@ def _words(seed: int, stream: int, layer: int, first: int, count: int) -> Iterat
 
 
 def _philox(key: int, index: int, attempt: int, first_block: int, num_blocks: int) -> NDArray[np.uint32]:
-    """Return the 32-bit numbers of blocks of a stream, four each."""
+    """Return the 32-bit words of `num_blocks` blocks of a stream, four for each block."""
     c0 = np.arange(first_block, first_block + num_blocks, dtype=np.uint64)
-    # What is the same in every block stays one number until it meets what is not.
+    # A word that is the same in every block stays an array of length 1 until a round mixes it with one that differs.
     c1, c2, c3 = (np.array([word], np.uint64) for word in (attempt, index & 0xFFFFFFFF, index >> 32))
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     for _ in range(10):
@@ -139,7 +140,7 @@ def _philox(key: int, index: int, attempt: int, first_block: int, num_blocks: in
 
 
 def _xor(x: NDArray[np.uint64], y: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """Return x ^ y ^ key, in the bytes of x where it is as long."""
+    """Return x ^ y ^ key, computed in place in x unless y is longer."""
     if len(x) < len(y):
         x, y = y.copy(), x
     x ^= y

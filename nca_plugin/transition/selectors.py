@@ -1,4 +1,4 @@
-"""What a user names parts of a model by: `mlp`, `attention.qkv[0:12]`, `re:decoder\\..*bias`."""
+"""Selectors, by which users name parts of a model: `mlp`, `attention.qkv[0:12]`, `re:decoder\\..*bias`."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _SYNTAX: Final = re.compile(rf"(?P<role>[a-z_.]+)(\[(?P<start>{_NUMBER})(?P<colo
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A part of a model: a role or a pattern of names, and maybe a range of layers."""
+    """A part of a model: a role with an optional range of layers, or a pattern of names."""
 
     text: str
     role: str = ""
@@ -31,7 +31,7 @@ class Selector:
         return 0 if self.role == "all" else 2 if "." in self.role else 1
 
     def matches(self, name: str, parameter: Parameter, layer: int | None) -> bool:
-        """Whether this selects an entry; `layer` is the layer in question where the entry holds several."""
+        """Return whether this selects an entry. `layer` says which layer of an entry that holds several is meant."""
         if parameter.role in ("run", "module"):
             return False
         if self.pattern is not None:
@@ -41,20 +41,20 @@ class Selector:
         is_role = self.role in ("all", parameter.role) or parameter.role.startswith(f"{self.role}.")
         if self.layers is None or not is_role:
             return is_role
-        # A range counts the layers of the decoder.
+        # A range counts layers of the decoder, which those of multi-token prediction are not.
         return layer is not None and parameter.role != "mtp" and self.layers[0] <= layer < self.layers[1]
 
 
 def parse_selector(text: str, num_layers: int | None = None) -> Selector:
-    """Return the selector that a text stands for.
+    """Return the selector that a text describes.
 
     Args:
-        text: a name of `SELECTORS`, with `[start:stop]`, `[start:]`, `[:stop]` or `[layer]` for a range of layers, or
+        text: a name in `SELECTORS`, with `[start:stop]`, `[start:]`, `[:stop]` or `[layer]` for a range of layers, or
             `re:` and a regular expression that matches whole names of entries.
-        num_layers: layers of the model; None accepts any range.
+        num_layers: the number of layers of the model; None accepts any range.
 
     Raises:
-        NCAPluginError: none of these, or a range that the model does not have.
+        NCAPluginError: if the text has another form, or the model does not have the layers.
     """
     if text.startswith("re:"):
         try:
@@ -84,6 +84,6 @@ def parse_selector(text: str, num_layers: int | None = None) -> Selector:
 
 
 def check_selectors(texts: Iterable[str]) -> None:
-    """Raise `NCAPluginError` for a text that is no selector of any model."""
+    """Raise `NCAPluginError` for a text that is not a selector for any model."""
     for text in texts:
         parse_selector(text)

@@ -1,6 +1,6 @@
-"""What the start of a run has beside its weights: the common state, and the files that a stack keeps with its data.
+"""The parts of a start checkpoint beside the weights: the common state, and the files that a stack keeps with them.
 
-Every file is new: nothing is written through a link of the checkpoint that a start is made from.
+Every file is created anew, so that nothing is written through a link of the source checkpoint.
 """
 
 import json
@@ -35,10 +35,10 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.training_data import KEY, Lineage
 
 _NEMO_GRAPH: Final = "io.json"
-#: More than any configuration is made of.
+#: A context with more files and folders than this is refused.
 _MOST_ENTRIES: Final = 10_000
 
-#: Arguments that Megatron counts a run's progress in.
+#: Arguments in which Megatron counts the progress of a run.
 _PROGRESS: Final = ("iteration", "consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
 
 #: Megatron-Bridge's `TrainState` of a run that has not begun.
@@ -53,10 +53,10 @@ _TRAIN_STATE: Final = {
 
 
 def data_folder(target: Path, checkpoint: Checkpoint) -> Path:
-    """Return the folder of the data files in a new checkpoint at `target`, of the same stack.
+    """Return the folder of the data files in a new checkpoint at `target` of the same stack.
 
-    Megatron-LM and Megatron-Bridge start a checkpoint named `release` at iteration 0, and look for neither optimizer
-    nor random state in it.
+    From a folder named `release`, Megatron-LM and Megatron-Bridge start at iteration 0, without looking for an
+    optimizer or random state.
     """
     return target / (NEMO_WEIGHTS if checkpoint.stack == "nemo" else RELEASE)
 
@@ -64,10 +64,10 @@ def data_folder(target: Path, checkpoint: Checkpoint) -> Path:
 def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any], lineage: Lineage) -> dict[str, Any]:
     """Return the common state of a run that has not begun: no optimizer, no schedule, no consumed samples.
 
-    Values of Megatron's own types are left out, which every run sets for itself.
+    Values of Megatron's own types are left out, because every run sets them itself.
 
     Args:
-        arguments: that the next stage changes.
+        arguments: the arguments that change in the next stage.
         lineage: what the weights were trained on.
     """
     state = checkpoint.common_state or {}
@@ -85,10 +85,11 @@ def new_common_state(checkpoint: Checkpoint, arguments: dict[str, Any], lineage:
 
 
 def context_files(checkpoint: Checkpoint) -> dict[Path, Path]:
-    """Return the files of a NeMo 2 checkpoint's context, where they lie, by their names below it; links are followed.
+    """Return the files in the context of a NeMo 2 checkpoint: their resolved paths, by their paths below the context.
 
     Raises:
-        NCAPluginError: a link that leads nowhere or in a circle, what is no file, or more than any context has.
+        NCAPluginError: if a link leads nowhere or in a circle, an entry is neither a file nor a folder, or there are
+            more than 10,000 entries.
     """
     if checkpoint.stack != "nemo":
         return {}
@@ -103,11 +104,12 @@ def context_files(checkpoint: Checkpoint) -> dict[Path, Path]:
 def write_context(
     target: Path, checkpoint: Checkpoint, files: dict[Path, Path], arguments: dict[str, Any], lineage: Lineage
 ) -> None:
-    """Write what a checkpoint of this stack has beside its data, with the `arguments` that the next stage changes, and
-    what the weights were trained on.
+    """Write the files that a checkpoint of this stack has beside its data.
 
     Args:
-        files: that are copied as they are; see `context_files`.
+        files: the files that are copied unchanged, see `context_files`.
+        arguments: the arguments that change in the next stage.
+        lineage: what the weights were trained on.
     """
     if checkpoint.stack == "nemo":
         context = target / NEMO_CONTEXT
@@ -131,15 +133,15 @@ def write_context(
 
 
 def _files_below(context: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the files below a folder by their names there, and where they lie."""
+    """Yield the path below `context` and the resolved path of every file in it. Links are followed."""
     count = 0
     place = context.resolve()
-    # Of folders, their names, where they lie, and where the folders on the way to them do.
+    # Each folder has its path below the context, its resolved path, and the resolved paths of itself and its parents.
     left = [(Path(), place, frozenset({place}))]
     while left:
         folder, place, places = left.pop()
         for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
-            # Folders too: links can make any number of paths of a few.
+            # Folders count too, since links can make any number of paths from a few folders.
             count += 1
             if count > _MOST_ENTRIES:
                 raise NCAPluginError(
@@ -160,7 +162,7 @@ def _files_below(context: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _write_nemo_model(source: Path, target: Path, vocab_size: int) -> None:
-    """Write the model's descriptions with a vocabulary where they say one; else NeMo takes the tokenizer's."""
+    """Write the descriptions of the model, with `vocab_size` where they have one. Elsewhere NeMo asks the tokenizer."""
     config = read_mapping(source / NEMO_MODEL)
     model = config.get("config", config)
     if model.get("vocab_size") is not None:
@@ -195,9 +197,12 @@ def _leaves(described: Any) -> Iterator[dict[str, Any]]:
 
 
 class _Plain:
-    """Values without the parts that are `Foreign`, or tensors. What several parts share, they share afterwards too:
-    a few bytes would become any number of values. Equal strings are one object afterwards, so that the same state is
-    always the same bytes: whether they are one when they are read depends on what the process has loaded."""
+    """Copies values without their `Foreign` parts and tensors.
+
+    Objects that are shared stay shared. Otherwise a few bytes could become any number of values. Equal strings become
+    one object, so that the same state always gives the same bytes. Whether they are one object after unpickling depends
+    on what the process has loaded.
+    """
 
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}

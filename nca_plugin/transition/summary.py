@@ -1,4 +1,4 @@
-"""A transition's report, for people to read."""
+"""The report of a transition, for people to read."""
 
 import math
 import shlex
@@ -13,9 +13,9 @@ from nca_plugin.display.terminal import short
 from nca_plugin.files import described_size
 from nca_plugin.lineage.training_data import Lineage
 
-#: The selectors of --freeze, in the checkpoint that is written.
+#: The file in the start checkpoint that lists the selectors of --freeze.
 FREEZE_LIST: Final = "freeze.txt"
-#: How the next stage takes a checkpoint, by the stack that wrote the one before.
+#: The arguments that name the start checkpoint to the next stage, by stack.
 _HOW_TO_START: Final = {
     "megatron": "--pretrained-checkpoint {}",
     "bridge": "checkpoint.pretrained_checkpoint={}",
@@ -25,7 +25,7 @@ _BYTES: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64
 
 
 def plan_table(report: Mapping[str, Any]) -> Table:
-    """Return what happens to each tensor of the model, one row for each; the finished run's state is left out."""
+    """Return a table with a row for each tensor of the model. State of the finished run has no rows."""
     table = Table(show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in ("action", "tensor", "shape", "type", "new values", "because of"):
         table.add_column(column, no_wrap=True)
@@ -38,7 +38,7 @@ def plan_table(report: Mapping[str, Any]) -> Table:
         if "rows_kept" in row:
             new_values = f"{row['rows_kept']:,} rows kept, others {new_values}"
         cells = (row["action"], name, shape, row["dtype"], new_values, row["reason"])
-        # As text: a pattern may look like rich's markup.
+        # A pattern may look like rich's markup, which `Text` does not interpret.
         table.add_row(*map(Text, cells), style=_STYLES[row["action"]])
     return table
 
@@ -47,7 +47,7 @@ _STYLES: Final = {"keep": "", "reinit": "yellow", "resize": "cyan", "drop": "red
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return what is kept, drawn and dropped in all, and how it is laid out."""
+    """Return the total sizes of what is kept, drawn and dropped, the vocabulary, and whether files are linked."""
     sizes = dict.fromkeys(_STYLES, 0)
     for row in _of_model(report):
         sizes[row["action"]] += _num_bytes(row)
@@ -73,7 +73,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def next_steps(report: Mapping[str, Any], target: Path) -> Iterator[str]:
-    """Yield lines that say how the next stage starts from `target`, and what it has to do without."""
+    """Yield lines that say how the next stage starts from `target`, and what its model must do without."""
     left_out = sorted({row["role"] for row in _of_model(report) if row["action"] == "drop"})
     if left_out:
         yield f"The next stage's model must do without what was left out: {', '.join(left_out)}."
@@ -89,7 +89,7 @@ def next_steps(report: Mapping[str, Any], target: Path) -> Iterator[str]:
 
 
 def start_arguments(stack: str, target: Path) -> str:
-    """Return the arguments that start a run of a stack from the checkpoint at `target`, as a shell takes them."""
+    """Return the arguments, quoted for a shell, that start a run of a stack from the checkpoint at `target`."""
     return _HOW_TO_START[stack].format(shlex.quote(str(target)))
 
 

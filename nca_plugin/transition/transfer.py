@@ -1,4 +1,4 @@
-"""`nca-plugin transfer`: read, plan, write, report."""
+"""`nca-plugin transfer`: reads a checkpoint, plans the transition, writes the start checkpoint and reports."""
 
 import importlib.metadata
 import json
@@ -37,14 +37,14 @@ def transfer(
 
     Args:
         origin: a save folder of Megatron-LM or Megatron-Bridge, one iteration's folder, or a NeMo 2 checkpoint.
-        target: a folder that does not exist; give it to the next run as --pretrained-checkpoint.
-        dry_run: plan and report, write nothing.
-        command: that asked for it, for the report.
-        num_workers: threads that draw and write, each with `BLOCK_BYTES` in memory.
+        target: a folder that does not exist yet. The next run takes it as --pretrained-checkpoint.
+        dry_run: plan and report, but write nothing.
+        command: the command line, for the report.
+        num_workers: number of threads that draw and write, each with `BLOCK_BYTES` in memory.
 
     Raises:
-        NCAPluginError: see `read_checkpoint` and `changes_of`; a target that exists or cannot be written; a source that
-            is damaged, or is being written to.
+        NCAPluginError: for the reasons of `read_checkpoint` and `changes_of`, if the target exists or cannot be
+            written, or if the source is damaged or a run is writing to it.
     """
     transition = transition or Transition()
     check_absent(target)
@@ -67,7 +67,6 @@ def transfer(
         "nca_plugin": importlib.metadata.version("nca-plugin"),
         "command": list(command),
         "trained_on": lineage.stored()["earlier"],
-        # The next stage has another one.
         "tokenizer_left_behind": None if tokenizer is None else str(tokenizer),
         **transition.described(),
         "vocab_size": vocabulary.new_ids,
@@ -98,7 +97,7 @@ def transfer(
                     writer.add_object(change.entry.name, checkpoint.objects[change.entry.name])
             files = context_files(checkpoint)
             writer.check_space(sum(path.stat().st_size for path in files.values()))
-            # Copies of whole blocks are checked as they are made; parts of what was saved at once, before.
+            # Copies of whole blocks are checked while they are written, blocks that are copied in parts already here.
             doubted = rewritten(checkpoint, changes)
             if transition.verify and report["layout"] == "link":
                 doubted += [block.record for block in kept]
@@ -125,9 +124,9 @@ def transfer(
 
 
 def keeps_values_of(report: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
-    """Whether what a report says was kept has the checksums that it has in a checkpoint; no values are read.
+    """Return whether the blocks that a report lists as kept have the same CRC-32 in a checkpoint. No values are read.
 
-    Only what was taken over as it had been saved is compared, not rows of a vocabulary or parts of a block.
+    Only blocks that were kept whole are compared, not rows of a vocabulary or parts of a block.
     """
     for row in report["tensors"]:
         tensor = checkpoint.tensors.get(row["name"])
@@ -146,7 +145,7 @@ def keeps_values_of(report: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
 def _layout(
     checkpoint: Checkpoint, kept: Iterable[KeptBlock], folder: Path, transition: Transition
 ) -> tuple[str, str | None]:
-    """Return the layout that can be written, and why it is another than was asked for."""
+    """Return the layout that will be used, and why it differs from the requested one, None if it does not."""
     if transition.layout == "copy":
         return "copy", None
     if checkpoint.format != "torch_dist":
@@ -158,7 +157,7 @@ def _layout(
 def _check_written(
     target: Path, origin: Checkpoint, entries: Sequence[Entry], linked: set[str], lineage: Lineage
 ) -> None:
-    """Read what was written as any checkpoint is read. Raises `NCAPluginError` if it is not what was planned."""
+    """Read the new checkpoint as any other. Raises `NCAPluginError` if it is not what was planned."""
     found = read_checkpoint(target)
     expected = {entry.name: (entry.dtype, entry.shape) for entry in entries}
     if {name: (tensor.dtype, tensor.shape) for name, tensor in found.tensors.items()} != expected:
@@ -167,19 +166,19 @@ def _check_written(
         raise NCAPluginError(f"it is taken for one of {found.stack}")
     for tensor in found.tensors.values():
         for block in tensor.blocks:
-            # What is linked was read before.
+            # Linked files were read as part of the source.
             if isinstance(block.source, Item) and block.source.file.name not in linked:
                 tensor.stored(block)
     stored = read_trained(found).lineage
-    # Megatron-Bridge's configuration has no place for it under a dataset of its own.
+    # Megatron-Bridge's configuration has no field for the lineage if its dataset is one of its own.
     if stored is not None and stored != lineage:
         raise NCAPluginError("it does not say what the weights were trained on")
 
 
 def _signature(folder: Path) -> dict[Path, tuple[int, int, int]]:
-    """Return what changes when a file of a checkpoint is written to.
+    """Return inode, size and modification time of every file, which change when a checkpoint is written to.
 
-    Without those of the tokenizer: Megatron writes them last, when the tracker file has named the iteration already.
+    Files of the tokenizer are left out, because Megatron writes them after the tracker file has named the iteration.
     """
     folders = [folder, *(path for path in folder.iterdir() if path.is_dir() and path.name != TOKENIZER)]
     files = (path for each in folders for path in each.iterdir() if path.is_file())

@@ -1,4 +1,4 @@
-"""The rows of embedding and output: how many the next stage has, and which of the old ones it takes over."""
+"""The rows of embedding and output: how many the next stage has, and which old rows it keeps."""
 
 import itertools
 import re
@@ -17,13 +17,17 @@ from nca_plugin.files import read_lines
 
 #: Tensors with a row for every token id.
 ROW_TENSORS: Final = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
-#: More than any vocabulary has.
+#: No vocabulary has more rows.
 MOST_ROWS: Final = 1 << 24
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of the old and the new tokenizer, and rows of the new embedding."""
+    """The sizes of the old and the new vocabulary in ids, and of the new embedding in rows, with padding.
+
+    Attributes:
+        divisible_by: the next stage's --make-vocab-size-divisible-by.
+    """
 
     old_ids: int
     new_ids: int
@@ -33,7 +37,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class RowMap:
-    """Rows that are taken over: row `new[i]` is the old row `old[i]`; int64, `new` ascending."""
+    """The rows that are kept: new row `new[i]` is old row `old[i]`. `new` is ascending."""
 
     new: NDArray[np.int64]
     old: NDArray[np.int64]
@@ -48,7 +52,7 @@ class RowMap:
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """Return the rows that Megatron gives the embedding of a vocabulary (megatron.training.vocab_utils)."""
+    """Return the number of rows that Megatron gives the embedding of a vocabulary (megatron.training.vocab_utils)."""
     multiple = divisible_by * tensor_parallel_size
     return -(-vocab_size // multiple) * multiple
 
@@ -60,14 +64,15 @@ def next_vocabulary(
     make_divisible_by: int | None,
     tensor_parallel_size: int | None,
 ) -> Vocabulary:
-    """Return the vocabulary of the next stage; what is None stays as it was.
+    """Return the vocabulary of the next stage. Arguments that are None stay as they were.
 
     Args:
-        model: of the finished stage.
-        stored_rows: of its embedding.
+        model: the model of the finished stage.
+        stored_rows: the number of rows of its embedding.
 
     Raises:
-        NCAPluginError: more rows than are written, or a padding of a vocabulary whose size is not known.
+        NCAPluginError: if there would be more than `MOST_ROWS` rows, or the padding changes and the number of ids is
+            unknown.
     """
     old_ids = min(model.vocab_size or stored_rows, stored_rows)
     new_ids = vocab_size or old_ids
@@ -88,16 +93,16 @@ def next_vocabulary(
 
 
 def same_rows(start: int, stop: int) -> RowMap:
-    """Return the map that leaves rows `start` .. `stop - 1` where they are."""
+    """Return the map that keeps rows `start` .. `stop - 1` at their places."""
     rows = np.arange(start, stop, dtype=np.int64)
     return RowMap(rows, rows)
 
 
 def parse_keep_rows(text: str) -> RowMap:
-    """Return the rows of `0:256`, or of several such ranges with commas, at their places.
+    """Return the map that keeps the rows of `0:256`, or of several such ranges with commas, at their places.
 
     Raises:
-        NCAPluginError: another form, an empty range, or a row twice.
+        NCAPluginError: if the text has another form, a range is empty, or a row is named twice.
     """
     ranges = []
     for part in text.split(","):
@@ -110,10 +115,10 @@ def parse_keep_rows(text: str) -> RowMap:
 
 
 def read_row_map(path: Path) -> RowMap:
-    """Return the rows of a text file with a new and an old id on each line, after which `#` begins a comment.
+    """Return the rows of a text file with a new and an old id on each line. `#` begins a comment.
 
     Raises:
-        NCAPluginError: a file that cannot be read, a line of another form, or a new row twice.
+        NCAPluginError: if the file cannot be read, a line has another form, or a new row is named twice.
     """
     lines = read_lines(path, "--row-map")
     new, old = [], []
@@ -131,7 +136,7 @@ def read_row_map(path: Path) -> RowMap:
 
 
 def check_rows(rows: RowMap, tensor: Tensor, old_ids: int, new_ids: int) -> None:
-    """Raise `NCAPluginError` for rows that the old vocabulary does not have, or the new one."""
+    """Raise `NCAPluginError` if the old or the new vocabulary does not have one of the rows."""
     if rows.old.max() >= old_ids:
         raise NCAPluginError(
             f"row {rows.old.max()} is to be kept, but '{tensor.name}' has rows for {old_ids} ids, 0 to {old_ids - 1}"
@@ -141,10 +146,10 @@ def check_rows(rows: RowMap, tensor: Tensor, old_ids: int, new_ids: int) -> None
 
 
 def read_embedding_rows(tensor: Tensor, ids: NDArray[np.int64]) -> Values:
-    """Return rows of a tensor, in the order of `ids`; the tensor should be `opened`."""
+    """Return rows of a tensor in the order of `ids`. This is fast only for a tensor that is `opened`."""
     out = np.empty((len(ids), *tensor.shape[1:]), tensor.dtype.array)
     order = np.argsort(ids, kind="stable")
-    # Rows that follow each other are read at once.
+    # Consecutive rows are read at once.
     for _, group in itertools.groupby(enumerate(order), key=lambda item: int(ids[item[1]]) - item[0]):
         places = [int(place) for _, place in group]
         start = int(ids[places[0]])

@@ -301,7 +301,7 @@ LLAMA_VALUES = {
         ({"apply_query_key_layer_scaling": True}, "apply_query_key_layer_scaling"),
         ({"window_size": [128, 0]}, "window_size"),
         ({"attention_output_gate": True}, "attention_output_gate"),
-        ({"hidden_size": 33}, "do not divide"),
+        ({"hidden_size": 33}, "hidden_size 33 must be a multiple"),
     ],
 )
 def test_other_models_are_not_exported(values: dict[str, Any], reason: str) -> None:

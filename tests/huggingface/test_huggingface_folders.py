@@ -79,7 +79,7 @@ VALUES: Final[tuple[tuple[dict[str, Any], str], ...]] = (
     ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ({"num_attention_heads": 0}, "num_attention_heads is 0"),
     ({"num_attention_heads": "4"}, "num_attention_heads is '4'"),
-    ({"num_key_value_heads": 3}, "do not divide"),
+    ({"num_key_value_heads": 3}, "must be a multiple of its num_key_value_heads, 3"),
     ({"num_hidden_layers": 10**9}, "is incomplete: it has no 'model.layers.4."),
     ({"num_hidden_layers": 10**400}, "num_hidden_layers is 1000"),
     ({"num_attention_heads": 10**9}, "is not a multiple of the number of attention heads"),
@@ -166,7 +166,8 @@ def test_values_that_say_nothing_of_the_model_are_left_out_aloud(models: Path, t
         **{"attention_dropout": 0.25, "torch_dtype": "float32", "logits_scaling": 1.0, "mup": False},
     )
     imported = import_hf(model, tmp_path / "out")
-    assert imported.notes == ("a Llama has no 'num_labels', 'unsloth_version': config.json's are left out",)
+    note = "entries of config.json that a Llama does not have are left out: 'num_labels', 'unsloth_version'"
+    assert imported.notes == (note,)
     # What only training uses comes along, there and back.
     export_hf(tmp_path / "out", tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["attention_dropout"] == 0.25

@@ -1,1 +1,1 @@
-"""What a study found, for people: tables and a verdict in the terminal, a page with pictures."""
+"""Reports the results of a study: tables and a verdict in the terminal, and a page with pictures."""

@@ -1,6 +1,7 @@
-"""The curves of a report and what they add up to. Each function draws on matplotlib axes.
+"""The learning curves, gains and ablations of a report. Each function draws on matplotlib axes.
 
-The baseline is drawn in the colour of the text, the other arms in C0, C1, ...; more arms than colours differ by dashes.
+The baseline has the colour of the text, the other arms have C0, C1, ... If there are more arms than colours, their
+dashes differ.
 """
 
 import textwrap
@@ -24,17 +25,17 @@ from nca_plugin.study.report.parts import (
 )
 
 _DASHES: Final = ("-", "--", ":", "-.")
-#: The share of a run from which on it is shown: earlier losses would leave no room for later differences.
+#: Runs are shown from this share on. Earlier losses would leave no room for later differences.
 SHOWN_FROM: Final = 0.4
-#: With more arms bands hide each other.
+#: With more arms, bands are left out, because they would hide each other.
 MOST_BANDS: Final = 4
 _LABEL_LETTERS: Final = 34
-#: Height of a line of text among gains, whose unit is 0.9 inches.
+#: Height of a line of text in the chart of gains, in units of 0.9 inches.
 _LINE: Final = 0.21
 
 
 def draw_curves(axes: Any, values: Values, domain: str) -> None:
-    """Draw held-out perplexity against language tokens: means, and the range of seeds."""
+    """Draw held-out perplexity against language tokens: the mean and the range of the seeds."""
     highest = []
     for arm in values["arms"]:
         rows = language_rows(values, domain, arm)
@@ -67,7 +68,7 @@ def draw_curves(axes: Any, values: Values, domain: str) -> None:
 def draw_differences(axes: Any, values: Values, domain: str) -> None:
     """Draw each arm's loss minus the baseline's at the same tokens, paired by seed, with its interval.
 
-    The line is thick where 0 lies outside the interval.
+    The line is thick where the interval does not contain 0.
     """
     base = losses(language_rows(values, domain, values["baseline"]))
     axes.axhline(0, color=TEXT, linewidth=1.2)
@@ -91,7 +92,7 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
             place = x[-1] * (1.02 + 0.14 * i / len(arms))
             axes.vlines(place, found[-1].low, found[-1].high, color=style["color"], linewidth=1.6)
             axes.plot([place], [found[-1].mean], color=style["color"], marker="o", markersize=4)
-    # Intervals of few seeds may be so long that nothing else could be seen.
+    # Intervals of few seeds may be so long that they would hide everything else.
     spread = max(seen) - min(seen) or 0.01
     low, high = max(min(ends), min(seen) - spread), min(max(ends), max(seen) + spread)
     margin = 0.1 * spread
@@ -144,18 +145,18 @@ def draw_gains(axes: Any, values: Values, domain: str) -> None:
 
 
 def gain_label(values: Values, arm: str) -> str:
-    """Return an arm's name over its gains."""
+    """Return the name of an arm that is shown above its gains."""
     return wrapped(label(values, arm), 60)
 
 
 def gains_height(values: Values) -> float:
-    """Return inches that the gains of all arms take."""
+    """Return the height of the chart of gains in inches."""
     lines = sum(gain_label(values, arm).count("\n") + 1 for arm in others(values))
     return 1.5 + 0.9 * (_LINE * lines + 0.7 * len(others(values)))
 
 
 def draw_ablations(axes: Any, values: Values, shown: list[Ablation]) -> None:
-    """Draw what is left of the gain when a component is drawn anew, component x domain."""
+    """Draw how the gain changes when a component is drawn anew, component x domain."""
     from matplotlib.colors import to_rgba
 
     domains = list(values["domains"])
@@ -164,7 +165,7 @@ def draw_ablations(axes: Any, values: Values, shown: list[Ablation]) -> None:
     shades = np.empty((len(cells), len(domains), 4))
     for y, x in np.ndindex(shades.shape[:2]):
         cell = cells[y][x]
-        # Pale enough that the text can be read on it; what is inside its interval has next to no colour.
+        # Colours are pale enough for text on them. Differences that are not shown have nearly no colour.
         opacity = (0.5 if cell.is_shown else 0.1) * abs(cell.mean) / limit
         shades[y, x] = to_rgba(COLORS[0 if cell.mean > 0 else 1], opacity)
         text = f"{cell.mean:+.1f}"
@@ -185,9 +186,9 @@ def ablation_label(values: Values, ablation: Ablation) -> str:
 
 
 def legend_height(values: Values) -> float:
-    """Return inches that the legend of the arms takes."""
+    """Return the height of the legend of the arms in inches."""
     entries = [wrapped(label(values, arm)) for arm in values["arms"]]
-    # Equal-compute baselines, where there are any.
+    # Baselines of equal compute have entries of two lines.
     entries += ["\n"] * len(longer_baselines(values, next(iter(values["domains"]))))
     lines = sum(entry.count("\n") + 1 for entry in entries)
     return 0.19 * lines / _columns(values)
@@ -205,6 +206,6 @@ def _style(values: Values, arm: str) -> dict[str, Any]:
 
 
 def wrapped(text: str, letters: int = 2 * _LABEL_LETTERS) -> str:
-    """Return lines of at most so many letters, as matplotlib takes them."""
-    # Matplotlib takes what stands between two dollar signs for a formula.
+    """Return a text for matplotlib in lines of at most `letters` letters."""
+    # Matplotlib would read text between two dollar signs as a formula.
     return textwrap.fill(text, letters, break_on_hyphens=False).replace("$", r"\$")

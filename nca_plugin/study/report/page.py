@@ -1,4 +1,4 @@
-"""The page of a study: the result first, then what it rests on."""
+"""The page of a study: first the result, then the evidence."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ def page(values: Values, sections: Sequence[Section], drawn: Mapping[str, Drawn]
     """Return the page's HTML.
 
     Args:
-        sections: of pictures, in any order.
-        drawn: the pictures by name.
+        sections: the sections of pictures.
+        drawn: the drawn pictures by name.
     """
     papers = {domain: facts["paper"] for domain, facts in values["domains"].items() if facts["paper"] in FIGURES}
     return html(
@@ -47,7 +47,7 @@ def page(values: Values, sections: Sequence[Section], drawn: Mapping[str, Drawn]
 
 
 def _by_domain(values: Values, line: str) -> tuple[str, str]:
-    """Return the domain that a line of the verdict begins with, if it does, and the rest of the line."""
+    """Return the domain with which a line of the verdict begins, or "", and the rest of the line."""
     domain = next((name for name in values["domains"] if line.startswith(f"{name}: ")), "")
     return domain, line[len(domain) :]
 

@@ -1,4 +1,4 @@
-"""What a report takes from the values of `results.json`: runs, stages 1, ablations, costs."""
+"""Extracts the parts of a report from the values of `results.json`: runs, stages 1, ablations, costs."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +12,7 @@ from nca_plugin.study.comparison import Estimate, estimate, gain_percent
 Values = dict[str, Any]
 Row = dict[str, Any]
 
-#: Presets that draw anew what `default` takes over, in words.
+#: Presets that draw anew more than `default`, with what they draw in words.
 _ABLATIONS: Final = {
     "attention-only": "all but attention",
     "mlp-only": "all but MLPs",
@@ -22,12 +22,12 @@ _ABLATIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Stage1:
-    """The runs of a stage 1, one a seed.
+    """The runs of a stage 1, one for each seed.
 
     Attributes:
-        title: its source or text, with what tells it from others of the same.
-        arms: that start from it.
-        uri: the first seed's source; None for text.
+        title: the source or text, and what distinguishes this stage 1 from others with the same.
+        arms: the arms that start from this stage 1.
+        uri: the source of the first seed; None for text.
     """
 
     title: str
@@ -42,10 +42,11 @@ class Stage1:
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """An arm that takes over less than another one with the same stage 1.
+    """An arm that takes over less than another arm with the same stage 1.
 
     Attributes:
-        component: what it draws anew.
+        whole: the other arm.
+        component: what the arm draws anew, in words.
     """
 
     arm: str
@@ -55,7 +56,7 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an arm takes on a domain, a seed; `seconds` is the mean over seeds."""
+    """The cost of an arm on a domain for one seed. `seconds` is the mean over seeds."""
 
     stage1_tokens: int
     supervised_tokens: int
@@ -66,28 +67,28 @@ class Cost:
 
 
 def label(values: Values, arm: str) -> str:
-    """Return an arm's name for people."""
+    """Return the name of an arm for people."""
     return str(values["arms"][arm]["label"])
 
 
 def is_scratch(values: Values, arm: str) -> bool:
-    """Whether an arm has no stage 1."""
+    """Return whether an arm has no stage 1."""
     return values["arms"][arm]["source"] is None and values["arms"][arm]["text"] is None
 
 
 def others(values: Values) -> list[str]:
-    """Return the arms beside the baseline."""
+    """Return all arms but the baseline."""
     return [arm for arm in values["arms"] if arm != values["baseline"]]
 
 
 def language_rows(values: Values, domain: str, arm: str, extra_updates: int = 0) -> list[Row]:
-    """Return the rows of an arm on a domain, one a seed."""
+    """Return the rows of an arm on a domain, one for each seed."""
     wanted = (domain, arm, extra_updates)
     return [row for row in values["language"] if (row["domain"], row["arm"], row["extra_updates"]) == wanted]
 
 
 def longer_baselines(values: Values, domain: str) -> list[list[Row]]:
-    """Return the baseline's runs of equal compute, for each length one row a seed."""
+    """Return the baseline's runs of equal compute: for each length a list with a row for each seed."""
     arm = values["baseline"]
     rows = [row for row in values["language"] if (row["domain"], row["arm"]) == (domain, arm)]
     lengths = sorted({row["extra_updates"] for row in rows if row["extra_updates"]})
@@ -100,18 +101,18 @@ def losses(rows: list[Row]) -> NDArray[np.float64]:
 
 
 def tokens_of(rows: list[Row]) -> NDArray[np.float64]:
-    """Return after how many tokens the losses were measured, [evaluations]."""
+    """Return the numbers of tokens after which the losses were measured, [evaluations]."""
     return np.array([tokens for tokens, _ in rows[0]["validation"]], np.float64)
 
 
 def gain_over(values: Values, domain: str, arm: str, other: str) -> Estimate:
-    """Return by how many per cent an arm's perplexity ends below another's, paired by seed."""
+    """Return by how many per cent the final perplexity of an arm is below another's, paired by seed."""
     pairs = zip(language_rows(values, domain, arm), language_rows(values, domain, other), strict=True)
     return estimate([gain_percent(other_row["loss"], row["loss"]) for row, other_row in pairs])
 
 
 def stages1(values: Values) -> list[Stage1]:
-    """Return every stage 1, arms that share one together."""
+    """Return every stage 1. Arms that share one are listed together."""
     grouped: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
     for row in values["stage1"]:
         grouped.setdefault((tuple(row["arms"]), tuple(row["domains"])), []).append(row)
@@ -125,7 +126,7 @@ def stages1(values: Values) -> list[Stage1]:
     for (arms, domains), rows in grouped.items():
         own = facts[arms, domains]
         same = [other for other in facts.values() if other[0] == own[0]]
-        # The first fact in which it differs from each of the others is enough.
+        # The title names the first fact in which all stages with the same origin differ.
         differing = next(
             (i for i in range(1, len(own)) if len({other[i] for other in same}) == len(same)), len(own) - 1
         )
@@ -135,7 +136,7 @@ def stages1(values: Values) -> list[Stage1]:
 
 
 def ablations(values: Values) -> list[Ablation]:
-    """Return the arms that differ from another only by what they draw anew."""
+    """Return the arms that differ from another arm only in what they draw anew."""
     arms = values["arms"]
     found = []
     for name in arms:
@@ -148,7 +149,7 @@ def ablations(values: Values) -> list[Ablation]:
 
 
 def _component(values: Values, name: str, whole: str) -> str | None:
-    """Return what arm `name` draws anew beside arm `whole`; None unless that is all that tells them apart."""
+    """Return what arm `name` draws anew in addition to arm `whole`; None if they also differ otherwise."""
     arm, other = values["arms"][name], values["arms"][whole]
     own, others_own = values["study"]["arms"][name], values["study"]["arms"][whole]
     if name == whole or is_scratch(values, name) or other["reinit"] or other["preset"] in _ABLATIONS:
@@ -166,7 +167,7 @@ def _component(values: Values, name: str, whole: str) -> str | None:
 
 
 def lost_points(values: Values, domain: str, ablation: Ablation) -> Estimate:
-    """Return an ablation's gain minus that of the arm that takes over everything, in points, paired by seed."""
+    """Return the gain of an ablation minus that of its whole arm, in percentage points, paired by seed."""
     base = language_rows(values, domain, values["baseline"])
     gains = [
         np.array([gain_percent(b["loss"], row["loss"]) for b, row in zip(base, rows, strict=True)])
@@ -176,7 +177,7 @@ def lost_points(values: Values, domain: str, ablation: Ablation) -> Estimate:
 
 
 def cost(values: Values, domain: str, arm: str) -> Cost:
-    """Return what an arm takes on a domain."""
+    """Return the cost of an arm on a domain."""
     rows = language_rows(values, domain, arm)
     first = rows[0]
     stage1 = [row for row in values["stage1"] if arm in row["arms"] and domain in row["domains"]]
@@ -197,5 +198,5 @@ def sweep_flops(values: Values) -> float:
 
 
 def sweep_seconds(values: Values) -> float:
-    """Return how long the runs of the sweep took, one after the other."""
+    """Return the sum of the times of the sweep's runs."""
     return float(sum(values["timings"][tried["folder"]] for tried in values["sweep"]["tried"]))

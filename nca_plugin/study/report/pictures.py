@@ -1,4 +1,4 @@
-"""The pictures of a report by section."""
+"""The pictures of a report, by section."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from nca_plugin.display.drawing import CHART, Picture
 from nca_plugin.study.report import charts, probes
 from nca_plugin.study.report.parts import Row, Stage1, Values, ablations, label, language_rows, others, stages1
 
-#: Inches of the tallest picture of heads.
+#: Largest height of a picture of heads, in inches.
 _TALLEST: Final = 14.0
 
 
@@ -17,7 +17,7 @@ class Section:
     """Pictures that belong together.
 
     Attributes:
-        title: heading.
+        title: the heading.
         reading: how to read the pictures.
     """
 
@@ -28,7 +28,7 @@ class Section:
 
 
 def sections(values: Values) -> list[Section]:
-    """Return the sections that a study has pictures for."""
+    """Return the sections for which a study has pictures."""
     found = [_curves(values), _gains(values), _ablation(values), *_stage1(values), *_induction(values), _data(values)]
     return [section for section in found if section.pictures]
 
@@ -130,7 +130,7 @@ def _induction(values: Values) -> list[Section]:
             if probes.has_induction(rows):
                 groups.append((f"after text:\n{label(values, arm)}", rows))
         if groups:
-            # A title has only the width of its map.
+            # The title must fit the width of its picture.
             pictures += _heads(i, f"{domain[:20]}, " if len(values["domains"]) > 1 else "", groups)
     chances = [
         f"{_chance(values[key])} {after}" for key, after in (("stage1", "after stage 1"), ("language", "after text"))
@@ -145,7 +145,7 @@ def _induction(values: Values) -> list[Section]:
 
 
 def _chance(rows: list[Row]) -> str:
-    """Return the scores of heads that attend to everything alike: they depend on the vocabulary."""
+    """Return the range of the scores of a head that attends to everything equally, which depend on the vocabulary."""
     found = [row["induction"]["chance"] for row in rows if row["induction"]]
     if not found:
         return "unknown"
@@ -189,7 +189,7 @@ def _names(values: Values, stage: Stage1) -> str:
 
 def _data(values: Values) -> Section:
     seq_length = int(values["study"]["arguments"]["seq-length"])
-    # Stages 1 that differ in their schedule or length read the same.
+    # Stages 1 that differ only in schedule or length read the same data.
     by_uri = {stage.uri: stage for stage in reversed(stages1(values)) if stage.uri is not None}
     pictures = []
     for i, stage in enumerate(reversed(by_uri.values())):

@@ -1,4 +1,4 @@
-"""The pictures of what a model has learned and read: stage 1, accuracy in context, induction heads, the data.
+"""Pictures of what a model has learned and read: stage 1, accuracy in context, induction heads, the data.
 
 Each function draws on matplotlib axes.
 """
@@ -17,16 +17,16 @@ from nca_plugin.sources import parse
 from nca_plugin.study.report.parts import Row, Stage1, losses, tokens_of
 
 _NUM_SEQUENCES: Final = 3
-#: More columns leave no room for a number in each.
+#: With more columns, there is no room for numbers.
 _MOST_NUMBERED: Final = 12
-#: The colours of induction scores, made for colour-blind readers, dark where a score is low.
+#: The colours of induction scores, made for colour-blind readers. Low scores are dark.
 _SCORES: Final = "cividis"
-#: Colours of induction scores reach at least to here.
+#: The range of colours reaches at least to this score.
 _FAINTEST: Final = 0.1
 
 
 def draw_stage1(axes: Any, stage: Stage1) -> None:
-    """Draw held-out loss against tokens, seeds thin, over what token frequencies alone give."""
+    """Draw held-out loss against tokens, with thin lines for seeds, and the loss of token frequencies alone."""
     x, y = tokens_of(stage.rows), losses(stage.rows)
     if len(y) > 1:
         axes.plot(x, y.T, color="C0", linewidth=0.8, alpha=0.7)
@@ -43,7 +43,7 @@ def draw_stage1(axes: Any, stage: Stage1) -> None:
 
 
 def draw_in_context(axes: Any, stage: Stage1) -> None:
-    """Draw accuracy against frames seen, the mean and the range of seeds."""
+    """Draw accuracy against the number of frames seen: the mean and the range of the seeds."""
     from matplotlib.ticker import MaxNLocator
 
     found = [row["in_context"] for row in stage.rows]
@@ -66,12 +66,12 @@ def draw_in_context(axes: Any, stage: Stage1) -> None:
 
 
 def has_induction(rows: Sequence[Row]) -> bool:
-    """Whether all of these runs were asked for the scores of their heads."""
+    """Return whether the scores of heads were measured in all of these runs."""
     return bool(rows) and all(row["induction"] for row in rows)
 
 
 def draw_strongest_heads(axes: Any, names: Sequence[str], groups: Sequence[Sequence[Row]], highest: float) -> None:
-    """Draw the highest score of each layer's heads above chance, mean over seeds, a row for each group of runs."""
+    """Draw the highest score above chance in each layer, as the mean over seeds, with a row for each group of runs."""
     scores = [np.mean([above_chance(row).max(axis=1) for row in rows], axis=0) for rows in groups]
     image = _padded([score[None] for score in scores])[:, 0]
     axes.imshow(image, cmap=_SCORES, vmin=0, vmax=highest, aspect="auto")
@@ -88,7 +88,7 @@ def draw_strongest_heads(axes: Any, names: Sequence[str], groups: Sequence[Seque
 
 
 def draw_heads(axes: Any, names: Sequence[str], runs: Sequence[Row], highest: float) -> None:
-    """Draw the score of every head above chance, layer x head, one run below the other."""
+    """Draw the score of every head above chance, layer x head, with the runs below each other."""
     images = [above_chance(row) for row in runs]
     width = max(image.shape[1] for image in images)
     gap, rows, middles, top = 1, [], [], 0
@@ -109,15 +109,15 @@ def draw_heads(axes: Any, names: Sequence[str], runs: Sequence[Row], highest: fl
 
 
 def above_chance(row: Row) -> NDArray[np.float64]:
-    """Return the induction scores of a run minus that of a head that attends to everything alike, [layers, heads].
+    """Return the induction scores of a run minus that of a head that attends to everything equally, [layers, heads].
 
-    Chance depends on the vocabulary: without it, stage 1 and text could not be compared.
+    Chance depends on the vocabulary, so that scores of stage 1 and text are comparable only without it.
     """
     return np.array(row["induction"]["scores"], np.float64) - row["induction"]["chance"]
 
 
 def highest_score(runs: Sequence[Row]) -> float:
-    """Return the end of the colours: the highest score, and enough that noise has next to none."""
+    """Return the end of the range of colours: the highest score, but enough that noise has nearly no colour."""
     return max(_FAINTEST, *(float(above_chance(row).max()) for row in runs))
 
 
@@ -127,13 +127,13 @@ def _padded(images: Sequence[Any]) -> Any:
 
 
 def data_of(stage: Stage1, seq_length: int) -> Samples:
-    """Return the first samples that a stage 1 of a source is trained on."""
+    """Return the first samples on which a stage 1 of a source is trained."""
     assert stage.uri is not None
     return draw_samples(parse(stage.uri), _NUM_SEQUENCES, seq_length)
 
 
 def draw_data(axes: Any, samples: Samples) -> None:
-    """Draw the frames of samples, or their tokens where there are none."""
+    """Draw the frames of samples, or their tokens if there are no frames."""
     if samples.grid is not None:
         sheet.draw_frames(axes, samples.grid)
     else:

@@ -1,4 +1,4 @@
-"""The tables of a report, once for the terminal and for the page."""
+"""The tables of a report, for the terminal and for the page."""
 
 import math
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from nca_plugin.study.report.parts import stages1 as all_stages1
 
 _SHOWN = {"better": "better", "worse": "worse", "none": "none shown", "one seed": "one seed", "baseline": "baseline"}
 
-#: So that words of labels are not cut where a terminal is narrow.
+#: Least width of the column of names, so that words are not cut in a narrow terminal.
 _WIDTH_OF_NAMES: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table of plain text; what follows a line break in a cell is of less weight.
+    """A table of plain text. Text after a line break in a cell is less important.
 
     Attributes:
-        note: how to read it.
+        note: how to read the table.
     """
 
     title: str
@@ -51,7 +51,7 @@ def tables(values: Values) -> list[Table]:
 
 
 def comparison(values: Values, domain: str) -> Rows:
-    """Return the arms of a domain against the baseline."""
+    """Return the comparison of the arms of a domain with the baseline."""
     seeds = len(values["seeds"])
     base = label(values, values["baseline"])
     tokens = values["domains"][domain]["tokens"]
@@ -87,7 +87,7 @@ def comparison(values: Values, domain: str) -> Rows:
 
 
 def tasks(values: Values) -> list[Rows]:
-    """Return what the models answered, a table for each task and domain."""
+    """Return the results of the tasks, as a table for each task and domain."""
     found = []
     for entry in values.get("tasks", []):
         metrics = list(entry["summary"][values["baseline"]])
@@ -104,7 +104,7 @@ def tasks(values: Values) -> list[Rows]:
 
 
 def stage1(values: Values) -> list[Rows]:
-    """Return whether anything was learned in stage 1, and how well the frames are predicted; as many as there are."""
+    """Return tables on what was learned in stage 1, and how well frames are predicted; none without a stage 1."""
     stages = all_stages1(values)
     if not stages:
         return []
@@ -140,7 +140,7 @@ def stage1(values: Values) -> list[Rows]:
 
 
 def sweep(values: Values) -> list[Rows]:
-    """Return what the baseline was tried with; nothing without a sweep."""
+    """Return the table of the baseline's sweep; none without a sweep."""
     tried = values["sweep"]["tried"]
     if not tried:
         return []
@@ -159,7 +159,7 @@ def sweep(values: Values) -> list[Rows]:
 
 
 def costs(values: Values) -> Rows:
-    """Return what each arm takes, a seed, and what the sweep took."""
+    """Return the costs of each arm for one seed, and those of the sweep."""
     rows = []
     for domain in values["domains"]:
         for arm in values["arms"]:
@@ -208,7 +208,7 @@ def costs(values: Values) -> Rows:
 
 
 def published(names: Sequence[str]) -> Rows:
-    """Return the paper's figures for these of its corpora, marked as such."""
+    """Return the paper's figures for some of its corpora, marked as such."""
     heads = ("the paper's corpus", "scratch", "C4", "Dyck", "NCA", "gain of NCA, %", "speed-up of NCA")
     rows = []
     for found in map(FIGURES.__getitem__, names):
@@ -219,7 +219,7 @@ def published(names: Sequence[str]) -> Rows:
 
 
 def _drawn(rows: Rows) -> Table:
-    # As `Text`, because a label may hold what rich would take for markup.
+    # A label may look like rich's markup, which `Text` does not interpret.
     drawn = Table(title=Text(rows.title), caption=Text(rows.note), caption_justify="left")
     for i, head in enumerate(rows.heads):
         width = 0 if i else _WIDTH_OF_NAMES
@@ -289,7 +289,7 @@ def _accuracies(stage: Stage1) -> list[str]:
     first, last = min(1, len(frames) - 1), len(frames) - 1
     cells = [f"{frames[first]} to {frames[last]}"]
     for name in ("patch", "cell", "grid", "copy"):
-        # The last frame may be cut off, so that there is no whole grid.
+        # The last frame may be cut off, and then has no accuracy of the whole grid.
         known = [i for i in range(first, last + 1) if found[0][name][i] is not None]
         if not known:
             cells.append("")

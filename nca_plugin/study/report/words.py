@@ -1,16 +1,16 @@
-"""What a study's numbers show, in sentences. A difference inside its interval is no difference shown."""
+"""Describes the results of a study in sentences. If the interval of a difference contains 0, no difference is shown."""
 
 from typing import Any, Final
 
 from nca_plugin.display.terminal import short
 from nca_plugin.study.report.parts import Values, gain_over, is_scratch, label, others
 
-#: More arms without a difference are counted.
+#: If more arms show no difference, only their number is given.
 _MOST_NAMED: Final = 3
 
 
 def headline(values: Values) -> str:
-    """Return the result in a sentence."""
+    """Return the result as a sentence."""
     base = _quoted(values, values["baseline"])
     best = {domain: arm for domain in values["domains"] if (arm := _best(values, domain)) is not None}
     if not best:
@@ -42,7 +42,7 @@ def headline(values: Values) -> str:
 
 
 def verdict(values: Values) -> str:
-    """Return what the numbers can and cannot show: a paragraph for each domain, then what holds for all."""
+    """Return what the numbers show and do not show: a paragraph for each domain, then statements about all domains."""
     lines = [f"{domain}: {_domain(values, domain)}" for domain in values["domains"]]
     lines += _released(values)
     lines += _sweep(values)
@@ -61,7 +61,7 @@ def verdict(values: Values) -> str:
 
 
 def limits(values: Values) -> list[str]:
-    """Return what bounds the result, a sentence each."""
+    """Return the limits of the result, each as one or two sentences."""
     arguments = values["study"]["arguments"]
     size = [f"{arguments[key]} {word}" for key, word in (("num-layers", "layers"),) if key in arguments]
     size += [f"hidden size {arguments['hidden-size']}"] if "hidden-size" in arguments else []
@@ -86,10 +86,10 @@ def limits(values: Values) -> list[str]:
 
 
 def _best(values: Values, domain: str) -> str | None:
-    """Return the arm with a stage 1 that gains most on average."""
+    """Return the best arm with a stage 1; None without one."""
     summary = values["summary"][domain]
     arms = [arm for arm in others(values) if not is_scratch(values, arm)]
-    # One that is shown to be better comes before one whose mean is larger and not; one shown to be worse is last.
+    # The verdict counts first, and then the mean gain.
     order = ("worse", "none", "one seed", "better")
     return max(
         arms, key=lambda arm: (order.index(summary[arm]["verdict"]), summary[arm]["gain_percent"]["mean"]), default=None
@@ -103,7 +103,7 @@ def _end(values: Values, domain: str, arm: str) -> str:
 
 
 def _at_equal_compute(values: Values, winners: list[tuple[str, str]]) -> list[str]:
-    """Return what is left of the gains of arms that win at equal tokens; nothing if it was not measured."""
+    """Return a clause on the gains at equal compute of arms that win at equal tokens; none if it was not measured."""
     equal = {domain: values["summary"][domain][arm]["equal_compute"] for domain, arm in winners}
     if any(found is None for found in equal.values()):
         return []
@@ -170,7 +170,7 @@ def _speed(speed_up: dict[str, Any], base: str) -> str:
 
 
 def _released(values: Values) -> list[str]:
-    """Return what the released recipe gives, against the baseline and against the released start from scratch."""
+    """Return sentences that compare the released recipe with the baseline and with the released start from scratch."""
     arms = values["arms"]
     recipes = [a for a in others(values) if (arms[a]["preset"], arms[a]["schedule"]) == ("release", "release")]
     starts = [a for a in arms if is_scratch(values, a) and arms[a]["preset"] == "release" and a != values["baseline"]]

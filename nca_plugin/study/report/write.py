@@ -1,4 +1,4 @@
-"""The folder of a report: the page, its pictures and the numbers."""
+"""Writes the folder of a report: the page, its pictures and the numbers."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from nca_plugin.study.report.pictures import sections
 def write_report(values: Values, folder: Path) -> list[Path]:
     """Write `results.json`, `report.html` and a PNG of each of its pictures to `folder`, and return their paths.
 
-    Files of these names are replaced, all of them or, after an error, none.
+    Existing files of these names are replaced, either all or, after an error, none.
 
     Args:
-        values: what `nca_plugin.study.results.results` returns, or what `results.json` holds.
+        values: the values of `nca_plugin.study.results.results`, which are those of `results.json`.
 
     Raises:
-        NCAPluginError: a folder that cannot be written to.
+        NCAPluginError: if the folder cannot be written to.
     """
     found = sections(values)
     by_name = {picture.name: drawn(picture) for section in found for picture in section.pictures}
