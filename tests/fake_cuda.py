@@ -18,10 +18,10 @@ def install() -> None:
     """Let torch say that there is a GPU. Call before anything of Megatron is imported."""
     import torch
 
-    from nca_plugin.megatron import cpu
+    from nca_plugin.megatron import cuda_on_cpu
 
     connections = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
-    cpu.enable()
+    cuda_on_cpu.enable()
     # What CPU mode sets, the launcher has to.
     del os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
     if connections is not None:

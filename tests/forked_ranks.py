@@ -146,9 +146,9 @@ def _do(
 
 def import_megatron() -> None:
     """Do once, before the fork, what every rank, and some of it every job, would spend seconds on."""
-    from nca_plugin.megatron import device
+    from nca_plugin.megatron import cpu_mode
 
-    device.prepare()
+    cpu_mode.prepare()
     import argparse
     import copy
 

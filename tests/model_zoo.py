@@ -251,7 +251,7 @@ def _set_up(job: SaveJob | LoadJob, *options: str) -> tuple[Namespace, list[Any]
 
 
 def _arguments(job: SaveJob | LoadJob, *options: str) -> list[str]:
-    from nca_plugin.megatron.cpu import CPU_ARGUMENTS
+    from nca_plugin.megatron.cuda_on_cpu import CPU_ARGUMENTS
 
     architecture = list(ARCHITECTURES[job.arch])
     virtual: tuple[str, ...] = ()

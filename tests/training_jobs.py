@@ -126,7 +126,7 @@ def _train(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from nca_plugin.launch.megatron import launch
     from nca_plugin.megatron import step
-    from nca_plugin.megatron.cpu import CPU_ARGUMENTS
+    from nca_plugin.megatron.cuda_on_cpu import CPU_ARGUMENTS
 
     own = folder / job["name"]
     own.mkdir(exist_ok=True)

@@ -1,9 +1,9 @@
 """The launcher of Megatron-LM, to be imported by a `WarmProcess`: Megatron and CPU mode are ready in its forks."""
 
 from nca_plugin.launch.megatron import main
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 
-device.prepare()
+cpu_mode.prepare()
 
 from megatron.core.tokenizers import text  # noqa: E402
 from megatron.training import arguments, global_vars  # noqa: E402

@@ -11,6 +11,7 @@ from nca_plugin.automata import kernels, rng
 from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
+from nca_plugin.automata.loss_mask import loss_mask
 from nca_plugin.automata.tokens import encode_into
 from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
@@ -34,17 +35,16 @@ def generate(
 
     Returns:
         tokens: int32 [S + 1]; inputs are tokens[:-1], targets tokens[1:].
-        loss_mask: bool [S]; the first frame is never a target (release: the first 37 positions of 38-token frames).
+        loss_mask: bool [S], see `nca_plugin.automata.loss_mask`.
 
     Raises:
         NCAPluginError: an index or length that is out of range, or a band that no rule reaches.
     """
     check_seq_length(config, seq_length)
     check_index(index)
-    loss_mask = np.ones(seq_length, np.bool_)
-    loss_mask[: config.frame_length - 1] = False
     num_frames = math.ceil((seq_length + 1) / config.frame_length)
-    return _tokens(config, index, num_frames, split).reshape(-1)[: seq_length + 1], loss_mask
+    tokens = _tokens(config, index, num_frames, split).reshape(-1)[: seq_length + 1]
+    return tokens, loss_mask(config.frame_length, seq_length)
 
 
 def check_seq_length(config: NCAConfig, seq_length: int) -> None:

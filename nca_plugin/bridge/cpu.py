@@ -1,4 +1,4 @@
-"""Adapts Megatron-Bridge to CPU mode, beyond `nca_plugin.megatron.cpu`.
+"""Adapts Megatron-Bridge to CPU mode, beyond `nca_plugin.megatron.cuda_on_cpu`.
 
 Megatron-Bridge imports Transformer Engine and NVIDIA's resiliency extension even if a run does not use them, and
 neither can be installed without a GPU. Stand-ins make the imports work, but using one is an error. Its recipes are

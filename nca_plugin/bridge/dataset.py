@@ -16,7 +16,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.resume import continued
+from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import Blend, read_blend

@@ -6,10 +6,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from nca_plugin.chain.stages import Chain, Stage
+from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files
 from nca_plugin.launch.check import SIZES, ArgumentSet, check_argument_sets
-from nca_plugin.transition.vocabulary import padded_vocab_size
+from nca_plugin.transition.vocabulary import next_vocabulary
 
 _RECORD: Final = "chain.json"
 
@@ -70,10 +71,7 @@ def _check_rows(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> 
     transition = stage.transition
     assert transition is not None
     settings = (transition.vocab_size, transition.make_vocab_size_divisible_by, transition.tensor_model_parallel_size)
-    if any(settings):
-        rows = padded_vocab_size(*(own or before[name] for own, name in zip(settings, SIZES, strict=True)))
-    else:
-        rows = before["rows"]
+    rows = next_vocabulary(ModelConfig(before), before["rows"], *settings).rows
     if rows != after["rows"]:
         raise NCAPluginError(
             f"transition leads to {rows} embedding rows, the stage has {after['rows']}: set "

@@ -16,7 +16,7 @@ from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.launch.configuration import ConfigFile, LaunchArguments, load_run, unset_options
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.transition.changes import Transition
-from nca_plugin.transition.plan import PRESETS
+from nca_plugin.transition.presets import PRESETS
 from nca_plugin.transition.selectors import check_selectors
 from nca_plugin.transition.summary import FREEZE_LIST
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
+from nca_plugin.chain.progress import StageState
 from nca_plugin.chain.stages import Chain
-from nca_plugin.chain.state import StageState
 
 
 def state_table(states: Iterable[StageState]) -> Table:

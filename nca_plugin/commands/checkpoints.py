@@ -11,7 +11,7 @@ from rich.console import Console
 from nca_plugin.checkpoint.names import SELECTORS
 from nca_plugin.display.terminal import MAX_PROCESSES, num_cores, number_option, short, stages
 from nca_plugin.errors import NCAPluginError, require
-from nca_plugin.transition.plan import PRESETS
+from nca_plugin.transition.presets import PRESETS
 from nca_plugin.transition.summary import next_steps, plan_table, start_arguments, summary
 
 _SELECTORS = ", ".join(SELECTORS)

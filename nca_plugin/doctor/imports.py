@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nca_plugin.bridge import cpu as bridge_cpu
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 
 # Marks the lines that report a step, because an import may print lines too.
 _MARK: Final = "nca-plugin-doctor: "
@@ -83,7 +83,7 @@ def _torch() -> dict[str, Any]:
 
 def _megatron_core() -> dict[str, Any]:
     # Launchers call this before they import anything of Megatron.
-    device.prepare()
+    cpu_mode.prepare()
     import_module("megatron.core")
     return {}
 
@@ -116,7 +116,7 @@ def _hydra_launcher() -> dict[str, Any]:
 
 def _bridge_launcher() -> dict[str, Any]:
     stand_ins = []
-    if device.prepare():
+    if cpu_mode.prepare():
         stand_ins = bridge_cpu.add_stand_ins()
     for module in ("gpt_step", "pretrain"):
         import_module(f"megatron.bridge.training.{module}")

@@ -37,7 +37,7 @@ from nca_plugin.launch.process import (
 )
 from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 from nca_plugin.sources.section import data_path
 from nca_plugin.suggestions import unknown_name, unknown_names
 
@@ -95,7 +95,7 @@ def launch(options: Options) -> None:
     if find_spec("megatron.bridge") is None:
         raise NCAPluginError("Megatron-Bridge is not installed: docs/bridge.md says how to install it")
     # Checks that need no Megatron come first, because importing it takes seconds.
-    is_cpu_mode = device.prepare()
+    is_cpu_mode = cpu_mode.prepare()
     if is_cpu_mode:
         stand_ins = bridge_cpu.add_stand_ins()
         print_rank_0(f"nca-plugin: no CUDA device: CPU mode, with stand-ins for {', '.join(stand_ins) or 'nothing'}")

@@ -17,7 +17,7 @@ from typing import Any, Final
 from nca_plugin import launch
 from nca_plugin.errors import NCAPluginError, one_line, require
 from nca_plugin.launch.process import PARENT, check_training_loop, die_with_torchrun
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 
 #: The sizes that decide the number of embedding rows. They are arguments of Megatron-LM and fields of a transition.
 SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
@@ -76,7 +76,7 @@ def _checked(runs: list[dict[str, Any]], environment: dict[str, str]) -> list[di
 def main(runs: list[dict[str, Any]]) -> None:
     """Check the arguments of each run in its own process, because Megatron parses arguments only once in one."""
     # These imports take seconds, so they come before the first fork.
-    is_cpu_mode = device.prepare()
+    is_cpu_mode = cpu_mode.prepare()
     import megatron.training.training  # noqa: F401
     import torch
 

@@ -30,8 +30,9 @@ from nca_plugin.launch.process import (
 )
 from nca_plugin.launch.quiet import quiet, quiet_about_split
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 from nca_plugin.megatron.arguments import add_arguments, data_paths, resolve_data_source, resolve_epochs
+from nca_plugin.megatron.connections import limit_connections
 from nca_plugin.megatron.fused_kernels import OPTION, added_arguments, check_kernels, described_needs, installed
 from nca_plugin.megatron.held_output import held_output
 from nca_plugin.sources import is_source
@@ -172,7 +173,7 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     from nca_plugin.megatron.rank_0 import is_rank_0
     from nca_plugin.megatron.resumed import loaded_checkpoint
 
-    if device.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
+    if cpu_mode.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
         check_memory(args)
     check_arguments(args)
     check_configurations(args)
@@ -204,8 +205,8 @@ def pass_to_megatron(arguments: list[str], *, is_announced: bool) -> None:
         quiet_about_split()
     check_training_loop()
     # This takes seconds, so arguments are checked first.
-    if device.prepare():
-        from nca_plugin.megatron.cpu import CPU_ARGUMENTS
+    if cpu_mode.prepare():
+        from nca_plugin.megatron.cuda_on_cpu import CPU_ARGUMENTS
 
         if is_announced:
             print_rank_0(f"nca-plugin: no CUDA device: CPU mode, which adds {' '.join(CPU_ARGUMENTS)}")
@@ -281,7 +282,7 @@ def _check_values(known: Mapping[str, Action], spelling: Callable[[str], str]) -
 
 def _fit_to_device(parser: ArgumentParser) -> None:
     """Add the arguments and environment variables that Megatron needs on the device of this process."""
-    if device.prepare():
+    if cpu_mode.prepare():
         # `pass_to_megatron` has added the arguments of CPU mode.
         return
     args, _ = parser.parse_known_args()
@@ -297,7 +298,7 @@ def _fit_to_device(parser: ArgumentParser) -> None:
     if added:
         sys.argv += added
         print_rank_0(f"nca-plugin: {OPTION} adds {' '.join(added)}")
-    variable = device.limit_connections(args)
+    variable = limit_connections(args)
     if variable is not None:
         print_rank_0(f"nca-plugin: {variable}, which Megatron insists on for this parallelism, is set")
 

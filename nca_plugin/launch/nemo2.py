@@ -19,7 +19,7 @@ from nca_plugin.launch.process import (
 )
 from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank_beside_lightning
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     from nca_plugin.nemo2.cpu import without_cuda_compiler
 
     with without_cuda_compiler():
-        is_cpu_mode = device.prepare()
+        is_cpu_mode = cpu_mode.prepare()
     if is_cpu_mode:
         print_rank_0("nca-plugin: no CUDA device: CPU mode")
     _wrap_run(is_cpu_mode=is_cpu_mode)

@@ -6,6 +6,7 @@ from pathlib import Path
 from nca_plugin.checkpoint.opened import open_checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import Trained, read_trained
+from nca_plugin.lineage.same_data import difference
 from nca_plugin.lineage.training_data import DataPath, TrainingData, fingerprint
 from nca_plugin.sources import is_source, parse
 
@@ -52,14 +53,14 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
         lines.append("It is a start checkpoint, from which a run may train on any data.")
     elif blend is not None:
         other = TrainingData.of(*blend, now.seq_length)
-        difference = now.difference(other) if now.has_source or other.has_source else None
-        faults.append(difference)
+        differs = difference(now, other)
+        faults.append(differs)
         lines.append(
             "  ok     a run with these data resumes it"
-            if difference is None
-            else f"  BROKEN a run with these data does not resume it: it would have {difference}"
+            if differs is None
+            else f"  BROKEN a run with these data does not resume it: it would have {differs}"
         )
-        if difference is not None:
+        if differs is not None:
             lines.append(
                 "to put right: use the data that it was trained on, begin another stage with nca-plugin transfer "
                 f"--from {path}, or resume with --allow-other-data (allow_other_data=true in Megatron-Bridge's dataset "

@@ -94,32 +94,9 @@ class TrainingData:
         return f"Trained on {tokens}{self.name} (nca-plugin {self.version})."
 
     @property
-    def _short_name(self) -> str:
-        return " ".join(replace(part, uri=part.uri and _short(part.uri)).name for part in self.parts)
-
-    @property
     def has_source(self) -> bool:
         """Whether a source, or a corpus that a source made, is among the data."""
         return any(part.uri is not None for part in self.parts)
-
-    def difference(self, other: "TrainingData") -> str | None:
-        """Return how `other` differs from these data; None if both give the same samples."""
-        if self.seq_length != other.seq_length:
-            return f"sequences of {other.seq_length} tokens rather than {self.seq_length}"
-        if [part.weight for part in self.parts] != [part.weight for part in other.parts]:
-            return f"{other._short_name} rather than {self._short_name}"
-        for before, now in zip(self.parts, other.parts, strict=True):
-            if before.uri != now.uri or (before.uri is None and before.fingerprint is None and before.path != now.path):
-                return _difference(before.uri or before.path, now.uri or now.path)
-            if None not in (before.fingerprint, now.fingerprint) and before.fingerprint != now.fingerprint:
-                if before.uri is None:
-                    return f"{now.path} of {now.fingerprint} rather than {before.fingerprint}"
-                return (
-                    f"{_short(before.uri)} with other samples (fingerprint {now.fingerprint} rather than "
-                    f"{before.fingerprint}): "
-                    f"nca-plugin {other.version} rather than {self.version}, or another deflate library"
-                )
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,28 +151,6 @@ def _from_stored(values: Any) -> TrainingData:
         if not isinstance(value, kinds) or (isinstance(value, str) and not value.isprintable()):
             raise TypeError(f"a {type(value).__name__} in the wrong place")
     return data
-
-
-def _difference(before: str, now: str) -> str:
-    """Return how one data path differs from another. Of a source's many options, only the changed ones are named."""
-    (name, old), (new_name, new) = (_options(path) for path in (before, now))
-    if name != new_name or old.keys() != new.keys():
-        return f"{_short(now)} rather than {_short(before)}"
-    names = [key for key in new if old[key] != new[key]]
-    changed, original = (", ".join(f"{key}={options[key]}" for key in names) for options in (new, old))
-    return f"{name} with {changed} rather than {original}"
-
-
-def _short(path: str) -> str:
-    # The import stands here for the same reason as in `_identity`.
-    from nca_plugin.sources import short_uri
-
-    return short_uri(path)
-
-
-def _options(path: str) -> tuple[str, dict[str, str]]:
-    name, _, options = path.partition("?")
-    return name, dict(option.partition("=")[::2] for option in options.split("&") if options)
 
 
 def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from nca_plugin.lineage.resume import continued
+from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.rank_0 import told_by_rank_0
 from nca_plugin.megatron.resumed import LoadedCheckpoint, loaded_checkpoint

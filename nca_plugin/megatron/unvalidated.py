@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron import device
+from nca_plugin.megatron import cpu_mode
 from nca_plugin.megatron.cpu_limits import check_cpu_mode
 from nca_plugin.megatron.option_names import OptionNames
 from nca_plugin.megatron.paths import check_files
@@ -111,7 +111,7 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
             f"{options.name('pad_vocab_size')} needs {options.name('padded_vocab_size')}: say how many rows the "
             "embedding has"
         )
-    if device.prepare():
+    if cpu_mode.prepare():
         check_cpu_mode(args, options)
     if is_run:
         _check_packages(args, options)

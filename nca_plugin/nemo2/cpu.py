@@ -1,4 +1,4 @@
-"""Adapts a run of NeMo 2 to CPU mode, beyond `nca_plugin.megatron.cpu`, by changing settings of NeMo-Run's task.
+"""Adapts a run of NeMo 2 to CPU mode, beyond `nca_plugin.megatron.cuda_on_cpu`: settings of NeMo-Run's task.
 
 NeMo's recipes are written for GPUs. Without Transformer Engine, NeMo itself uses Megatron's local layers.
 """

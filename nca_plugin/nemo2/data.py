@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
 from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.lineage.resume import continued
+from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
@@ -32,6 +32,7 @@ from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.rank_0 import told_by_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources.section import source_uri
+from nca_plugin.transition.vocabulary import padded_vocab_size
 
 _, _HAS_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
@@ -218,8 +219,8 @@ class SourceDataModule(pl.LightningDataModule):
     def _check_embedding_rows(self, checkpoint: Checkpoint) -> None:
         config = self.trainer.lightning_module.config
         ranks, divisor = config.tensor_model_parallel_size, config.make_vocab_size_divisible_by
-        rows = config.vocab_size or -(-self.tokenizer.vocab_size // (divisor * ranks)) * divisor * ranks
         # As in Megatron-LM, the padding in NeMo depends on the tensor-parallel size.
+        rows = config.vocab_size or padded_vocab_size(self.tokenizer.vocab_size, divisor, ranks)
         check_embedding_rows(checkpoint, rows, self._vocab_size, ranks, "model.config.vocab_size={rows}")
 
     def _num_samples(self) -> list[int]:

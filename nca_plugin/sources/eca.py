@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
+from nca_plugin.automata.loss_mask import loss_mask
 from nca_plugin.compiled import compiled
 from nca_plugin.errors import Check, NCAPluginError
 from nca_plugin.sources.base import FrameLayout
@@ -116,7 +117,7 @@ class ECASource(FormalSource):
         return tokens.reshape(-1)[:length]
 
     def _loss_mask(self, seq_length: int) -> NDArray[np.bool_]:
-        return np.arange(1, seq_length + 1) >= self.row_length
+        return loss_mask(self.row_length, seq_length)
 
 
 def rules_of_class(wolfram_class: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from nca_plugin.study.design import (
 from nca_plugin.study.paper import FIGURES
 from nca_plugin.suggestions import unknown_name, unknown_names
 from nca_plugin.text.examples import read_examples
-from nca_plugin.transition.plan import PRESETS
+from nca_plugin.transition.presets import PRESETS
 from nca_plugin.transition.selectors import check_selectors
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

@@ -10,8 +10,9 @@ from nca_plugin.checkpoint.contents import Tensor
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.initial import Distribution, distribution, row_distribution
-from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer
+from nca_plugin.transition.initial import Distribution, distribution
+from nca_plugin.transition.plan import PlannedEntry, plan_transfer
+from nca_plugin.transition.presets import row_distribution
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.vocabulary import (
     MOST_ROWS,
@@ -228,8 +229,7 @@ def _distribution(
         raise NCAPluginError(
             f"'{entry.name}' cannot be drawn anew, because it is stored as {tensor.dtype.name}: keep or drop it"
         )
+    model = checkpoint.model
     if entry.parameter.canonical in ROW_TENSORS and not entry.name.endswith("bias"):
-        of_preset = row_distribution(PRESETS[transition.preset].rows, entry.parameter, tensor, vocabulary.old_ids)
-        if of_preset is not None:
-            return of_preset
-    return distribution(entry.name, entry.parameter, checkpoint.model)
+        return row_distribution(transition.preset, entry.parameter, tensor, vocabulary.old_ids, model)
+    return distribution(entry.name, entry.parameter, model)

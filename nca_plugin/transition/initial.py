@@ -15,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 
 from nca_plugin.arithmetic import exp, log
-from nca_plugin.checkpoint.contents import Region, Tensor, contiguous_regions
+from nca_plugin.checkpoint.contents import Region
 from nca_plugin.checkpoint.dtypes import DType, Values
 from nca_plugin.checkpoint.model_config import ModelConfig, standard_deviation
 from nca_plugin.checkpoint.names import Parameter
@@ -29,7 +29,6 @@ _RESIDUAL_OUTPUTS: Final = (
     "fc2_latent_proj.weight",
     "mixer.out_proj.weight",
 )
-_PIECE_VALUES: Final = 1 << 22
 _NORMAL_INITIALISER: Final = "torch.nn.init.normal_"
 #: Defaults of MambaMixer, which no option changes: the width of the convolution; minimum, maximum and floor of the
 #: time step; the range of A.
@@ -83,22 +82,6 @@ def distribution(name: str, parameter: Parameter, model: ModelConfig) -> Distrib
     if parameter.role == "output":
         return Distribution("normal", _embedding_std(model) if model.get("use_mup") else _std(model))
     return Distribution("normal", _residual_std(model) if part.endswith(_RESIDUAL_OUTPUTS) else _std(model))
-
-
-def row_distribution(rule: str, parameter: Parameter, tensor: Tensor, trained_rows: int) -> Distribution | None:
-    """Return the distribution that a preset gives new rows of embedding or output; None if the model's rules apply.
-
-    Args:
-        rule: `Preset.rows`: "release" as in the released code, "matched" at the scale of the trained rows, or "model".
-        tensor: the tensor of the finished stage.
-        trained_rows: the number of its rows that are not padding.
-    """
-    if rule == "release":
-        is_output = parameter.role == "output"
-        return Distribution("uniform", tensor.shape[1] ** -0.5) if is_output else Distribution("normal", 1.0)
-    if rule == "matched":
-        return Distribution("normal", _root_mean_square(tensor, trained_rows))
-    return None
 
 
 def draw(
@@ -208,15 +191,3 @@ def _each(function: Callable[[float], float], values: np.ndarray) -> np.ndarray:
 @functools.cache
 def _stream(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def _root_mean_square(tensor: Tensor, rows: int) -> float:
-    """Return the root mean square of the trained rows, without the padding."""
-    opened = tensor.opened()
-    total = 0.0
-    for region in contiguous_regions((rows, *tensor.shape[1:]), _PIECE_VALUES):
-        total += float(np.square(tensor.dtype.to_float32(opened.read(*region)), dtype=np.float64).sum())
-    scale = math.sqrt(total / (rows * math.prod(tensor.shape[1:])))
-    if not 0 < scale < math.inf:
-        raise NCAPluginError(f"'{tensor.name}' has no scale to match: its values are all 0, or not all finite")
-    return scale

@@ -3,50 +3,14 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from nca_plugin.checkpoint.names import Parameter, parameter
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.transition.presets import _VOCABULARY, PRESETS
 from nca_plugin.transition.selectors import Selector, parse_selector
 
 Action = Literal["keep", "reinit", "resize", "drop"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A plan that --keep, --reinit and --drop change.
-
-    Attributes:
-        about: a description of one line.
-        rest: what happens to everything but the roles `others`, to which the opposite happens.
-        rows: the rule for new rows of embedding and output, see `row_distribution`.
-    """
-
-    about: str
-    rest: Literal["keep", "reinit"]
-    others: tuple[str, ...] = ()
-    rows: Literal["model", "release", "matched"] = "model"
-
-
-_VOCABULARY: Final = ("embedding", "output")
-PRESETS: Final[Mapping[str, Preset]] = {
-    "default": Preset("embedding and output drawn anew, all else kept", "keep", _VOCABULARY),
-    "attention-only": Preset("attention kept, all else drawn anew", "reinit", ("attention",)),
-    "mlp-only": Preset(
-        "MLPs kept, with the routers they were trained under; all else anew", "reinit", ("mlp", "router")
-    ),
-    "no-norm": Preset("as default, and norms drawn anew", "keep", (*_VOCABULARY, "norm", "final_norm")),
-    "scratch": Preset("everything drawn anew", "reinit"),
-    "release": Preset(
-        "as default, with the released code's N(0, 1) embedding and U(-1/sqrt(d), 1/sqrt(d)) output",
-        "keep",
-        _VOCABULARY,
-        rows="release",
-    ),
-    "matched": Preset(
-        "as default, with new rows at the scale of the trained ones", "keep", _VOCABULARY, rows="matched"
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,9 @@ def hub_cache() -> Iterator[Path]:
 def configure(hub_cache: Path) -> Callable[..., Any]:
     """What the launcher does before it trains, in this process: from a command line to a `ConfigContainer`."""
     from nca_plugin.bridge import cpu as bridge_cpu
-    from nca_plugin.megatron import device
+    from nca_plugin.megatron import cpu_mode
 
-    if device.prepare():
+    if cpu_mode.prepare():
         bridge_cpu.add_stand_ins()
     from nca_plugin.launch import bridge
 

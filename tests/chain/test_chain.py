@@ -20,10 +20,10 @@ from places import CHECKPOINTS, ROOT
 from training_jobs import Job, train
 from typer.testing import CliRunner
 
-from nca_plugin.chain import state as files
+from nca_plugin.chain import progress as files
 from nca_plugin.chain.check import _check_rows, check_once, check_stages
+from nca_plugin.chain.progress import StageState, mend, survey
 from nca_plugin.chain.stages import Chain, TransitionConfig, load_chain
-from nca_plugin.chain.state import StageState, mend, survey
 from nca_plugin.chain.table import commands
 from nca_plugin.checkpoint import saves
 from nca_plugin.checkpoint.opened import read_checkpoint

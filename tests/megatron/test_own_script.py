@@ -33,11 +33,11 @@ def test_the_script_trains_on_a_source(tmp_path: Path) -> None:
 
 # Started by the test: a script of a user's own has no CPU mode.
 if __name__ == "__main__":
-    from nca_plugin.megatron import cpu
+    from nca_plugin.megatron import cuda_on_cpu
 
-    cpu.enable()
+    cuda_on_cpu.enable()
     from nca_plugin.launch.process import use_shipped_dataset_helper
 
     use_shipped_dataset_helper()
-    sys.argv = [*sys.argv[1:], *cpu.CPU_ARGUMENTS]
+    sys.argv = [*sys.argv[1:], *cuda_on_cpu.CPU_ARGUMENTS]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -18,7 +18,7 @@ import pytest
 from megatron_runs import read_losses
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.megatron import device
+from nca_plugin.megatron import connections
 from nca_plugin.megatron import fused_kernels as kernels
 from nca_plugin.megatron.fused_kernels import (
     Kernels,
@@ -195,7 +195,7 @@ def test_connections_of_a_device(
     after: str | None,
 ) -> None:
     with_connections(monkeypatch, given, architecture)
-    said = device.limit_connections(Namespace(**{**SERIAL, **arguments}))
+    said = connections.limit_connections(Namespace(**{**SERIAL, **arguments}))
     assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == after
     assert said == (f"CUDA_DEVICE_MAX_CONNECTIONS={after}" if given != after else None)
 
@@ -204,7 +204,9 @@ def test_connections_of_a_device(
 def test_connections_that_megatron_refuses(monkeypatch: pytest.MonkeyPatch, from_checkpoint: bool) -> None:
     with_connections(monkeypatch, "8", 9)
     with pytest.raises(NCAPluginError, match=r"^CUDA_DEVICE_MAX_CONNECTIONS=8: Megatron insists on 1 .*: unset it"):
-        device.limit_connections(Namespace(**{**SERIAL, **TENSOR, "use_mp_args_from_checkpoint_args": from_checkpoint}))
+        connections.limit_connections(
+            Namespace(**{**SERIAL, **TENSOR, "use_mp_args_from_checkpoint_args": from_checkpoint})
+        )
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
 
 

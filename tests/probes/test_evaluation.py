@@ -434,7 +434,7 @@ def predicted_at(position: np.ndarray) -> np.ndarray:
 def work(_: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from nca_plugin.launch.evaluate import evaluate
     from nca_plugin.launch.megatron import launch
-    from nca_plugin.megatron.cpu import CPU_ARGUMENTS
+    from nca_plugin.megatron.cuda_on_cpu import CPU_ARGUMENTS
 
     arguments = [*job["arguments"], *CPU_ARGUMENTS]
     if job["work"] == "train":

@@ -4,7 +4,8 @@ import pytest
 
 from nca_plugin.checkpoint.names import SELECTORS, parameter
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.plan import PRESETS, PlannedEntry, plan_transfer
+from nca_plugin.transition.plan import PlannedEntry, plan_transfer
+from nca_plugin.transition.presets import PRESETS
 
 LAYERS = 4
 #: Roles by name; what lies under `decoder.layers.` without a number holds all four layers.

@@ -1,11 +1,7 @@
-"""Prepares a process for the device on which Megatron runs, before Megatron is imported and CUDA is used.
-
-Importing this module needs only the standard library, because `nca-plugin doctor` imports it.
-"""
+"""The variable of CUDA that Megatron insists on for some runs."""
 
 from __future__ import annotations
 
-import functools
 import os
 from argparse import Namespace
 from typing import Final
@@ -15,28 +11,6 @@ from nca_plugin.errors import NCAPluginError
 _CONNECTIONS: Final = "CUDA_DEVICE_MAX_CONNECTIONS"
 #: Blackwell, the first architecture that overlaps communication and computation without this limit.
 _NEEDS_NO_LIMIT: Final = 10
-
-
-@functools.cache
-def prepare() -> bool:
-    """Prepare this process for Megatron and import it. Call this before anything else imports Megatron.
-
-    Further calls only return the first result. They could not find it again, since CPU mode makes CUDA seem available.
-
-    Returns:
-        Whether the process is in CPU mode, because there is no CUDA device.
-    """
-    # Imported only here, because torch takes seconds.
-    from nca_plugin.megatron import cpu
-
-    is_cpu_mode = cpu.is_needed()
-    if is_cpu_mode:
-        cpu.enable()
-    # This imports Megatron, so it comes after CPU mode is enabled.
-    from nca_plugin.megatron import plain_torch
-
-    plain_torch.complete()
-    return is_cpu_mode
 
 
 def limit_connections(args: Namespace) -> str | None:

@@ -4,7 +4,7 @@ Megatron uses CUDA in many places: devices, streams, events, memory figures, the
 all of them on the CPU, so that the loop, its parallelism and its checkpoints are the real ones, with gloo for
 communication. It is for laptops, tests and small studies.
 
-CPU mode changes `torch.cuda` for the whole process. So only launchers switch it on, by `nca_plugin.megatron.device`,
+CPU mode changes `torch.cuda` for the whole process. So only launchers switch it on, by `nca_plugin.megatron.cpu_mode`,
 before Megatron is imported, and never if there is a CUDA device. Nothing else in the package knows about it.
 """
 
@@ -36,11 +36,6 @@ CPU_ARGUMENTS = (
 )
 
 _CPU = torch.device("cpu")
-
-
-def is_needed() -> bool:
-    """Return whether this machine has no CUDA device, so that Megatron runs in CPU mode."""
-    return not torch.cuda.is_available()
 
 
 def enable() -> None:

@@ -1,0 +1,30 @@
+"""Decides whether a process is in CPU mode, and prepares it for Megatron, before Megatron is imported and CUDA is used.
+
+Importing this module needs only the standard library, because `nca-plugin doctor` imports it.
+"""
+
+import functools
+
+
+@functools.cache
+def prepare() -> bool:
+    """Prepare this process for Megatron and import it. Call this before anything else imports Megatron.
+
+    Further calls only return the first result. They could not find it again, since CPU mode makes CUDA seem available.
+
+    Returns:
+        Whether the process is in CPU mode, because there is no CUDA device.
+    """
+    # Imported only here, because torch takes seconds.
+    import torch
+
+    is_cpu_mode = not torch.cuda.is_available()
+    if is_cpu_mode:
+        from nca_plugin.megatron import cuda_on_cpu
+
+        cuda_on_cpu.enable()
+    # This imports Megatron, so it comes after CPU mode is enabled.
+    from nca_plugin.megatron import plain_torch
+
+    plain_torch.complete()
+    return is_cpu_mode
