@@ -337,12 +337,10 @@ def test_other_parameters_are_not_exported(
     megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, new_name: str | None, reason: str
 ) -> None:
     checkpoint = read_checkpoint(megatron)
-    tensors = dict(checkpoint.tensors)
-    moved = tensors.pop(name)
+    moved = checkpoint.tensors.pop(name)
     if new_name is not None:
-        tensors[new_name] = moved
-    other = dataclasses.replace(checkpoint, tensors=tensors)
-    monkeypatch.setattr(to_huggingface, "read_checkpoint", lambda _: other)
+        checkpoint.tensors[new_name] = moved
+    monkeypatch.setattr(to_huggingface, "read_checkpoint", lambda _: checkpoint)
     with pytest.raises(NCAPluginError, match=reason):
         export_hf(megatron, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -380,8 +378,9 @@ def test_prediction_of_several_tokens_and_names_by_layer(
                 block = dataclasses.replace(blocks[0], shape=part.shape, source=part)
                 tensors[f"{new}_{letter}"] = dataclasses.replace(whole, shape=part.shape, blocks=(block,))
     tensors["mtp.layers.0.enorm.weight"] = tensors["decoder.final_layernorm.weight"]
-    other = dataclasses.replace(checkpoint, tensors=tensors)
-    monkeypatch.setattr(to_huggingface, "read_checkpoint", lambda _: other)
+    checkpoint.tensors.clear()
+    checkpoint.tensors.update(tensors)
+    monkeypatch.setattr(to_huggingface, "read_checkpoint", lambda _: checkpoint)
     exported = export_hf(megatron, tmp_path / "out")
     assert_same_bits(hf_tensors(tmp_path / "out"), hf_tensors(hf))
     assert any("multi-token prediction are left out" in note for note in exported.notes)
