@@ -3,30 +3,16 @@
 import errno
 import os
 import resource
-import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from corpora import BLOCK, GENERATE, SUFFIXES, contents, wait_for_blocks, write
+from small_disks import small_disk
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.merge import merge
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_model_with_known_answers(folder: Path, results: Any, layout: str) -> 
     uri = f"{SOURCE}&split=test"
     tokens, loss_mask = samples_of(uri, 5, SEQ_LENGTH)
     predictions = np.tile(predicted_at(np.arange(SEQ_LENGTH)), (5, 1))
-    frames = frame_accuracy(tokens, predictions, parse(uri).config)
+    frames = frame_accuracy(tokens, predictions, parse(uri).frames)
     assert_close(
         result["in_context"],
         {

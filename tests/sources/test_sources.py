@@ -333,7 +333,7 @@ def test_a_source_of_another_package(site: Path) -> None:
 
 def test_a_source_of_another_package_in_megatrons_dataset(site: Path) -> None:
     code = (
-        "from test_dataset import datasets; train, valid, test = datasets('progression://?modulus=31');"
+        "from gpt_datasets import datasets; train, valid, test = datasets('progression://?modulus=31');"
         "print(len({len(train), len(valid), len(test)}), int(train[3]['loss_mask'].sum()))"
     )
     done = run_with(site, f"import sys; sys.path.insert(0, {str(TESTS)!r}); {code}")
