@@ -20,12 +20,14 @@ demo: $(INSTALLED)
 
 # Two files of tests at a time; more where there are cores for up to four ranks each.
 JOBS ?= 2
+# In the order of tests/conftest.py, which begins with the longest.
+SPREAD := --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow and not gpu and not index"
+	$(BIN)/pytest --numprocesses $(JOBS) $(SPREAD) -m "not slow and not gpu and not index"
 
 test-all: lint
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not gpu and not index"
+	$(BIN)/pytest --numprocesses $(JOBS) $(SPREAD) -m "not gpu and not index"
 
 # Parity with CPU mode and resuming on CUDA devices, then tokens a second; says so where there is no device. Nothing is
 # installed: the environment of $(PYTHON) is used as it is, and needs the plugin, megatron-core, tensorboard and pytest.
@@ -41,7 +43,7 @@ test-install: $(INSTALLED)
 # Datasets, and real runs: layouts, resuming, blends, Hydra, a transition. megatron-core 0.18 takes the model from files of
 # Megatron-LM, for which those of the folder stand in.
 test-oldest: $(OLDEST_INSTALLED)
-	PYTHONPATH=$(CURDIR)/tests/megatron_lm_0_18 $(OLDEST_BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not slow" \
+	PYTHONPATH=$(CURDIR)/tests/megatron_lm_0_18 $(OLDEST_BIN)/pytest --numprocesses $(JOBS) $(SPREAD) -m "not slow" \
 	    tests/automata/test_golden.py tests/megatron/test_dataset.py tests/megatron/test_corpus_dataset.py \
 	    tests/megatron/test_pretrain.py tests/transition/test_transfer.py \
 	    tests/launch/test_hydra.py::test_megatron_trains_on_a_blend

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from model_zoo import Results, SaveJob, save_checkpoints
+from places import TESTS
 from transition_cases import FEW
 
 # Real Megatron runs are started as processes of one thread each: two cores are shared by up to four ranks.
@@ -41,6 +42,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """With `-m gpu`, read no other tests: they need what only an environment made for them has."""
     is_other = collection_path.name.startswith("test_") and collection_path.name != "test_gpu.py"
     return True if config.option.markexpr == "gpu" and is_other else None
+
+
+#: The files of tests that take longest, the longest first. They are begun first, so that no worker ends with one alone.
+_LONGEST = (
+    *("chain/test_chain.py", "study/test_study_runs.py", "megatron/test_without_transformer_engine.py"),
+    *("launch/test_hydra.py", "megatron/test_parallelism.py", "commands/test_errors.py"),
+    *("transition/test_transfer.py", "probes/test_evaluation.py", "sources/test_sources.py"),
+    *("launch/test_wrong_arguments.py", "tasks/test_tasks.py", "huggingface/test_huggingface_folders.py"),
+    *("commands/test_wrong_inputs.py", "megatron/test_other_batch_size.py", "megatron/test_sft.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {TESTS / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True)
