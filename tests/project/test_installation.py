@@ -223,15 +223,15 @@ def test_a_missing_extra_is_named_in_one_line(alone: Path, words: tuple[str, ...
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("megatron", ()),
-        ("hydra", ("--config-name", "pretrain", "model=tiny")),
+        ("launch.megatron", ()),
+        ("launch.hydra", ("--config-name", "pretrain", "model=tiny")),
         ("chain", ("demo",)),
-        ("evaluate", ("--evaluation-out", "found.json", "--evaluation-source", "nca://toy")),
+        ("launch.evaluate", ("--evaluation-out", "found.json", "--evaluation-source", "nca://toy")),
     ],
 )
 def test_a_launcher_names_the_extra(alone: Path, module: str, arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [alone / "python", "-m", f"nca_plugin.launch.{module}", *arguments], cwd=alone, capture_output=True, text=True
+        [alone / "python", "-m", f"nca_plugin.{module}", *arguments], cwd=alone, capture_output=True, text=True
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.rstrip().endswith("pip install 'nca-plugin[megatron]' brings it")
