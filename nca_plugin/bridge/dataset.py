@@ -1,4 +1,4 @@
-"""The dataset of a Megatron-Bridge run: sources, corpora and indexed datasets, built by Megatron's own builder.
+"""The dataset of a Megatron-Bridge run: sources and indexed datasets, built by Megatron's own builder.
 
 It is a `DatasetProvider`, because Megatron-Bridge builds every subclass of `GPTDatasetConfig` as a plain `GPTDataset`.
 Fields that it shares with `GPTDatasetConfig` have the same names, so that overrides of `dataset` keep their meaning.
@@ -37,7 +37,7 @@ class SourceDatasetConfig(DatasetProvider):
     """
 
     data_path: str | list[str] | None = None
-    """A source URI, a corpus, an indexed dataset, or a blend as in Megatron-LM's `--data-path`, such as
+    """A source URI, a generated dataset, an indexed dataset, or a blend as in Megatron-LM's `--data-path`, such as
     `[0.1, nca://web, 0.9, my_text_document]`."""
 
     seq_length: int

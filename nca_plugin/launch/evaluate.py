@@ -15,9 +15,10 @@ written. Any number of ranks and any parallelism are possible, as in a resumed r
 nca_plugin.probes.accuracy. It is null without a source, and its accuracies by frame are null for a source without
 frames. The samples are from the source's test split, a stream that neither training nor validation reads.
 
-`perplexity` has an entry for each indexed dataset or corpus in `--evaluation-data`. Every token of a file but the first
-is predicted once, in sequences of the run's length that join the documents. In a corpus of `nca-plugin generate`, only
-supervised targets count. `loss` is Megatron's, in nats per token, and `tokens` is the number of counted tokens.
+`perplexity` has an entry for each indexed dataset or generated dataset in `--evaluation-data`. Every token of a file
+but the first is predicted once, in sequences of the run's length that join the documents. In a generated dataset of
+`nca-plugin generate`, only supervised targets count. `loss` is Megatron's, in nats per token, and `tokens` is the
+number of counted tokens.
 
 `induction` has the prefix-matching score of every head of every layer with attention, and as `chance` that of a head
 which attends to all positions equally, see nca_plugin.probes.induction. It is null with --induction-samples 0. The

@@ -42,7 +42,8 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     for stage in trained.lineage.ended(trained.samples).earlier:
         lines.append(stage.sentence)
         for part in stage.parts:
-            # A corpus is not made anew for training, and may begin anywhere in its source. nca-plugin verify checks it.
+            # A generated dataset is not made anew for training, and may begin anywhere in its source. nca-plugin verify
+            # checks it.
             if part.uri is not None and is_source(part.path):
                 fault = _fault(part, stage)
                 faults.append(fault)

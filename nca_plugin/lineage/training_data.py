@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KEY: Final = "nca_plugin_trained_on"
 
-#: Number of samples, from 0 on, that a fingerprint covers. A short corpus may have fewer, but has at least one.
+#: Number of samples, from 0 on, that a fingerprint covers. A generated dataset may have fewer, but at least one.
 _SAMPLES: Final = 4
 #: Limits on what a checkpoint may say, since checkpoints are not trusted.
 _MOST_STAGES: Final = 1000
@@ -37,8 +37,8 @@ class DataPath:
         path: the path as the run names it.
         weight: the weight in the blend as the run names it; None without weights.
         uri: the canonical URI of the source; None for data that no source made.
-        fingerprint: a digest of the first samples of a source or corpus, or of a file of examples. Of other files their
-            sizes; None where these are unknown, such as in object storage.
+        fingerprint: a digest of the first samples of a source or generated dataset, or of a file of examples. Of other
+            files their sizes; None where these are unknown, such as in object storage.
     """
 
     path: str
@@ -74,7 +74,7 @@ class TrainingData:
         """Return the training data of a run with these data paths.
 
         Raises:
-            NCAPluginError: if the URI of a source is invalid, or a corpus cannot be read.
+            NCAPluginError: if the URI of a source is invalid, or a generated dataset cannot be read.
         """
         parts = (
             DataPath(path, weight, *_identity(path, seq_length))
@@ -95,7 +95,7 @@ class TrainingData:
 
     @property
     def has_source(self) -> bool:
-        """Whether a source, or a corpus that a source made, is among the data."""
+        """Whether a source, or a generated dataset that a source made, is among the data."""
         return any(part.uri is not None for part in self.parts)
 
 
@@ -160,8 +160,8 @@ def _identity(path: str, seq_length: int) -> tuple[str | None, str | None]:
     from nca_plugin.sources import is_source, parse
 
     if is_generated(path):
-        corpus = IndexedSource(path)
-        return corpus.uri, fingerprint(corpus, seq_length, range(min(_SAMPLES, corpus.num_documents)))
+        dataset = IndexedSource(path)
+        return dataset.uri, fingerprint(dataset, seq_length, range(min(_SAMPLES, dataset.num_documents)))
     if is_source(path):
         # The path may name any split, but a run trains on the train split.
         source = parse(path).for_split("train")

@@ -87,7 +87,7 @@ def resolve_data_source(argv: list[str]) -> list[str]:
     """Return `argv` with `--data-source` and `--nca-...` replaced by `--data-path <URI>`.
 
     The source replaces other data arguments, as in `with_data_path`. Without `--data-source`, `argv` is returned, with
-    a tokenizer added if all data paths are sources or corpora.
+    a tokenizer added if all data paths are sources or generated datasets.
 
     Raises:
         NCAPluginError: if a source, preset or option is unknown, or no source has an `--nca-...` option.
@@ -226,8 +226,8 @@ def data_paths(argv: list[str]) -> list[str]:
 def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
     """Return `argv` with `--data-path` and `paths` instead of its data arguments.
 
-    If all paths are sources or corpora and there is no `--tokenizer-type`, a NullTokenizer with the largest of their
-    vocabularies is added.
+    If all paths are sources or generated datasets and there is no `--tokenizer-type`, a NullTokenizer with the largest
+    of their vocabularies is added.
     """
     data = _parser()
     for option in _PATHS:
@@ -240,7 +240,7 @@ def with_data_path(argv: list[str], paths: list[str]) -> list[str]:
 
 
 def _vocabulary(argv: list[str], paths: list[str]) -> list[str]:
-    """Return the arguments of a NullTokenizer if all paths are sources or corpora and `argv` has no tokenizer."""
+    """Return the arguments of a NullTokenizer if all paths are sources or generated, and `argv` has no tokenizer."""
     if not paths or not all(is_source(path) or is_generated(path) for path in paths):
         return []
     parser = _parser()

@@ -60,7 +60,7 @@ def check_weights(paths: Sequence[str], weights: Sequence[float] | None) -> None
 
 
 def is_meant_as_ours(path: str) -> bool:
-    """Return whether a data path names a source or a corpus, or looks like the URI of an unknown source.
+    """Return whether a data path names a source or a generated dataset, or looks like the URI of an unknown source.
 
     Opening the path of an unknown source raises an error that suggests similar names.
     """
@@ -68,7 +68,7 @@ def is_meant_as_ours(path: str) -> bool:
 
 
 def check_blend(paths: Sequence[str], seq_length: int, vocab_size: int, *, length_key: str, way_out: str) -> None:
-    """Raise `NCAPluginError` if a model cannot train on one of the sources or corpora in `paths`.
+    """Raise `NCAPluginError` if a model cannot train on one of the sources or generated datasets in `paths`.
 
     Args:
         seq_length: number of input tokens of a sample.

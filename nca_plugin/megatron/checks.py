@@ -27,7 +27,7 @@ def check_loading(args: Any, has_source: bool) -> None:
     """Raise `NCAPluginError` if the data of Megatron's arguments cannot be loaded as they say.
 
     Args:
-        has_source: whether a source or a corpus is among the data.
+        has_source: whether a source or a generated dataset is among the data.
     """
     if args.dataloader_type == "external":
         raise NCAPluginError(
@@ -78,7 +78,7 @@ def _check_code_of_layers(args: Any) -> None:
 def check_order(args: Any) -> None:
     """Raise `NCAPluginError` if samples of a source, or their weights, would depend on the layout or be repeated.
 
-    Call this only if a source or a corpus is among the data.
+    Call this only if a source or a generated dataset is among the data.
     """
     check_loader(args.dataloader_type, "--dataloader-type cyclic")
     if args.phase_transition_iterations:

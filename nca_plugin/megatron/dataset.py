@@ -1,4 +1,4 @@
-"""A `GPTDataset` whose data path may be a source URI or a corpus that `nca-plugin generate` wrote.
+"""A `GPTDataset` whose data path may be a source URI or a generated dataset that `nca-plugin generate` wrote.
 
 Sources and files share one class, because Megatron blends only datasets of one class. Weights, splits, shuffling of
 blends and resuming remain Megatron's. For a source no index is built: sample i is `source.sample(i)`, so that start-up
@@ -37,16 +37,16 @@ class SourceGPTDatasetConfig(GPTDatasetConfig):
     """Number of ids for which the model has rows; None takes the tokenizer's number."""
 
     meter: SampleMeter | None = None
-    """Counts the training samples of sources and corpora."""
+    """Counts the training samples of sources and generated datasets."""
 
 
 class SourceGPTDataset(GPTDataset):
-    """Samples of a source, of a corpus, or of any other indexed dataset.
+    """Samples of a source, of a generated dataset, or of any other indexed dataset.
 
-    Sample i of a corpus is its document i, which is the source's sample i. A split takes a range of the documents, and
-    a run that needs more begins again with the first. A sample is a dict: tokens and labels int64 [S], loss_mask
-    float32 [S], position_ids int64 [S], and, if the configuration has `create_attention_mask`, attention_mask bool
-    [1, S, S], true where masked.
+    Sample i of a generated dataset is its document i, which is the source's sample i. A split takes a range of the
+    documents, and a run that needs more begins again with the first. A sample is a dict: tokens and labels int64 [S],
+    loss_mask float32 [S], position_ids int64 [S], and, if the configuration has `create_attention_mask`, attention_mask
+    bool [1, S, S], true where masked.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class SourceGPTDataset(GPTDataset):
     def numel_low_level_dataset(low_level_dataset: Source | IndexedSource | IndexedDataset) -> int:
         if isinstance(low_level_dataset, IndexedDataset):
             return GPTDataset.numel_low_level_dataset(low_level_dataset)
-        # Megatron has no documents to divide into splits: the splits of a source are streams, and for those of a corpus
-        # `_Documents` has a range.
+        # Megatron has no documents to divide into splits: the splits of a source are streams, and for those of a
+        # generated dataset `_Documents` has a range.
         return 0
 
     def _build_document_sample_shuffle_indices(self) -> tuple[Any, Any, Any]:
@@ -140,7 +140,7 @@ class SourceGPTDataset(GPTDataset):
 
 
 class _Documents:
-    """The documents of a corpus that one split of a run reads."""
+    """The documents of a generated dataset that one split of a run reads."""
 
     def __init__(
         self,
@@ -170,12 +170,12 @@ class _Documents:
 
 
 def is_ours(path: str) -> bool:
-    """Return whether a data path names a source or a corpus, not any other indexed dataset."""
+    """Return whether a data path names a source or a generated dataset, not any other indexed dataset."""
     return is_source(path) or is_generated(path)
 
 
 def open_path(path: str) -> Source | IndexedSource:
-    """Return the corpus or source that a data path names. Raises `NCAPluginError` if it cannot be opened."""
+    """Return the generated dataset or source that a data path names. Raises `NCAPluginError` if it cannot be opened."""
     return IndexedSource(path) if is_generated(path) else parse(path)
 
 

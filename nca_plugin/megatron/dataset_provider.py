@@ -42,8 +42,8 @@ def provider(
 ) -> list[Any]:
     """Return the train, validation and test datasets of the run's arguments; None for those this rank does not need.
 
-    Data paths may be source URIs, alone or in blends with indexed datasets. Without a source or corpus, the datasets
-    are of Megatron's own classes.
+    Data paths may be source URIs, alone or in blends with indexed datasets. Without a source or generated dataset, the
+    datasets are of Megatron's own classes.
 
     Args:
         meter: counts the training samples.
@@ -151,8 +151,8 @@ def _is_dataset_in_object_storage(path: str) -> bool:
     try:
         return size_of(path + ".next") is not None
     except NCAPluginError:
-        # Megatron has its own clients. Without fsspec, the files cannot be seen, but no corpus can have been written
-        # there either.
+        # Megatron has its own clients. Without fsspec, the files cannot be seen, but no generated dataset can have been
+        # written there either.
         return False
 
 

@@ -1,8 +1,8 @@
 """The figures that a run of any stack reports on its data besides the losses.
 
 `supervised tokens` is the number of supervised targets in a global batch, `tokens` the number of tokens trained on so
-far. `generator ms per sample` is the time in which a data loader's worker makes a sample, or reads it from a corpus, on
-the rank that logs.
+far. `generator ms per sample` is the time in which a data loader's worker makes a sample, or reads it from a generated
+dataset, on the rank that logs.
 """
 
 import math

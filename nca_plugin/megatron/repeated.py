@@ -26,7 +26,7 @@ def _warning(first: DataPath, second: DataPath) -> str | None:
     elif first.uri is None or second.uri is None:
         return None
     elif is_generated(first.path) or is_generated(second.path):
-        # Two corpora may have the same URI and still different samples, if they are parts of one.
+        # Two generated datasets may have the same URI and still different samples, if they are parts of one.
         if first.fingerprint != second.fingerprint:
             return None
         names = [part.path if is_generated(part.path) else short_uri(part.path) for part in (first, second)]

@@ -119,7 +119,7 @@ def check_text(read: Iterable[SplitShare], num_samples: Sequence[int | None], se
         if "://" in part.path:
             continue
         is_ours = is_generated(part.path)
-        # A split of a corpus may be empty if no samples are read from it. A split of text may not.
+        # A split of a generated dataset may be empty if no samples are read from it. A split of text may not.
         if is_ours and num_samples[Split[part.split].value] == 0:
             continue
         if part.path not in lengths:

@@ -1,4 +1,4 @@
-"""The data module of a NeMo 2 run: sources, corpora and indexed datasets, built by Megatron's own builder.
+"""The data module of a NeMo 2 run: sources, generated datasets and indexed datasets, built by Megatron's own builder.
 
 It replaces NeMo's `PreTrainingDataModule`, which requires that every path is a file. Arguments that both have in common
 have the same names. Resuming is NeMo's: by consumed samples, through its `MegatronDataSampler`.
@@ -46,7 +46,7 @@ class SourceDataModule(pl.LightningDataModule):
     Args:
         source: a source's name or URI. Its options are further arguments: `preset`, and for `nca` every field of
             `NCAConfig`.
-        path: instead of a source, a corpus, an indexed dataset, or a blend as in Megatron-LM's `--data-path`:
+        path: instead of a source, a generated or indexed dataset, or a blend as in Megatron-LM's `--data-path`:
             `0.1 nca://web 0.9 my_text_document`, or a list.
         seq_length: number of input tokens of a sample; None takes the model's.
         micro_batch_size: number of samples of a forward pass.

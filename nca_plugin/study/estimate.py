@@ -13,7 +13,7 @@ from nca_plugin.study.compute import checked
 from nca_plugin.study.design import Study, tokens_per_update, validation_tokens
 from nca_plugin.study.plan import task_runs, unprepared
 from nca_plugin.study.run import Run
-from nca_plugin.study.sweep import combinations
+from nca_plugin.study.sweep import any_arguments
 
 #: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that well-tuned training reaches.
 PEAKS: Final = {"H100": 989.0, "A100": 312.0}
@@ -81,7 +81,7 @@ def needs(study: Study) -> Needs:
     """
     compute, plan = checked(study, is_run=False), unprepared(study.config)
     config = study.config
-    best = dict.fromkeys(config.domains, combinations(config)[0])
+    best = any_arguments(config)
     held_out = validation_tokens(config) * config.language.evaluations * _EVALUATION_SHARE
     batch = tokens_per_update(config, "language")
 

@@ -19,7 +19,7 @@ from nca_plugin.study.execute import Result, is_complete, read_result
 from nca_plugin.study.plan import LanguageKey, Plan, TaskKey, task_runs
 from nca_plugin.study.run import Arguments, Run
 from nca_plugin.study.runner import Progress, Runner
-from nca_plugin.study.sweep import best_arguments, combinations
+from nca_plugin.study.sweep import any_arguments, best_arguments
 from nca_plugin.tasks.harness import Harness, Settings
 from nca_plugin.text.prepare import input_bytes
 from nca_plugin.transition.transfer import transfer
@@ -64,8 +64,9 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
         plan = _prepared(study, progress)
         check_lengths(plan, compute)
         swept = plan.sweep()
-        progress.expect(_missing_updates(all_runs(plan, compute, _any(study.config))))
-        shape = plan.template(study.config.arms[study.config.baseline], _any(study.config)[next(iter(plan.corpora))])
+        progress.expect(_missing_updates(all_runs(plan, compute, any_arguments(study.config))))
+        baseline, domain = study.config.arms[study.config.baseline], next(iter(plan.corpora))
+        shape = plan.template(baseline, any_arguments(study.config)[domain])
         runner.run_all([shape])
         _check_transitions(plan, shape)
         if study.config.tasks:
@@ -110,11 +111,6 @@ def _check_tasks(study: StudyConfig) -> None:
         data = {} if task.data is None else {task.task: task.data}
         with in_context(f"tasks.{name}"):
             Harness([task.task], Settings(data=data, allow_model_code=task.allow_model_code))
-
-
-def _any(study: StudyConfig) -> dict[str, Arguments]:
-    """Return some combination of the sweep for each domain, which stands for the best one."""
-    return dict.fromkeys(study.domains, combinations(study)[0])
 
 
 @contextmanager

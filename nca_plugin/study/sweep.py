@@ -14,6 +14,11 @@ def combinations(study: StudyConfig) -> list[Arguments]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*study.sweep.arguments.values())]
 
 
+def any_arguments(study: StudyConfig) -> dict[str, Arguments]:
+    """Return some combination for each domain, which stands for the best one as long as that is not known."""
+    return dict.fromkeys(study.domains, combinations(study)[0])
+
+
 def best_arguments(study: StudyConfig, losses: Mapping[tuple[str, int], float]) -> dict[str, Arguments]:
     """Return the combination with the lowest final held-out loss for each domain; empty without a sweep.
 
