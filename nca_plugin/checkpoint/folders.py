@@ -27,16 +27,20 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         NCAPluginError: if there is no folder, or its tracker file names no checkpoint.
     """
+    try:
+        return _find(path)
+    except OSError as error:
+        raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def _find(path: Path) -> Path:
     if not path.is_dir():
         raise NCAPluginError(f"checkpoint {path} does not exist" if not path.exists() else f"{path} is no folder")
     if (path / NEMO_WEIGHTS).is_dir():
         return path / NEMO_WEIGHTS
     if not (path / TRACKER).is_file():
         return path
-    try:
-        latest = read_tracker(path)
-    except OSError as error:
-        raise NCAPluginError(f"checkpoint {path} cannot be read: {error}") from error
+    latest = read_tracker(path)
     if latest is None:
         return path
     named = folder_named(latest)

@@ -69,6 +69,8 @@ class TableOfContents:
                 table.items(int(_attribute(table, table.root, name)[0]))
                 for name in ("state_dict_metadata", "storage_data")
             )
+            # Files that are missing or truncated are found however little of the table is read afterwards.
+            self._places = _places(folder, table, self._texts, self._storage[1])
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a tensor, None if there is no such tensor."""
@@ -82,10 +84,9 @@ class TableOfContents:
     def object(self, name: str) -> Item | None:
         """Return where an object lies, None if there is no such object."""
         with reading(self._origin):
-            indices, infos = self._storage
-            names = self._table.text_numbers(_attribute(self._table, indices, "fqn"))
+            names = self._table.text_numbers(_attribute(self._table, self._storage[0], "fqn"))
             found = np.flatnonzero(names == self._number(name))[:1]
-            return next(iter(_places(self._folder, self._table, self._texts, infos[found])), None)
+            return next(iter(self._places.of(found)), None)
 
     def entries(self) -> tuple[dict[str, Tensor], dict[str, Item]]:
         """Return all tensors and objects, with the sizes of the folder's files checked."""
@@ -97,7 +98,7 @@ class TableOfContents:
 
     def _entries(self) -> tuple[dict[str, Tensor], dict[str, Item]]:
         folder, table, texts = self._folder, self._table, self._texts
-        stored = _Stored(folder, table, texts, *self._storage)
+        stored = _Stored(table, texts, self._storage[0], self._places)
         keys, entries = table.text_numbers(self._contents[0]), self._contents[1]
         if len(np.unique(keys)) != len(keys):
             raise ValueError("an entry is there twice")
@@ -116,14 +117,14 @@ class TableOfContents:
 class _Stored:
     """The places of objects and blocks in files. There is a row for each entry of `storage_data`."""
 
-    def __init__(self, folder: Path, table: Columns, texts: Sequence[str], indices: Ints, infos: Ints) -> None:
+    def __init__(self, table: Columns, texts: Sequence[str], indices: Ints, places: Places) -> None:
         names = table.text_numbers(_attribute(table, indices, "fqn"))
         firsts = dict(zip(*(found.tolist() for found in np.unique(names, return_index=True)), strict=True))
         for name in firsts:
             _name(texts, name)
         #: The first row of each name, by the name's number.
         self.first_of: dict[int, int] = firsts
-        self.places = _places(folder, table, texts, infos)
+        self.places = places
         offsets = table.attribute(indices, "offset")
         of_blocks = np.flatnonzero(~table.is_none(offsets))
         keys = _block_keys(names[of_blocks], table.sizes(offsets[of_blocks]))

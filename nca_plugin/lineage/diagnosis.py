@@ -30,11 +30,11 @@ def diagnose(path: Path, blend: tuple[list[str], list[float] | None] | None = No
     """
     checkpoint = open_checkpoint(path)
     trained = read_trained(checkpoint)
+    if checkpoint.format is not None or trained.iteration is None:
+        # A folder without a checkpoint, or one whose data files are damaged, may still hold a common state.
+        _ = checkpoint.tensors
     lines = [f"checkpoint {trained.folder}{_progress(trained)}"]
     if trained.lineage is None:
-        if trained.iteration is None:
-            # A folder without a checkpoint also says nothing. Reading the tensors raises an error for it.
-            _ = checkpoint.tensors
         lines.append("It was written without nca-plugin, and does not say what it was trained on.")
         return Diagnosis(tuple(lines), True)
     faults = []

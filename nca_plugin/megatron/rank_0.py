@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import distributed
 
-from nca_plugin.errors import NCAPluginError
+from nca_plugin.errors import NCAPluginError, one_line
 
 
 def is_rank_0() -> bool:
@@ -28,8 +28,12 @@ def told_by_rank_0[T](read: Callable[[], T]) -> T:
     if distributed.get_rank() == 0:
         try:
             told = [(read(), None)]
-        except NCAPluginError as error:
-            told = [(None, str(error))]
+        except Exception as error:
+            # The others wait for it, whatever it is.
+            told = [(None, str(error) if isinstance(error, NCAPluginError) else one_line(error))]
+            if not isinstance(error, NCAPluginError):
+                distributed.broadcast_object_list(told)
+                raise
     distributed.broadcast_object_list(told)
     value, refusal = told[0]
     if refusal is not None:

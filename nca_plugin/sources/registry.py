@@ -113,7 +113,7 @@ def _installed() -> dict[str, SourceFactory]:
 
 
 class _Deferred:
-    # Cached, because reading the metadata of all installed packages takes milliseconds.
+    """An installed source that is imported when it is first used."""
 
     def __init__(self, entries: list[EntryPoint]) -> None:
         self._entries = entries

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import nca_plugin
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.launch.process import CHILD, PARENT
 from nca_plugin.launch.rounds import reserved_port
@@ -55,12 +56,14 @@ def run_ranks(module: str, arguments: list[str], place: Place, title: str, log: 
         StoppedError: `place.stop` was set.
     """
     command = [sys.executable, "-m", module, *arguments]
+    # Only the command itself looks for it; a rank would pass it on to what it starts.
+    own = {CHILD: "1"} if module == nca_plugin.__name__ else {}
     began = log.stat().st_size if log.exists() else 0
     processes: list[subprocess.Popen[bytes]] = []
     with log.open("ab") as output, reserved_port() as port:
         try:
             for rank in range(place.ranks):
-                environment = _environment(rank, port, place)
+                environment = {**_environment(rank, port, place), **own}
                 processes.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
             code = _wait(processes, place, title)
         finally:
@@ -81,7 +84,6 @@ def _environment(rank: int, port: int, place: Place) -> Mapping[str, str]:
         "OMP_NUM_THREADS": str(place.threads),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
-        CHILD: "1",
     }
     if place.devices is not None:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)

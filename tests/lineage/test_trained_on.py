@@ -1,11 +1,13 @@
 """What a run says of its data: in its log, in its checkpoints, and against another run that resumes them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from places import CHECKPOINTS
 from training_jobs import SEQ_LENGTH, Done, Job, train
 
 from nca_plugin.checkpoint.opened import open_checkpoint
@@ -228,3 +230,16 @@ def test_the_next_stage_knows_of_the_first(runs: dict[str, Done], folder: Path, 
     assert lineage is not None and lineage.now is not None
     assert lineage.now.name == str(text)
     assert [data.name for data in lineage.earlier] == [parse(TOY).uri]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_checkpoint_without_its_data_is_not_called_right(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINTS / "core016", folder)
+    for file in folder.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:1000]) if is_there else file.unlink()
+    reason = "is truncated" if is_there else "is incomplete: .* is missing"
+    with pytest.raises(NCAPluginError, match=reason):
+        diagnose(folder)
+    with pytest.raises(NCAPluginError, match=reason):
+        _ = open_checkpoint(folder).embedding_rows
