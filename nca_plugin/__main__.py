@@ -1,4 +1,4 @@
-"""The `nca-plugin` command, which tells what to do where a package that it needs is missing."""
+"""The `nca-plugin` command. If a package that it needs is missing, its error says what to do."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from nca_plugin.launch.process import CHILD, die_with_torchrun
 
 
 def main() -> None:
-    """Run the command of this process's arguments; `doctor` also where the others cannot be imported."""
+    """Run the command of this process's arguments. `doctor` runs even if the other commands cannot be imported."""
     if os.environ.pop(CHILD, None):
         die_with_torchrun()
     sys.exit(run_to_its_end(_run))

@@ -13,6 +13,7 @@ from numba import config, njit
 from numba.core.caching import FunctionCache, NullCache
 
 from nca_plugin.errors import NCAPluginError
+from nca_plugin.this_rank import is_rank_0
 
 
 def compiled(function: Any) -> Any:
@@ -76,7 +77,7 @@ def _use_private_folder() -> bool:
         folder = tempfile.mkdtemp(prefix="nca-plugin-numba-")
         atexit.register(_remove, folder, os.getpid())
         config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = folder
-    if os.environ.get("RANK", "0") == "0":
+    if is_rank_0():
         print(
             "nca-plugin: what numba compiles cannot be cached, so it is compiled again in about ten seconds: "
             "set NUMBA_CACHE_DIR to a writable folder with free space",

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from nca_plugin.this_rank import is_rank_0
+
 #: The extra of setup.cfg that installs a package, by the name under which the package is imported.
 _EXTRAS: Final[Mapping[str, str]] = {
     "torch": "megatron",
@@ -33,6 +35,10 @@ _LONGEST_LINE: Final = 800
 
 class NCAPluginError(Exception):
     """An error that the user can fix. The message is one line: what is wrong, where, and what to do."""
+
+
+class RepeatedError(NCAPluginError):
+    """An error that the first rank of the job has too, so that the other ranks need not print it."""
 
 
 def empty_value(name: str) -> str:
@@ -108,7 +114,7 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
     """Print an `NCAPluginError`, or a missing package of an extra, as one line on stderr, and exit with code 2.
 
     Args:
-        of_every_rank: whether every process that torchrun started prints its error. Otherwise only rank 0 does.
+        of_every_rank: whether every rank prints its error, unless it is a `RepeatedError`. Otherwise only rank 0 does.
     """
     try:
         yield
@@ -118,7 +124,7 @@ def one_line_errors(*, of_every_rank: bool) -> Iterator[None]:
             raise
         line = f"nca-plugin: error: {_message(shown)}"
         _tell_torchrun(line)
-        if of_every_rank or os.environ.get("RANK", "0") == "0":
+        if is_rank_0() or (of_every_rank and not isinstance(error, RepeatedError)):
             print(line, file=sys.stderr, flush=True)
         else:
             # torchrun kills all ranks as soon as one exits, perhaps before rank 0 has printed the line.

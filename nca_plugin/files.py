@@ -174,12 +174,12 @@ def complete_files(*targets: Path) -> Iterator[list[Path]]:
 
 
 def try_lock(file: int | IO[Any]) -> bool:
-    """Lock an open file or folder for this process, for as long as it is open.
+    """Lock an open file or folder for this process until it is closed.
 
-    What is locked is the thing that is written, or a file of its own folder: no lock file is left beside an output.
+    Callers lock the output itself, or a file in it, so that no lock file is left beside an output.
 
     Returns:
-        Whether no other process has it.
+        False if another process holds the lock.
 
     Raises:
         OSError: the file system has no locks.
@@ -193,18 +193,17 @@ def try_lock(file: int | IO[Any]) -> bool:
 
 def check_absent(target: Path) -> None:
     """Raise `NCAPluginError` if there is anything at `target`."""
-    # Unlike Path.exists, this takes a name that is too long for one that is not there. Of a missing folder `..` is one
-    # that is there.
+    # Path.exists would raise an error for a name that is too long. The path `missing/..` exists only for the user.
     if os.path.lexists(target) or target.name == "..":
         raise NCAPluginError(f"output {target} exists already: choose another name, or remove it")
 
 
 @contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; without an error it is flushed to disk and renamed, else removed.
+    """Yield an empty folder beside `target`; it is flushed to disk and renamed at the end, or removed after an error.
 
-    What an earlier process that was killed left there is removed; what another process is writing is not. Files whose
-    names end on `.distcp` or `.safetensors` are for the block to flush.
+    Files that a killed process left in it are removed first. Files ending in `.distcp` or `.safetensors` are not
+    flushed here, because their writers flush them.
 
     Raises:
         NCAPluginError: another process writes the same target.
@@ -216,7 +215,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
     try:
         if not try_lock(descriptor):
             raise NCAPluginError(f"output {target} is being written by another process")
-        # The process that held it may have renamed, or removed, it in the meantime.
+        # The process that held the lock may have renamed or removed the folder before this one got the lock.
         if not partial.exists() or os.fstat(descriptor).st_ino != partial.stat().st_ino:
             raise NCAPluginError(f"output {target} was being written by another process: try again")
         for left in partial.iterdir():

@@ -93,6 +93,7 @@ class FailingSource:
 
     uri = "failing://"
     vocab_size = 18
+    frames = None
 
     @classmethod
     def from_uri(cls, _: Any) -> Self:

@@ -20,12 +20,12 @@ from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import Blend, read_blend
+from nca_plugin.megatron.broadcast import told_by_rank_0
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.metrics import SampleMeter
-from nca_plugin.megatron.rank_0 import told_by_rank_0
 
 #: The source of a run that names the preset `nca` but no source.
-DEFAULT_SOURCE: Final = "nca://web"
+_DEFAULT_URI: Final = "nca://web"
 
 
 @dataclass(kw_only=True)
@@ -206,7 +206,7 @@ def _default(field: Field[Any]) -> Any:
 
 def _preset(config: ConfigContainer) -> SourceDatasetConfig:
     """Return the dataset of `--dataset nca`."""
-    return source_dataset(config.dataset, [DEFAULT_SOURCE], config.model.seq_length)
+    return source_dataset(config.dataset, [_DEFAULT_URI], config.model.seq_length)
 
 
 def register_dataset() -> None:

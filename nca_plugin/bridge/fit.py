@@ -23,9 +23,9 @@ from nca_plugin.errors import NCAPluginError, one_line
 from nca_plugin.megatron.blend import check_blend
 from nca_plugin.megatron.dataset import is_ours, open_path
 from nca_plugin.megatron.order import check_loader, check_targets
-from nca_plugin.megatron.rank_0 import is_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
+from nca_plugin.this_rank import must_check
 
 #: Settings of a dataset of sources that no dataset of Megatron-Bridge has.
 _OF_SOURCES_ALONE: Final = ("allow_other_data",)
@@ -111,7 +111,7 @@ def _check_order(config: Any) -> None:
 def check_checkpoint(config: Any) -> None:
     """Check the checkpoint of a run, and add the lineage and the samples of a resumed run to its configuration.
 
-    Only the first rank reads the checkpoint. The others get the lineage once there is a process group.
+    The first rank tells the lineage to the others once there is a process group.
 
     Raises:
         NCAPluginError: if the number of embedding rows differs, or the run resumes a checkpoint with other data.
@@ -119,7 +119,7 @@ def check_checkpoint(config: Any) -> None:
     checkpoint = _loaded(config.checkpoint)
     is_resumed = checkpoint_exists(config.checkpoint.load) and not config.checkpoint.finetune
     has_sources = isinstance(config.dataset, SourceDatasetConfig)
-    if is_rank_0():
+    if must_check():
         if checkpoint is not None:
             _check_rows(config, checkpoint)
         if has_sources:

@@ -26,8 +26,8 @@ from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder, try_lock
-from nca_plugin.launch.process import PARENT
 from nca_plugin.launch.rounds import LostRankError, Round, rank_environment, reserved_port
+from nca_plugin.this_rank import PARENT
 from nca_plugin.transition.transfer import transfer
 
 _LOCK: Final = "lock"

@@ -32,7 +32,6 @@ from nca_plugin.launch.process import (
     die_with_spawning_process,
     die_with_torchrun,
     lost_worker_errors,
-    print_rank_0,
     use_shipped_dataset_helper,
 )
 from nca_plugin.launch.quiet import quiet
@@ -40,6 +39,7 @@ from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import cpu_mode
 from nca_plugin.sources.section import data_path
 from nca_plugin.suggestions import unknown_name, unknown_names
+from nca_plugin.this_rank import print_rank_0
 
 
 @dataclass(frozen=True)

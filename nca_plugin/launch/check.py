@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from nca_plugin import launch
 from nca_plugin.errors import NCAPluginError, one_line, require
-from nca_plugin.launch.process import PARENT, check_training_loop, die_with_torchrun
+from nca_plugin.launch.process import check_training_loop, die_with_torchrun
 from nca_plugin.megatron import cpu_mode
+from nca_plugin.this_rank import PARENT
 
 #: The sizes that decide the number of embedding rows. They are arguments of Megatron-LM and fields of a transition.
 SIZES: Final = ("vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size")

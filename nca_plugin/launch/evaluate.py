@@ -45,10 +45,11 @@ from nca_plugin.display.terminal import stages
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files, path_option
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
-from nca_plugin.launch.process import Parser, die_with_torchrun, print_rank_0
+from nca_plugin.launch.process import Parser, die_with_torchrun
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
 from nca_plugin.sources import Source, parse
+from nca_plugin.this_rank import must_check, print_rank_0
 
 #: Number of micro-batches between two steps of the progress bar.
 _MICRO_BATCHES_AT_ONCE: Final = 16
@@ -160,8 +161,6 @@ def _parsed_by_megatron() -> Namespace:
     from megatron.training.checkpointing import load_args_from_checkpoint
     from megatron.training.global_vars import set_global_variables
 
-    from nca_plugin.megatron.rank_0 import is_rank_0
-
     args = parse_args(lambda parser: complete_parser(parser, str))
     if args.yaml_cfg is not None:
         raise NCAPluginError("--yaml-cfg is not supported here: write the arguments of the run on the command line")
@@ -173,7 +172,7 @@ def _parsed_by_megatron() -> Namespace:
         load_args_from_checkpoint(args)
     validate_args(args, DEFAULTS)
     set_global_variables(args)
-    if checkpoint is not None and is_rank_0():
+    if checkpoint is not None and must_check():
         vocab_size = get_tokenizer().vocab_size
         check_embedding_rows(checkpoint, args.padded_vocab_size, vocab_size, args.tensor_model_parallel_size)
     return args

@@ -9,7 +9,6 @@ such as `[0.1, nca://web, 0.9, my_text_document]`. Without `--config-dir`, the f
 also have the sections `data` and `arguments`.
 """
 
-import os
 import shlex
 
 from omegaconf import OmegaConf
@@ -24,6 +23,7 @@ from nca_plugin.launch.process import Parser, die_with_spawning_process, die_wit
 from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.nemo1.translation import report
+from nca_plugin.this_rank import print_rank_0
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
         else:
             run = load_run(file)
             check_world_size(run)
-            if run.translation is not None and os.environ.get("RANK", "0") == "0":
-                print(report(run.translation), flush=True)
+            if run.translation is not None:
+                print_rank_0(report(run.translation))
             launch(run.arguments, run.spelling, run.unset)
 
 

@@ -25,7 +25,6 @@ from nca_plugin.launch.process import (
     die_with_spawning_process,
     die_with_torchrun,
     lost_worker_errors,
-    print_rank_0,
     use_shipped_dataset_helper,
 )
 from nca_plugin.launch.quiet import quiet, quiet_about_split
@@ -37,6 +36,7 @@ from nca_plugin.megatron.fused_kernels import OPTION, added_arguments, check_ker
 from nca_plugin.megatron.held_output import held_output
 from nca_plugin.sources import is_source
 from nca_plugin.suggestions import unknown_names
+from nca_plugin.this_rank import is_rank_0, must_check, print_rank_0
 from nca_plugin.typed_numbers import UnderflowError, number
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main() -> None:
     quiet()
     with one_line_errors(of_every_rank=False):
         if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-            if os.environ.get("RANK", "0") == "0":
+            if is_rank_0():
                 _help().print_help()
             return
         take_rank()
@@ -145,9 +145,9 @@ def parsed(
 
 
 def _sign_of_life() -> AbstractContextManager[None]:
-    if os.environ.get("RANK", "0") != "0":
+    if not is_rank_0():
         return nullcontext()
-    line = "nca-plugin: still checking the arguments; to look for a tokenizer on the Hugging Face hub can take a minute"
+    line = "nca-plugin: still checking the arguments; finding a tokenizer on the Hugging Face hub can take a minute"
     return lines_now_and_then(lambda: line)
 
 
@@ -167,10 +167,9 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     from nca_plugin.megatron.cpu_limits import check_memory
     from nca_plugin.megatron.dataset_provider import check_arguments
     from nca_plugin.megatron.gaps import check_gaps
-    from nca_plugin.megatron.lineage import check_data
+    from nca_plugin.megatron.lineage import store_lineage
     from nca_plugin.megatron.loaded import check_loaded
     from nca_plugin.megatron.pretraining import check_configurations
-    from nca_plugin.megatron.rank_0 import is_rank_0
     from nca_plugin.megatron.resumed import loaded_checkpoint
 
     if cpu_mode.prepare() and args.hybrid_layer_pattern is None and args.yaml_cfg is None:
@@ -178,10 +177,10 @@ def _check_validated(args: Namespace, *, is_run: bool) -> None:
     check_arguments(args)
     check_configurations(args)
     check_gaps(args)
-    if is_run and is_rank_0():
-        # The other ranks hear of the result once there is a process group.
+    if is_run and must_check():
+        # A rank that does not check hears of the result once there is a process group.
         loaded = loaded_checkpoint(args)
-        check_data(args, loaded)
+        store_lineage(args, loaded)
         if loaded is not None:
             # For a tokenizer of text, the arguments do not have the vocabulary size.
             vocab_size = get_tokenizer().vocab_size

@@ -11,15 +11,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from nca_plugin.errors import NCAPluginError, one_line_errors
-from nca_plugin.launch.process import (
-    die_with_spawning_process,
-    die_with_torchrun,
-    lost_worker_errors,
-    print_rank_0,
-)
+from nca_plugin.launch.process import die_with_spawning_process, die_with_torchrun, lost_worker_errors
 from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank_beside_lightning
 from nca_plugin.megatron import cpu_mode
+from nca_plugin.this_rank import print_rank_0
 
 
 def main() -> None:

@@ -17,9 +17,8 @@ from types import TracebackType
 from typing import Final, NoReturn
 
 from nca_plugin.errors import NCAPluginError, one_line, require
+from nca_plugin.this_rank import PARENT, ends_with_others
 
-#: Environment variable with the id of the process that started a rank, if it was not torchrun.
-PARENT: Final = "NCA_PLUGIN_PARENT"
 #: Environment variable that makes the command `nca-plugin` end with the process that started it, as a rank does.
 CHILD: Final = "NCA_PLUGIN_CHILD"
 
@@ -77,7 +76,7 @@ def die_with_spawning_process() -> None:
 
 
 def _is_started_for_us() -> bool:
-    return sys.platform == "linux" and not os.environ.keys().isdisjoint(("TORCHELASTIC_RUN_ID", PARENT))
+    return sys.platform == "linux" and ends_with_others()
 
 
 def _die_with_parent() -> None:
@@ -142,13 +141,6 @@ def _megatron_core() -> str:
     about = Path(spec.origin).with_name("package_info.py").read_text()
     numbers = dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)$", about, re.MULTILINE))
     return ".".join(numbers.get(name, "0") for name in ("MAJOR", "MINOR", "PATCH"))
-
-
-def print_rank_0(message: str) -> None:
-    """Print a line in the log on rank 0 only."""
-    # Lightning sets only the local rank for the processes that it starts.
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-        print(message, flush=True)
 
 
 @contextmanager

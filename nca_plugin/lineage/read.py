@@ -39,7 +39,7 @@ class Trained:
 
 
 def read_trained(checkpoint: Checkpoint) -> Trained:
-    """Return what a checkpoint says about its training. All is unknown if the format is.
+    """Return what a checkpoint says about its training. In a checkpoint of an unknown format, everything is unknown.
 
     Raises:
         NCAPluginError: if the checkpoint is damaged.

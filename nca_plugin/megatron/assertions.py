@@ -7,7 +7,6 @@ asserted condition, and the arguments that the source code of the assertion look
 import argparse
 import ast
 import contextlib
-import os
 import re
 import sys
 import sysconfig
@@ -34,6 +33,7 @@ from nca_plugin.megatron.source_code import (
     function_of,
     statements_around,
 )
+from nca_plugin.this_rank import is_rank_0
 
 _MEGATRON: Final = Path(megatron.core.__file__).parents[1]
 _OURS: Final = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def _is_first_to_say() -> bool:
     """Return whether no other rank has reported an error yet. The same check may fail on some ranks or on all."""
     distributed = torch.distributed
     if not distributed.is_initialized():
-        return os.environ.get("RANK", "0") == "0"
+        return is_rank_0()
     try:
         return bool(distributed.distributed_c10d._get_default_store().add("nca-plugin/refusal", 1) == 1)
     except RuntimeError:

@@ -9,6 +9,7 @@ from typing import Final
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.option_names import OptionNames
+from nca_plugin.this_rank import print_rank_0
 
 #: Lower bound: a weight in fp32, or in bf16 with a copy in fp32. Gradients and Adam's moments may be sharded.
 _BYTES_PER_WEIGHT: Final = 4
@@ -145,6 +146,6 @@ def check_cpu_mode(args: Namespace, options: OptionNames) -> None:
         shown = ", ".join(options.shown(name, getattr(args, name)) for name in given)
         raise NCAPluginError(f"CPU mode cannot do {shown}: leave it out, or run on a GPU")
     ignored = [n for n in _NO_EFFECT if n in options.actions and getattr(args, n) != options.actions[n].default]
-    if ignored and os.environ.get("RANK", "0") == "0":
+    if ignored:
         shown = ", ".join(options.shown(name, getattr(args, name)) for name in ignored)
-        print(f"nca-plugin: in CPU mode these have no effect: {shown}", flush=True)
+        print_rank_0(f"nca-plugin: in CPU mode these have no effect: {shown}")

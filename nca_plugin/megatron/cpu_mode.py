@@ -10,7 +10,7 @@ import functools
 def prepare() -> bool:
     """Prepare this process for Megatron and import it. Call this before anything else imports Megatron.
 
-    Further calls only return the first result. They could not find it again, since CPU mode makes CUDA seem available.
+    The result is cached, because in CPU mode `torch.cuda.is_available()` is true afterwards.
 
     Returns:
         Whether the process is in CPU mode, because there is no CUDA device.

@@ -24,7 +24,7 @@ from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_weights, is_meant_as_ours
 from nca_plugin.megatron.checks import check_loading, check_order, check_paths
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, check_fit, is_ours, open_path
-from nca_plugin.megatron.lineage import described_data
+from nca_plugin.megatron.lineage import store_told_lineage
 from nca_plugin.megatron.metrics import SampleMeter
 from nca_plugin.megatron.needed import Samples, changed_end, needed_samples
 from nca_plugin.megatron.sft import Conversations, ExampleDataset, TokenizedExamples
@@ -54,7 +54,7 @@ def provider(
     if has_source:
         # The launcher has checked this before, but a training script of the user's own has not.
         check_order(args)
-    data = described_data(args)
+    data = store_told_lineage(args)
     config = _dataset_config(args, meter)
     dataset_class: type[MegatronDataset]
     if args.sft:

@@ -6,16 +6,16 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
-from nca_plugin.megatron.rank_0 import told_by_rank_0
+from nca_plugin.megatron.broadcast import told_by_rank_0
 from nca_plugin.megatron.resumed import LoadedCheckpoint, loaded_checkpoint
 
 ALLOW_OTHER_DATA: Final = "--allow-other-data"
 
 
-def check_data(args: Any, loaded: LoadedCheckpoint | None) -> None:
+def store_lineage(args: Any, loaded: LoadedCheckpoint | None) -> None:
     """Add the lineage of a run to its arguments. Without data paths, nothing is added.
 
-    Only the first rank needs to call this. The others get the lineage from `described_data`.
+    Only the first rank needs to call this. The others get the lineage from `store_told_lineage`.
 
     Raises:
         NCAPluginError: if the run would resume a checkpoint with other data, and its arguments do not allow that.
@@ -25,13 +25,13 @@ def check_data(args: Any, loaded: LoadedCheckpoint | None) -> None:
         setattr(args, KEY, stored)
 
 
-def described_data(args: Any) -> TrainingData | None:
+def store_told_lineage(args: Any) -> TrainingData | None:
     """Return what a run trains on, None without data paths, and add the first rank's lineage to every rank's arguments.
 
     Every rank has to call this.
 
     Raises:
-        NCAPluginError: for the reasons of `check_data`.
+        NCAPluginError: for the reasons of `store_lineage`.
     """
     stored = told_by_rank_0(
         lambda: getattr(args, KEY) if hasattr(args, KEY) else _stored(args, loaded_checkpoint(args))

@@ -97,9 +97,9 @@ def _model_differences(
 
 
 def _is_left_out(name: str, own: Mapping[str, Any], tensors: Collection[str]) -> bool:
-    """Return whether a run has no tensor of an argument and the checkpoint has none either.
+    """Return whether neither the run nor the checkpoint has the tensors that an argument stands for.
 
-    A transition may have left the tensor out, while the checkpoint's arguments are still those of the run before.
+    A transition may have dropped them, although the arguments in the checkpoint are still those of the run before.
     """
     tensor = _TENSORS.get(name)
     if not tensors or tensor is None or own.get(name) not in (False, "RMSNorm"):

@@ -21,10 +21,7 @@ def needed_samples(args: Any, asked: Samples) -> Samples:
 
 
 def changed_end(args: Any, asked: int | None) -> str | None:
-    """Return a warning if a resumed run ends after another number of samples than `asked`; None if it does not.
-
-    That happens if the batch size has changed.
-    """
+    """Return a warning if a resumed run will not end after `asked` samples, as its batch size changed; else None."""
     if not getattr(args, "iteration", 0) or args.skip_train or args.phase_transition_iterations or asked is None:
         return None
     consumed, end = args.consumed_train_samples, _training(args)

@@ -28,6 +28,6 @@ def check_targets(context_parallel_size: int, is_per_token: bool, option: str, w
     """
     if context_parallel_size > 1 and not is_per_token:
         raise NCAPluginError(
-            f"{option} above 1 needs {way_out}: {what} is no target, so that ranks hold unequal numbers of targets, "
-            "and without it each rank's mean counts the same"
+            f"{option} above 1 needs {way_out}: {what} has no targets, so some ranks have fewer targets than others, "
+            "and a mean of the ranks' mean losses would weight their targets unequally"
         )

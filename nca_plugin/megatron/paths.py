@@ -12,6 +12,7 @@ from nca_plugin.checkpoint.folders import find_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
 from nca_plugin.errors import NCAPluginError, in_context, one_line
 from nca_plugin.files import check_folder
+from nca_plugin.this_rank import print_rank_0
 
 _READ: Final = (
     *("data_args_path", "per_split_data_args_path", "per_dataset_sequences_path", "yaml_cfg"),
@@ -136,8 +137,7 @@ def _check_tracker(folder: Path, args: Namespace, name: Callable[[str], str]) ->
     text = f"{name('load')} {folder} holds {complete[-1]}, but no {TRACKER}, which says what to load"
     if args.save is None or os.path.realpath(args.save) != os.path.realpath(folder):
         raise NCAPluginError(f"{text}: write the number of the iteration into it")
-    if os.environ.get("RANK", "0") == "0":
-        print(f"nca-plugin: warning: {text}: the run begins without it", flush=True)
+    print_rank_0(f"nca-plugin: warning: {text}: the run begins without it")
 
 
 def _check_described(folder: Path) -> None:

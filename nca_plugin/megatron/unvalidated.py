@@ -6,7 +6,6 @@ arguments.
 
 import importlib.util
 import math
-import os
 from argparse import Namespace
 from contextlib import suppress
 from typing import Final
@@ -18,6 +17,7 @@ from nca_plugin.megatron.option_names import OptionNames
 from nca_plugin.megatron.paths import check_files
 from nca_plugin.text.hub import is_reachable
 from nca_plugin.text.inputs import exists
+from nca_plugin.this_rank import must_check
 
 #: Intervals of data that are saved besides checkpoints, in the same folder.
 _INTERVALS_OF_SAVED: Final = (
@@ -115,7 +115,7 @@ def check_unvalidated(args: Namespace, options: OptionNames, *, is_run: bool, wo
         check_cpu_mode(args, options)
     if is_run:
         _check_packages(args, options)
-        if os.environ.get("RANK", "0") == "0":
+        if must_check():
             _check_hub(args, options)
     check_files(args, options.name, is_run=is_run)
 

@@ -28,8 +28,8 @@ from nca_plugin.lineage.same_data import continued
 from nca_plugin.lineage.training_data import KEY, Lineage, TrainingData
 from nca_plugin.megatron.announce import announcements
 from nca_plugin.megatron.blend import check_blend, is_meant_as_ours, read_blend
+from nca_plugin.megatron.broadcast import told_by_rank_0
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig, open_path
-from nca_plugin.megatron.rank_0 import told_by_rank_0
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources.section import source_uri
 from nca_plugin.transition.vocabulary import padded_vocab_size
@@ -37,7 +37,7 @@ from nca_plugin.transition.vocabulary import padded_vocab_size
 _, _HAS_TRANSFORMER_ENGINE = safe_import("transformer_engine")
 
 #: The source of a run that names neither a source nor a path.
-DEFAULT_SOURCE: Final = "nca"
+_DEFAULT_SCHEME: Final = "nca"
 
 
 class SourceDataModule(pl.LightningDataModule):
@@ -291,7 +291,7 @@ def _data_path(source: str | None, path: Any, options: dict[str, Any]) -> str | 
     """Return the data path that the arguments of a data module stand for."""
     known = [name for name in inspect.signature(SourceDataModule).parameters if name != "options"]
     if path is None:
-        return [source_uri(source or DEFAULT_SOURCE, options, "data.{}".format, known)]
+        return [source_uri(source or _DEFAULT_SCHEME, options, "data.{}".format, known)]
     if source is not None:
         raise NCAPluginError("data.source and data.path contradict each other: give one of them")
     if options:

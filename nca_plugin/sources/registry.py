@@ -70,12 +70,19 @@ def parse(uri: str) -> Source:
     made, once in a process: a source has no state.
 
     Raises:
-        NCAPluginError: an unknown scheme, preset or option, or a value that the source refuses.
+        NCAPluginError: an unknown scheme, preset or option, a value that the source refuses, or a source of another
+            package without an attribute of `Source`.
     """
     parsed = split_uri(uri)
     check_schemes([parsed.scheme or uri])
     parsed, offset = split_offset(parsed)
     source = _known()[parsed.scheme](parsed)
+    lacking = [name for name in vars(Source) if not name.startswith("_") and not hasattr(source, name)]
+    if lacking:
+        raise NCAPluginError(
+            f"source '{parsed.scheme}' lacks {', '.join(lacking)}: its package was written for another version of "
+            "nca-plugin, see nca_plugin.sources.Source"
+        )
     return OffsetSource(source, offset) if offset else source
 
 

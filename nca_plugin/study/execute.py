@@ -17,7 +17,7 @@ from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files, try_lock
 from nca_plugin.megatron.arguments import megatron_arguments
-from nca_plugin.study.rank_processes import SECONDS_BETWEEN_LOOKS, Place, StoppedError, run_ranks
+from nca_plugin.study.rank_processes import SECONDS_BETWEEN_LOOKS, Place, StoppedError, run_processes
 from nca_plugin.study.run import Question, Run, megatron_options
 from nca_plugin.tasks.lm_eval_results import task_metrics
 from nca_plugin.transition.transfer import transfer
@@ -139,7 +139,7 @@ def _train(run: Run, place: Place) -> tuple[list[tuple[int, float]], float]:
     if (done or 0) < run.iterations or (is_validated and run.iterations not in dict(curve)):
         # An earlier start may have been killed while it wrote the cache, and Megatron only checks that files exist.
         shutil.rmtree(run.index_cache, ignore_errors=True)
-        run_ranks(launch.MEGATRON, arguments, place, run.title, log)
+        run_processes(launch.MEGATRON, arguments, place, run.title, log)
     curve, milliseconds = read_log(log)
     _check_curve(run, curve, log)
     return curve, statistics.median(milliseconds) / 1000 * run.iterations if milliseconds else 0.0
@@ -164,7 +164,7 @@ def _evaluate(run: Run, arguments: list[str], place: Place) -> dict[str, Any]:
         own = ["--evaluation-out", str(out)]
         if run.source is not None:
             own += ["--evaluation-source", run.source]
-        run_ranks(launch.EVALUATE, [*arguments, *own], place, run.title, run.folder / "evaluation.txt")
+        run_processes(launch.EVALUATE, [*arguments, *own], place, run.title, run.folder / "evaluation.txt")
     evaluation: dict[str, Any] = json.loads(out.read_text())
     return evaluation
 
@@ -181,7 +181,7 @@ def question_arguments(run: Run, question: Question) -> list[str]:
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:
     """Return the metrics of the trained model on a task, with their standard errors."""
     alone = replace(place, ranks=1)
-    run_ranks(nca_plugin.__name__, question_arguments(run, question), alone, run.title, run.folder / "tasks.txt")
+    run_processes(nca_plugin.__name__, question_arguments(run, question), alone, run.title, run.folder / "tasks.txt")
     found = json.loads((run.folder / _TASKS / _MODEL / f"{question.task}.json").read_text())
     return task_metrics(found, question.task)
 

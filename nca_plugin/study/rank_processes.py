@@ -14,8 +14,9 @@ from typing import Final
 
 import nca_plugin
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.launch.process import CHILD, PARENT
+from nca_plugin.launch.process import CHILD
 from nca_plugin.launch.rounds import reserved_port
+from nca_plugin.this_rank import PARENT
 
 SECONDS_BETWEEN_LOOKS: Final = 0.2
 _ERROR: Final = re.compile(r"(\[rank\d+\]: ?)?([\w.]*(Error|Exception)|nca-plugin: error)\b")
@@ -43,8 +44,8 @@ class StoppedError(NCAPluginError):
     """The run was stopped because another one failed."""
 
 
-def run_ranks(module: str, arguments: list[str], place: Place, title: str, log: Path) -> None:
-    """Start the ranks of a run as processes, and wait for them. They end with this process, however it ends.
+def run_processes(module: str, arguments: list[str], place: Place, title: str, log: Path) -> None:
+    """Run a module in a process for each rank, and wait for them. They end with this process, however it ends.
 
     Args:
         module: module for `python -m`.

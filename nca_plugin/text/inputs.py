@@ -74,6 +74,7 @@ def did_you_mean(name: str) -> str:
         names = os.listdir(path.parent)  # noqa: PTH208
     except (OSError, ValueError):
         return ""
+    # `near_name` would suggest any file of the same ending.
     near = difflib.get_close_matches(path.name, names, 1, 0.7)
     return f": did you mean '{path.with_name(near[0])}'?" if near else ""
 

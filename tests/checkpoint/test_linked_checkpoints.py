@@ -242,6 +242,11 @@ def test_a_tracker_may_have_space_around_what_it_names(tmp_path: Path, around: s
     assert find_checkpoint(tmp_path) == tmp_path / folder
 
 
+def test_a_folder_that_the_system_cannot_look_up_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NCAPluginError, match=r"cannot be read: .*name too long"):
+        find_checkpoint(tmp_path / ("x" * 300))
+
+
 @pytest.mark.parametrize(("content", "reason"), [("", "is empty"), ("9", "names iter_0000009"), ("x\ny", "holds 'x")])
 def test_a_tracker_that_stays_wrong_is_refused_soon(tmp_path: Path, content: str, reason: str) -> None:
     folder = save_folder("core016", tmp_path / "saved")

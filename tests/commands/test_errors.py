@@ -375,6 +375,24 @@ def test_a_package_that_is_missing_is_one_line_with_its_extra(
 
 
 @pytest.mark.parametrize(
+    ("kind", "rank", "is_printed"),
+    [(errors.NCAPluginError, "1", True), (errors.RepeatedError, "0", True), (errors.RepeatedError, "1", False)],
+)
+def test_what_all_ranks_hear_from_the_first_is_printed_by_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[errors.NCAPluginError],
+    rank: str,
+    is_printed: bool,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(errors, "SECONDS_FOR_RANK_0", 0)
+    with pytest.raises(SystemExit, match="2"), errors.one_line_errors(of_every_rank=True):
+        raise kind("other data")
+    assert capsys.readouterr().err == ("nca-plugin: error: other data\n" if is_printed else "")
+
+
+@pytest.mark.parametrize(
     "call",
     [
         pytest.param(("export", "--from", "hf", "circle", "x"), id="import"),

@@ -521,6 +521,18 @@ def test_what_differs_from_the_checkpoint_is_named(
     assert refuse_or_train(launcher, tmp_path / "run", [*given, *FIXED, option, str(saved)], message) is None
 
 
+def test_a_rank_that_torchrun_has_not_started_does_not_wait_for_a_rank_0_that_refuses(
+    launcher: WarmProcess, saved: Path, tmp_path: Path
+) -> None:
+    arguments = ["--data-path", "nca://toy?seed=7", *(part for pair in VALID for part in pair), *FIXED]
+    ranks = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29599"}
+    ended = launcher.run(
+        "warm_megatron", [*arguments, "--load", str(saved)], tmp_path, {**ENVIRONMENT, **ranks, "RANK": "1"}, SECONDS
+    )
+    # Rank 0 has the same error, and prints it.
+    assert (ended.code, ended.stderr) == (2, "")
+
+
 def test_a_checkpoint_without_an_optimizer_is_resumed_with_a_new_one_if_the_run_says_so(
     launcher: WarmProcess, tmp_path: Path
 ) -> None:

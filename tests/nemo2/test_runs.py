@@ -95,6 +95,13 @@ def test_a_mistake_ends_the_run_with_one_line(folder: Path) -> None:
     assert line == "nca-plugin: error: unknown key 'data.presett': did you mean 'data.preset'?"
 
 
+def test_what_rank_0_refuses_for_all_ranks_is_one_line(folder: Path, whole: NemoRun) -> None:
+    resume = f"resume.resume_from_path={whole.saved_at(SAVE_AT)}"
+    done = start(folder / "other-data", resume, "data.seed=7", "model.config.vocab_size=128", ranks=2)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("nca-plugin: error:"))
+    assert "would be resumed with other data, " in line
+
+
 def test_transfer_reads_its_checkpoint(folder: Path, whole: NemoRun) -> None:
     checkpoint, made = whole.saved_at(SAVE_AT), folder / "start"
     arguments = ("transfer", "--from", checkpoint, "--to", made, "--vocab-size", "300")

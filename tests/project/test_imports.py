@@ -15,7 +15,7 @@ from places import ROOT
 PACKAGE: Final = ROOT / "nca_plugin"
 #: From the ground up. A folder imports those of the lines above its own, and its own.
 LAYERS: Final = (
-    ("errors", "suggestions", "typed_numbers", "files", "json_files", "deflate", "arithmetic", "compiled"),
+    ("this_rank", "errors", "suggestions", "typed_numbers", "files", "json_files", "deflate", "arithmetic", "compiled"),
     ("display", "configuration", "automata"),
     ("sources",),
     ("indexed", "checkpoint"),

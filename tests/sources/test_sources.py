@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import numpy as np
 import pytest
@@ -278,6 +280,12 @@ def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting:
         vocab_size: int = 1000
         uri: str = "counting://"
+        frames: None = None
+
+        def for_split(self, split: str) -> Self:
+            return self
+
+        def check_seq_length(self, seq_length: int) -> None: ...
 
         def sample(self, index: int, seq_length: int) -> Sample:
             return Sample(np.arange(index, index + seq_length + 1, dtype=np.int32), np.ones(seq_length, bool))
@@ -288,6 +296,12 @@ def test_a_registered_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse("counting").sample(3, 4).tokens.tolist() == [3, 4, 5, 6, 7]
     with pytest.raises(NCAPluginError, match="already registered"):
         register("nca", lambda parsed: Counting())
+
+
+def test_a_source_that_lacks_a_part_of_the_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    register("early", lambda parsed: SimpleNamespace(vocab_size=8, uri="early://", sample=None, for_split=None))
+    assert_refused_in_one_line("early://", "source 'early' lacks frames, check_seq_length: its package")
 
 
 EXAMPLE = ROOT / "examples" / "third_party_source"

@@ -1,17 +1,11 @@
 """Lets the first rank of a job read something for all ranks."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from torch import distributed
 
-from nca_plugin.errors import NCAPluginError, one_line
-
-
-def is_rank_0() -> bool:
-    """Return whether this process is the first rank of its job, or its only process."""
-    return os.environ.get("RANK", "0") == "0"
+from nca_plugin.errors import NCAPluginError, RepeatedError, one_line
 
 
 def told_by_rank_0[T](read: Callable[[], T]) -> T:
@@ -20,7 +14,8 @@ def told_by_rank_0[T](read: Callable[[], T]) -> T:
     Every rank has to call this at the same place. Without a process group each process reads for itself.
 
     Raises:
-        NCAPluginError: on every rank, if `read` raises one on the first rank.
+        NCAPluginError: if `read` raises one. If it raises any error on the first rank, the others raise a
+            `RepeatedError`.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return read()
@@ -37,6 +32,6 @@ def told_by_rank_0[T](read: Callable[[], T]) -> T:
     distributed.broadcast_object_list(told)
     value, refusal = told[0]
     if refusal is not None:
-        raise NCAPluginError(refusal)
+        raise RepeatedError(refusal)
     result: T = value
     return result
