@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Final
 
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
+from megatron.bridge.data.utils import _REGISTRY
 from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
 from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig, MockGPTDatasetConfig
 from megatron.bridge.utils.common_utils import print_rank_0
@@ -23,6 +24,7 @@ from nca_plugin.megatron.blend import Blend, read_blend
 from nca_plugin.megatron.broadcast import told_by_rank_0
 from nca_plugin.megatron.dataset import SourceGPTDataset, SourceGPTDatasetConfig
 from nca_plugin.megatron.metrics import SampleMeter
+from nca_plugin.suggestions import unknown_name
 
 #: The source of a run that names the preset `nca` but no source.
 _DEFAULT_URI: Final = "nca://web"
@@ -207,6 +209,32 @@ def _default(field: Field[Any]) -> Any:
 def _preset(config: ConfigContainer) -> SourceDatasetConfig:
     """Return the dataset of `--dataset nca`."""
     return source_dataset(config.dataset, [_DEFAULT_URI], config.model.seq_length)
+
+
+def preset_dataset(config: ConfigContainer, name: str, *, has_source: bool) -> Any:
+    """Return the dataset of `--dataset`.
+
+    Args:
+        name: a preset of Megatron-Bridge, or nca.
+        has_source: whether the user also gives `data.source`.
+
+    Raises:
+        NCAPluginError: if the preset is unknown, or contradicts `data.source`.
+    """
+    if name not in DATASET_PRESETS:
+        raise NCAPluginError(unknown_name("dataset", name, DATASET_PRESETS))
+    if has_source and name != "nca":
+        raise NCAPluginError(f"--dataset {name} contradicts data.source: give one of them")
+    return DATASET_PRESETS[name](config)
+
+
+def check_is_built(dataset: Any) -> None:
+    """Raise `NCAPluginError` unless Megatron-Bridge will build a run's dataset from sources."""
+    if not isinstance(dataset, SourceDatasetConfig) or isinstance(dataset, tuple(_REGISTRY)):
+        raise NCAPluginError(
+            f"data.source is given, but Megatron-Bridge would train on {type(dataset).__name__}: leave out what sets "
+            "the dataset, or use Megatron-Bridge 0.6.2"
+        )
 
 
 def register_dataset() -> None:

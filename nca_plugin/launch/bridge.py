@@ -38,7 +38,7 @@ from nca_plugin.launch.quiet import quiet
 from nca_plugin.launch.ranks import take_rank
 from nca_plugin.megatron import cpu_mode
 from nca_plugin.sources.section import data_path
-from nca_plugin.suggestions import unknown_name, unknown_names
+from nca_plugin.suggestions import unknown_names
 from nca_plugin.this_rank import print_rank_0
 
 
@@ -111,8 +111,6 @@ def launch(options: Options) -> None:
         ) from error
     if is_cpu_mode:
         print_rank_0(f"nca-plugin: CPU mode sets {' '.join(bridge_cpu.adapt(config))}")
-    if settings.data_path is not None:
-        check_sources(config)
     _pretrain(config)
 
 
@@ -146,9 +144,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     Raises:
         NCAPluginError: if a name or key is unknown, or the model cannot be trained on the data.
     """
-    from megatron.bridge.recipes.utils.dataset_utils import DATASET_PRESETS
-
-    from nca_plugin.bridge.dataset import register_dataset, source_dataset
+    from nca_plugin.bridge.dataset import check_is_built, preset_dataset, register_dataset, source_dataset
     from nca_plugin.bridge.fit import check_checkpoint, fit, split_settings
 
     register_dataset()
@@ -159,11 +155,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
     else:
         config, user = load_recipe(options.recipe), merged(settings.file, settings.overrides)
     if options.dataset is not None:
-        if options.dataset not in DATASET_PRESETS:
-            raise NCAPluginError(unknown_name("dataset", options.dataset, DATASET_PRESETS))
-        if settings.data_path is not None and options.dataset != "nca":
-            raise NCAPluginError(f"--dataset {options.dataset} contradicts data.source: give one of them")
-        config.dataset = DATASET_PRESETS[options.dataset](config)
+        config.dataset = preset_dataset(config, options.dataset, has_source=settings.data_path is not None)
     if settings.data_path is None:
         apply_overrides(config, user)
     else:
@@ -171,6 +163,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
         apply_overrides(config, before)
         config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
         apply_overrides(config, after)
+        check_is_built(config.dataset)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
     return config
@@ -186,20 +179,6 @@ def _pretrain(config: Any) -> None:
     # From here on a single rank may have an error, such as one in its own samples.
     with one_line_errors(of_every_rank=True), lost_worker_errors(), set_up_errors(lambda: OptionNames({}, str)):
         pretrain(config, forward_step, callbacks=[DataReport()])
-
-
-def check_sources(config: Any) -> None:
-    """Raise `NCAPluginError` unless Megatron-Bridge will build the dataset from sources."""
-    from megatron.bridge.data.utils import _REGISTRY
-
-    from nca_plugin.bridge.dataset import SourceDatasetConfig
-
-    dataset = config.dataset
-    if not isinstance(dataset, SourceDatasetConfig) or isinstance(dataset, tuple(_REGISTRY)):
-        raise NCAPluginError(
-            f"data.source is given, but Megatron-Bridge would train on {type(dataset).__name__}: leave out what sets "
-            "the dataset, or use Megatron-Bridge 0.6.2"
-        )
 
 
 # The checkpoint writer starts a process that imports this module again.

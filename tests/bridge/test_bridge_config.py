@@ -10,7 +10,6 @@ import pytest
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.indexed.layout import IndexLayout
-from nca_plugin.launch.bridge import check_sources
 from nca_plugin.sources import parse
 
 Configure = Callable[..., Any]
@@ -184,7 +183,6 @@ def test_the_spellings_of_one_run(configure: Configure, tmp_path: Path) -> None:
     ]
     for spelling in spellings:
         config = configure(*spelling)
-        check_sources(config)
         (path,), _ = config.dataset.blend
         assert parse(path).uri == parse("nca://code?seed=7").uri
         assert (config.dataset.vocab_size, config.tokenizer.vocab_size) == (10002, 10002)
@@ -200,7 +198,6 @@ def test_a_whole_configuration_needs_no_recipe(configure: Configure, tmp_path: P
     settings = ("model.num_layers=3", "train.train_iters=11", "tokenizer.vocab_size=50304")
     configure(*VANILLA, *settings).to_yaml(str(saved))
     config = configure("--config-file", saved, "data.source=nca", "train.train_iters=12")
-    check_sources(config)
     # The tokenizer of the file stays, and with it the vocabulary.
     assert (config.model.num_layers, config.train.train_iters, config.tokenizer.vocab_size) == (3, 12, 50304)
     config.to_yaml(str(saved))
@@ -217,8 +214,10 @@ def test_a_whole_configuration_needs_no_recipe(configure: Configure, tmp_path: P
 def test_a_dataset_that_is_not_ours_stops_the_run(configure: Configure) -> None:
     config = configure(*NCA)
     config.dataset = configure(*VANILLA).dataset
+    from nca_plugin.bridge.dataset import check_is_built
+
     with pytest.raises(NCAPluginError, match="Megatron-Bridge would train on GPTDatasetConfig"):
-        check_sources(config)
+        check_is_built(config.dataset)
 
 
 def test_on_cuda_without_transformer_engine_it_is_one_line() -> None:
