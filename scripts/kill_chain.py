@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from nca_plugin.chain.progress import survey
+from nca_plugin.chain.next_stage import survey
 from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.checkpoint.opened import read_checkpoint
 from nca_plugin.errors import NCAPluginError

@@ -11,7 +11,7 @@ from nca_plugin.automata import kernels, rng
 from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
-from nca_plugin.automata.loss_mask import loss_mask
+from nca_plugin.automata.loss_mask import check_two_frames, loss_mask
 from nca_plugin.automata.tokens import encode_into
 from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
@@ -40,21 +40,11 @@ def generate(
     Raises:
         NCAPluginError: an index or length that is out of range, or a band that no rule reaches.
     """
-    check_seq_length(config, seq_length)
+    check_two_frames(config.frame_length, seq_length)
     check_index(index)
     num_frames = math.ceil((seq_length + 1) / config.frame_length)
     tokens = _tokens(config, index, num_frames, split).reshape(-1)[: seq_length + 1]
     return tokens, loss_mask(config.frame_length, seq_length)
-
-
-def check_seq_length(config: NCAConfig, seq_length: int) -> None:
-    """Raise `NCAPluginError` unless a sample of `seq_length` inputs can hold two frames."""
-    shortest = 2 * config.frame_length - 1
-    if seq_length < shortest:
-        raise NCAPluginError(
-            f"sequence length {seq_length} is too short for two frames of {config.frame_length} tokens, and the first "
-            f"is never a target: use at least {shortest}"
-        )
 
 
 def count_attempts(config: NCAConfig, index: int, split: str = "train") -> int:

@@ -4,6 +4,7 @@ It is a `DatasetProvider`, because Megatron-Bridge builds every subclass of `GPT
 Fields that it shares with `GPTDatasetConfig` have the same names, so that overrides of `dataset` keep their meaning.
 """
 
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from megatron.bridge.utils.common_utils import print_rank_0
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
+from nca_plugin.bridge.recipe import Settings, apply_overrides
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.same_data import continued
@@ -171,6 +173,8 @@ class SourceDatasetConfig(DatasetProvider):
         return self._meter.milliseconds()
 
 
+#: Settings of a dataset of sources that no dataset of Megatron-Bridge has.
+_OF_SOURCES_ALONE: Final = ("allow_other_data",)
 #: Fields of `GPTDatasetConfig` that the data path, or values that Megatron-Bridge knows at run time, replace.
 _REPLACED: Final = (
     *("blend", "blend_per_split", "data_path", "seq_length", "sequence_length", "sequences_per_dataset"),
@@ -178,7 +182,7 @@ _REPLACED: Final = (
 )
 
 
-def source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> SourceDatasetConfig:
+def _source_dataset(dataset: Any, data_path: list[str], seq_length: int) -> SourceDatasetConfig:
     """Return the dataset that replaces a run's own, with the options that both have.
 
     Raises:
@@ -208,24 +212,35 @@ def _default(field: Field[Any]) -> Any:
 
 def _preset(config: ConfigContainer) -> SourceDatasetConfig:
     """Return the dataset of `--dataset nca`."""
-    return source_dataset(config.dataset, [_DEFAULT_URI], config.model.seq_length)
+    return _source_dataset(config.dataset, [_DEFAULT_URI], config.model.seq_length)
 
 
-def preset_dataset(config: ConfigContainer, name: str, *, has_source: bool) -> Any:
-    """Return the dataset of `--dataset`.
+def choose_dataset(config: Any, preset: str | None, data_path: list[str] | None, settings: Settings) -> None:
+    """Give a run its dataset: that of `data.source`, else that of `--dataset`, else the recipe's own.
 
     Args:
-        name: a preset of Megatron-Bridge, or nca.
-        has_source: whether the user also gives `data.source`.
+        config: the `ConfigContainer`, to which the user's settings are applied.
+        preset: the value of `--dataset`; None without it.
+        data_path: the data path that `data.source` stands for; None without it.
+        settings: the user's settings, by section.
 
     Raises:
-        NCAPluginError: if the preset is unknown, or contradicts `data.source`.
+        NCAPluginError: if a name or key is unknown, or settings contradict each other.
     """
-    if name not in DATASET_PRESETS:
-        raise NCAPluginError(unknown_name("dataset", name, DATASET_PRESETS))
-    if has_source and name != "nca":
-        raise NCAPluginError(f"--dataset {name} contradicts data.source: give one of them")
-    return DATASET_PRESETS[name](config)
+    if preset is not None:
+        if preset not in DATASET_PRESETS:
+            raise NCAPluginError(unknown_name("dataset", preset, DATASET_PRESETS))
+        if data_path is not None and preset != "nca":
+            raise NCAPluginError(f"--dataset {preset} contradicts data.source: give one of them")
+        config.dataset = DATASET_PRESETS[preset](config)
+    if data_path is None:
+        apply_overrides(config, settings)
+        return
+    before, after = _split_settings(config.dataset, settings)
+    apply_overrides(config, before)
+    config.dataset = _source_dataset(config.dataset, data_path, config.dataset.seq_length)
+    apply_overrides(config, after)
+    check_is_built(config.dataset)
 
 
 def check_is_built(dataset: Any) -> None:
@@ -235,6 +250,20 @@ def check_is_built(dataset: Any) -> None:
             f"data.source is given, but Megatron-Bridge would train on {type(dataset).__name__}: leave out what sets "
             "the dataset, or use Megatron-Bridge 0.6.2"
         )
+
+
+def _split_settings(dataset: Any, settings: Settings) -> tuple[Settings, Settings]:
+    """Return the settings to apply before a source replaces `dataset`, and those that only the new dataset has."""
+    section = settings.get("dataset")
+    if not isinstance(section, Mapping) or isinstance(dataset, SourceDatasetConfig):
+        return dict(settings), {}
+    own = {name: value for name, value in section.items() if name in _OF_SOURCES_ALONE}
+    rest = {name: value for name, value in section.items() if name not in own}
+    others = {name: value for name, value in settings.items() if name != "dataset"}
+    # An empty section would replace the whole dataset.
+    if rest:
+        others["dataset"] = rest
+    return others, {"dataset": own} if own else {}
 
 
 def register_dataset() -> None:

@@ -5,7 +5,7 @@ This happens before there is a process group or a model.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
@@ -26,23 +26,6 @@ from nca_plugin.megatron.order import check_loader, check_targets
 from nca_plugin.megatron.text_datasets import check_text, check_trains, parts
 from nca_plugin.sources import is_source
 from nca_plugin.this_rank import must_check
-
-#: Settings of a dataset of sources that no dataset of Megatron-Bridge has.
-_OF_SOURCES_ALONE: Final = ("allow_other_data",)
-
-
-def split_settings(dataset: Any, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings to apply before a source replaces `dataset`, and those that only the new dataset has."""
-    section = settings.get("dataset")
-    if not isinstance(section, Mapping) or isinstance(dataset, SourceDatasetConfig):
-        return dict(settings), {}
-    own = {name: value for name, value in section.items() if name in _OF_SOURCES_ALONE}
-    rest = {name: value for name, value in section.items() if name not in own}
-    others = {name: value for name, value in settings.items() if name != "dataset"}
-    # An empty section would replace the whole dataset.
-    if rest:
-        others["dataset"] = rest
-    return others, {"dataset": own} if own else {}
 
 
 def fit(config: Any, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

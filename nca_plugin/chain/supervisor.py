@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from nca_plugin.chain.check import check_once
-from nca_plugin.chain.progress import StageState, mend, next_stage, survey
+from nca_plugin.chain.next_stage import StageState, mend, next_stage, survey
 from nca_plugin.chain.stages import Chain, load_chain
 from nca_plugin.display.terminal import num_cores
 from nca_plugin.errors import NCAPluginError, in_context

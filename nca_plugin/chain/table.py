@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from nca_plugin.chain.progress import StageState
+from nca_plugin.chain.next_stage import StageState
 from nca_plugin.chain.stages import Chain
 
 

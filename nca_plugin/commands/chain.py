@@ -26,7 +26,7 @@ def chain(
     stop: Annotated[bool, typer.Option("--stop", help="Ask the job that trains the chain to save and stop.")] = False,
 ) -> None:
     """Show how far each stage of a chain is, and check the arguments of all stages before anything is trained."""
-    from nca_plugin.chain.progress import survey
+    from nca_plugin.chain.next_stage import survey
     from nca_plugin.chain.stages import load_chain
     from nca_plugin.chain.table import commands, state_table
 

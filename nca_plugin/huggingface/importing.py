@@ -35,7 +35,7 @@ from nca_plugin.huggingface.llama import (
 from nca_plugin.huggingface.llama_config import read_llama
 from nca_plugin.huggingface.safetensors_files import WEIGHT_DTYPES, SavedTensor, read_folder
 from nca_plugin.json_files import shown
-from nca_plugin.transition.initial import distribution, draw
+from nca_plugin.transition.model_initialisation import distribution, draw
 from nca_plugin.transition.vocabulary import ROW_TENSORS, padded_vocab_size
 
 _EMBEDDING: Final = "model.embed_tokens.weight"

@@ -17,7 +17,6 @@ from typing import Any
 from nca_plugin.bridge import cpu as bridge_cpu
 from nca_plugin.bridge.recipe import (
     Settings,
-    apply_overrides,
     load_complete,
     load_recipe,
     merged,
@@ -144,8 +143,8 @@ def configure(options: Options, settings: UserSettings) -> Any:
     Raises:
         NCAPluginError: if a name or key is unknown, or the model cannot be trained on the data.
     """
-    from nca_plugin.bridge.dataset import check_is_built, preset_dataset, register_dataset, source_dataset
-    from nca_plugin.bridge.fit import check_checkpoint, fit, split_settings
+    from nca_plugin.bridge.dataset import choose_dataset, register_dataset
+    from nca_plugin.bridge.fit import check_checkpoint, fit
 
     register_dataset()
     if options.recipe is None:
@@ -154,16 +153,7 @@ def configure(options: Options, settings: UserSettings) -> Any:
         config, user = load_complete(settings.file, options.config_file), settings.overrides
     else:
         config, user = load_recipe(options.recipe), merged(settings.file, settings.overrides)
-    if options.dataset is not None:
-        config.dataset = preset_dataset(config, options.dataset, has_source=settings.data_path is not None)
-    if settings.data_path is None:
-        apply_overrides(config, user)
-    else:
-        before, after = split_settings(config.dataset, user)
-        apply_overrides(config, before)
-        config.dataset = source_dataset(config.dataset, settings.data_path, config.dataset.seq_length)
-        apply_overrides(config, after)
-        check_is_built(config.dataset)
+    choose_dataset(config, options.dataset, settings.data_path, user)
     fit(config, merged(settings.file, settings.overrides), user)
     check_checkpoint(config)
     return config

@@ -6,19 +6,24 @@ Importing this module needs only the standard library, because `nca-plugin docto
 import functools
 
 
+def has_cuda() -> bool:
+    """Return whether there is a CUDA device. Use this only before `prepare`; CPU mode makes CUDA seem available."""
+    # Imported only here, because torch takes seconds.
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @functools.cache
 def prepare() -> bool:
     """Prepare this process for Megatron and import it. Call this before anything else imports Megatron.
 
-    The result is cached, because in CPU mode `torch.cuda.is_available()` is true afterwards.
+    The result is cached, because it cannot be found again.
 
     Returns:
         Whether the process is in CPU mode, because there is no CUDA device.
     """
-    # Imported only here, because torch takes seconds.
-    import torch
-
-    is_cpu_mode = not torch.cuda.is_available()
+    is_cpu_mode = not has_cuda()
     if is_cpu_mode:
         from nca_plugin.megatron import cuda_on_cpu
 

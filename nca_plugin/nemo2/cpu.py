@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch.utils.cpp_extension
 
+from nca_plugin.megatron import cpu_mode
 from nca_plugin.megatron.cpu_settings import apply_settings, check_sections
 
 
@@ -19,7 +20,7 @@ def without_cuda_compiler() -> Iterator[None]:
     megatron-core 0.15 compiles it on every machine with a CUDA toolkit, and fails if there is no device. It can do
     without the allocator.
     """
-    if torch.cuda.is_available():
+    if cpu_mode.has_cuda():
         yield
         return
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nca_plugin.automata import rng
-from nca_plugin.automata.loss_mask import loss_mask
+from nca_plugin.automata.loss_mask import check_two_frames, loss_mask
 from nca_plugin.compiled import compiled
-from nca_plugin.errors import Check, NCAPluginError
+from nca_plugin.errors import Check
 from nca_plugin.sources.base import FrameLayout
 from nca_plugin.sources.formal import FormalConfig, FormalSource
 
@@ -92,12 +92,7 @@ class ECASource(FormalSource):
         return self.config.width // self.config.patch + 1
 
     def check_seq_length(self, seq_length: int) -> None:
-        shortest = 2 * self.row_length - 1
-        if seq_length < shortest:
-            raise NCAPluginError(
-                f"sequence length {seq_length} is too short for two rows of {self.row_length} tokens, and the first is "
-                f"never a target: use at least {shortest}"
-            )
+        check_two_frames(self.row_length, seq_length)
 
     def rule_of(self, index: int) -> int:
         """Return the number of the rule of sample `index`."""

@@ -6,7 +6,7 @@ from typing import Self
 
 from nca_plugin.automata import NCAConfig, generate
 from nca_plugin.automata.config import Band
-from nca_plugin.automata.generator import check_seq_length
+from nca_plugin.automata.loss_mask import check_two_frames
 from nca_plugin.sources.base import FrameLayout, Sample
 from nca_plugin.sources.split import checked_split, split_option
 from nca_plugin.sources.uri import ParsedURI, join_uri, parse_options
@@ -57,7 +57,7 @@ class NCASource:
         return dataclasses.replace(self, split=checked_split(split))
 
     def check_seq_length(self, seq_length: int) -> None:
-        check_seq_length(self.config, seq_length)
+        check_two_frames(self.config.frame_length, seq_length)
 
     def sample(self, index: int, seq_length: int) -> Sample:
         return Sample(*generate(self.config, index, seq_length, self.split))

@@ -9,7 +9,7 @@ from nca_plugin.errors import NCAPluginError
 _FREE: Final = ("output", "seeds", "parallel_runs", "runs_per_device", "baseline", "equal_compute")
 _FREE_IN_PARTS: Final = ("label", "paper")
 #: Sections whose entries may be added and left out.
-_NAMED: Final = ("arms", "domains", "tasks")
+NAMED: Final = ("arms", "domains", "tasks")
 
 
 def check_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -20,8 +20,8 @@ def check_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """
     # The runs of the sweep depend on the baseline.
     free = _FREE if not now["sweep"]["arguments"] else tuple(name for name in _FREE if name != "baseline")
-    changed = [key for key in now if key not in free and key not in _NAMED and before.get(key) != now[key]]
-    for section in _NAMED:
+    changed = [key for key in now if key not in free and key not in NAMED and before.get(key) != now[key]]
+    for section in NAMED:
         # Studies of an older version have no tasks.
         common = before.get(section, {}).keys() & now[section].keys()
         changed += [f"{section}.{name}" for name in common if _differ(before[section][name], now[section][name])]

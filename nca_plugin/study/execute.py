@@ -53,6 +53,11 @@ class Result:
     evaluation: dict[str, Any] | None
     seconds: float
 
+    @property
+    def final_loss(self) -> float:
+        """The loss of the last evaluation."""
+        return self.validation[-1][1]
+
 
 def read_result(run: Run) -> Result | None:
     """Return the result of a run, None if it is not complete.

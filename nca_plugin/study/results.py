@@ -83,7 +83,7 @@ def _sweep_rows(found: StudyResult) -> list[dict[str, Any]]:
             "domain": domain,
             "arguments": settings[number],
             # None if the run has diverged.
-            "loss": loss if math.isfinite(loss := result.validation[-1][1]) else None,
+            "loss": loss if math.isfinite(loss := result.final_loss) else None,
             "is_best": settings[number] == found.best[domain],
             "flops": run.iterations * batch * found.compute.language[domain],
             "folder": _folder(found, run),
@@ -133,7 +133,7 @@ def _stage1_rows(found: StudyResult) -> list[dict[str, Any]]:
             "supervised_tokens": round(share * tokens),
             "flops": tokens * found.compute.stage1[arm],
             "validation": _curve(result, batch),
-            "loss": result.validation[-1][1],
+            "loss": result.final_loss,
             "unigram_loss": unigram,
             "uniform_loss": uniform,
             "accuracy": (evaluation.get("in_context") or {}).get("accuracy"),
@@ -215,7 +215,7 @@ def _summary(found: StudyResult, domain: str, arm: str) -> dict[str, Any]:
     if study.equal_compute and not study.arms[arm].is_scratch:
         extra = found.compute.extra_updates(found.plan, domain, arm)
         longer = [
-            found.language[dataclasses.replace(_baseline(found, key), extra_updates=extra)][1].validation[-1][1]
+            found.language[dataclasses.replace(_baseline(found, key), extra_updates=extra)][1].final_loss
             for key in keys
         ]
         against = estimate([row["loss"] - loss for row, loss in zip(rows, longer, strict=True)])

@@ -126,5 +126,5 @@ def _watch(runs: Sequence[Run], progress: Progress, done: threading.Event) -> No
             result = read_result(run)
             if result is not None:
                 started.remove(run)
-                last = f"held-out loss {result.validation[-1][1]:.4f}" if result.validation else "done"
+                last = f"held-out loss {result.final_loss:.4f}" if result.validation else "done"
                 progress.finish(run.title, f"{last} ({result.seconds:.0f} s)")

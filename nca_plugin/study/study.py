@@ -11,7 +11,7 @@ from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import check_folder, complete_files, try_lock
 from nca_plugin.huggingface.export import check_llama
 from nca_plugin.study.all_runs import all_runs, language_runs, stage1_runs
-from nca_plugin.study.allowed_changes import check_changes
+from nca_plugin.study.allowed_changes import NAMED, check_changes
 from nca_plugin.study.compute import CHECKED, Compute, check_lengths, checked
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
 from nca_plugin.study.design import CorpusConfig, Study, StudyConfig, validation_tokens
@@ -74,7 +74,7 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
                 check_llama(shape.checkpoint)
         runner.run_all([run.start.origin for run in swept.values() if run.start is not None])
         runner.run_all(list(swept.values()))
-        losses = {key: result.validation[-1][1] for key, (_, result) in _with_results(swept).items()}
+        losses = {key: result.final_loss for key, (_, result) in _with_results(swept).items()}
         best = best_arguments(study.config, losses)
         progress.expect(_missing_updates(all_runs(plan, compute, best)))
         stage1, language, tasks = stage1_runs(plan, best), language_runs(plan, best, compute), task_runs(plan, best)
@@ -145,7 +145,7 @@ def _mark(study: Study) -> None:
     if mark.is_file():
         before = json.loads(mark.read_text())
         # Arms, domains and tasks that are left out now may come back later.
-        for section in ("arms", "domains", "tasks"):
+        for section in NAMED:
             settings[section] = {**before.get(section, {}), **settings[section]}
     with complete_files(mark) as (unfinished,):
         unfinished.write_text(json.dumps(settings, indent=1))

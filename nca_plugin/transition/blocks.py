@@ -16,7 +16,7 @@ from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.checkpoint.stored import Item, Record
 from nca_plugin.checkpoint.write import BLOCK_BYTES, Entry, KeptBlock, NewBlock
 from nca_plugin.transition.changes import Change
-from nca_plugin.transition.initial import draw
+from nca_plugin.transition.model_initialisation import draw
 from nca_plugin.transition.vocabulary import read_embedding_rows
 
 

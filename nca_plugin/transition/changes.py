@@ -10,7 +10,7 @@ from nca_plugin.checkpoint.contents import Tensor
 from nca_plugin.checkpoint.names import parameter
 from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.initial import Distribution, distribution
+from nca_plugin.transition.model_initialisation import Distribution, distribution
 from nca_plugin.transition.plan import PlannedEntry, plan_transfer
 from nca_plugin.transition.presets import row_distribution
 from nca_plugin.transition.selectors import parse_selector

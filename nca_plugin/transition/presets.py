@@ -11,7 +11,7 @@ from nca_plugin.checkpoint.contents import Tensor, contiguous_regions
 from nca_plugin.checkpoint.model_config import ModelConfig
 from nca_plugin.checkpoint.names import Parameter
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.transition.initial import Distribution, distribution
+from nca_plugin.transition.model_initialisation import Distribution, distribution
 
 _PIECE_VALUES: Final = 1 << 22
 

@@ -20,9 +20,9 @@ from places import CHECKPOINTS, ROOT
 from training_jobs import Job, train
 from typer.testing import CliRunner
 
-from nca_plugin.chain import progress as files
+from nca_plugin.chain import next_stage as files
 from nca_plugin.chain.check import _check_rows, check_once, check_stages
-from nca_plugin.chain.progress import StageState, mend, survey
+from nca_plugin.chain.next_stage import StageState, mend, survey
 from nca_plugin.chain.stages import Chain, TransitionConfig, load_chain
 from nca_plugin.chain.table import commands
 from nca_plugin.checkpoint import saves

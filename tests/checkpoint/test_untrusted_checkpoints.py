@@ -32,7 +32,7 @@ from nca_plugin.checkpoint.stored import Item
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.lineage.read import read_trained
 from nca_plugin.transition.changes import Transition
-from nca_plugin.transition.initial import distribution
+from nca_plugin.transition.model_initialisation import distribution
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.transfer import transfer
 

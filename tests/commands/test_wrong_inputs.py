@@ -34,7 +34,7 @@ MODULES = (
     *(
         "nca_plugin.evaluation.evaluate",
         "nca_plugin.study.file",
-        "nca_plugin.chain.progress",
+        "nca_plugin.chain.next_stage",
         "nca_plugin.megatron.blend",
     ),
     *("matplotlib.figure", "transformers", "datasets", "nca_plugin.huggingface.importing"),

@@ -31,7 +31,7 @@ from nca_plugin.commands.app import app
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.freeze import freeze
 from nca_plugin.transition.changes import Transition
-from nca_plugin.transition.initial import Distribution, draw
+from nca_plugin.transition.model_initialisation import Distribution, draw
 from nca_plugin.transition.transfer import transfer
 
 DATA = CHECKPOINTS
