@@ -48,7 +48,9 @@ def read_overrides(overrides: list[str]) -> Settings:
         text = override.input_line
         try:
             if override.is_delete() or override.is_sweep_override() or override.package is not None:
-                raise NCAPluginError(f"override '{text}' must have the form key=value")
+                raise NCAPluginError(
+                    f"override '{text}' must have the form key=value, with quotes around a value that has commas"
+                )
             # `+key` and `++key` mean the same as `key`, since all keys are checked against the configuration.
             OmegaConf.update(settings, override.key_or_group, override.value(), merge=True, force_add=True)
         except OmegaConfBaseException as error:

@@ -26,7 +26,7 @@ def chain(
     stop: Annotated[bool, typer.Option("--stop", help="Ask the job that trains the chain to save and stop.")] = False,
 ) -> None:
     """Show how far each stage of a chain is, and check the arguments of all stages before anything is trained."""
-    from nca_plugin.chain.next_stage import survey
+    from nca_plugin.chain.next_stage import next_stage, survey
     from nca_plugin.chain.stages import load_chain
     from nca_plugin.chain.table import commands, state_table
 
@@ -34,6 +34,8 @@ def chain(
     if stop:
         if not settings.folder.is_dir():
             raise NCAPluginError(f"folder {settings.folder} does not exist: no job has begun this chain")
+        if next_stage(survey(settings)) is None:
+            raise NCAPluginError("all stages of this chain are complete: there is no job to stop")
         settings.stop_file.touch()
         print(f"Wrote {settings.stop_file}: the job will save, remove this file and stop.")
         return

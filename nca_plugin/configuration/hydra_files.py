@@ -20,6 +20,7 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+import nca_plugin
 from nca_plugin.configuration.yaml_files import check_interpolations, check_yaml
 from nca_plugin.errors import NCAPluginError, empty_value, in_context, one_line
 from nca_plugin.suggestions import unknown_name, unknown_names
@@ -36,7 +37,11 @@ _MAX_REPORTED: Final = 20
 
 def shipped_folder() -> Path:
     """Return the folder of the configuration files that nca-plugin brings."""
-    return Path(str(resources.files(SHIPPED)))
+    try:
+        return Path(str(resources.files(SHIPPED)))
+    except ModuleNotFoundError:
+        # `python -m` in a checkout imports its source tree, in which they are beside the package.
+        return Path(nca_plugin.__file__).parents[1] / "conf"
 
 
 def find_file(path: Path, group: str) -> Path:
@@ -254,7 +259,7 @@ class _ShippedFiles(SearchPathPlugin):
     """Adds the files of nca-plugin to the end of the search path, so that the user's files have precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("nca-plugin", f"pkg://{SHIPPED}")
+        search_path.append("nca-plugin", f"file://{shipped_folder()}")
 
 
 def _described(error: BaseException) -> str:

@@ -147,7 +147,7 @@ def parsed(
 def _sign_of_life() -> AbstractContextManager[None]:
     if not is_rank_0():
         return nullcontext()
-    line = "nca-plugin: still checking the arguments; finding a tokenizer on the Hugging Face hub can take a minute"
+    line = "nca-plugin: still checking the arguments; a tokenizer of the Hugging Face hub may take a minute to find"
     return lines_now_and_then(lambda: line)
 
 

@@ -121,7 +121,8 @@ class Harness:
                     **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"), settings.seed),
                 )
             except AssertionError as error:
-                raise NCAPluginError(f"{task}: {one_line(error)} (--max-tokens sets how many)") from error
+                option = "--seq-length" if task == _AUTOMATA else "--max-tokens"
+                raise NCAPluginError(f"{task}: {one_line(error)} ({option} sets how many)") from error
         # Types, functions and other values that JSON does not have become text.
         values: dict[str, Any] = json.loads(json.dumps(found, default=str))
         return values
