@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nca_plugin.deflate import gzip_size
-from nca_plugin.inspection.statistics import batch_means
+from nca_plugin.inspection.statistics import batch_interval
 from nca_plugin.inspection.text_pieces import sample_pieces
 from nca_plugin.text.prepare import Corpus
 
@@ -47,8 +47,9 @@ def main() -> None:
 
 def ratio(pieces: list[bytes]) -> str:
     """Return the mean gzip ratio of pieces of text with its 95 % interval."""
-    mean, (low, high) = batch_means([gzip_size(piece) / SIZE for piece in pieces])
-    return f"{mean.value:.3f} ({low:.3f} to {high:.3f})"
+    ratios = [gzip_size(piece) / SIZE for piece in pieces]
+    low, high = batch_interval(ratios)
+    return f"{np.mean(ratios):.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nca_plugin.automata.config import Band
 from nca_plugin.automata.generator import Rollout
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.inspection.statistics import NUM_BATCHES, Measured, batch_means, estimate_mean
+from nca_plugin.inspection.statistics import NUM_BATCHES, Measured, batch_interval, estimate_mean
 from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
 from nca_plugin.sources.details import automaton
 from nca_plugin.sources.registry import parse
@@ -64,14 +64,14 @@ class Match:
     """The source with the proposed band."""
 
     @property
-    def ratio(self) -> Measured:
-        """The mean ratio of the corpus. Neighbouring pieces are alike, and often from the same document."""
-        return batch_means(self.ratios)[0]
+    def ratio(self) -> float:
+        """The mean ratio of the corpus."""
+        return float(self.ratios.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean ratio."""
-        return batch_means(self.ratios)[1]
+        """The 95 % interval of the mean ratio. Neighbouring pieces are alike, and often from the same document."""
+        return batch_interval(self.ratios)
 
     @property
     def bands_of_interval(self) -> tuple[Band, Band]:

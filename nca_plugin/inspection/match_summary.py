@@ -22,13 +22,13 @@ def match_summary(match: Match) -> str:
 
 
 def _corpus_lines(match: Match) -> list[str]:
-    pieces, ratio = match.pieces, match.ratio
+    pieces, (low, high) = match.pieces, match.interval
     part = "the first " if pieces.is_beginning else ""
     quantiles = np.quantile(match.ratios, _QUANTILES)
     return [
         f"Gzip ratio of the text (compressed / raw, level 9, UTF-8): {len(pieces.texts):,} pieces of {pieces.size:,} "
         f"bytes, spread evenly over {part}{pieces.covered / 1e6:,.1f} MB of input",
-        f"  mean {ratio.value:.3f}, 95 % interval {match.interval[0]:.3f} to {match.interval[1]:.3f}; "
+        f"  mean {match.ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}; "
         f"standard deviation of the pieces {match.ratios.std(ddof=1):.3f}",
         "  quantiles "
         + ", ".join(f"{q * 100:.0f} % {value:.3f}" for q, value in zip(_QUANTILES, quantiles, strict=True)),
@@ -36,7 +36,7 @@ def _corpus_lines(match: Match) -> list[str]:
 
 
 def _band_lines(match: Match) -> list[str]:
-    band, presets, distance = nearest_domains(match.ratio.value)
+    band, presets, distance = nearest_domains(match.ratio)
     domains = " and ".join(DOMAINS[name] for name in presets)
     where = "the mean lies in it" if not distance else f"{distance:.3f} away"
     uris = ", ".join(f"nca://{name}" for name in presets)
@@ -65,7 +65,7 @@ def _warnings(match: Match) -> list[str]:
     elif nearest_domains(low)[0] != nearest_domains(high)[0]:
         lines.append("Warning: which of the paper's bands is nearest differs at the ends of the interval.")
     floor, ceiling = match.bounds
-    ratio, share = match.ratio.value, match.kept(match.band).value
+    ratio, share = match.ratio, match.kept(match.band).value
     if not floor <= ratio <= ceiling:
         far, cure = ("above", "more colours reach higher") if ratio > ceiling else ("below", "no automaton is lower")
         lines.append(

@@ -252,6 +252,14 @@ def test_what_is_complete_is_not_done_again(folder: Path, figures: dict[str, Fig
         evaluate(task_evaluation(folder, settings=Settings(data={"nca_prompt_answer": str(folder / "test.jsonl")})))
 
 
+def test_a_result_of_an_earlier_definition_of_a_task_is_refused(
+    folder: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Harness, "version", lambda harness, task: "0.9")
+    with pytest.raises(NCAPluginError, match=r"language: .*nca_prompt_answer.json belongs to another evaluation"):
+        evaluate(task_evaluation(folder))
+
+
 def test_what_an_earlier_evaluation_exported_is_not_taken_for_another_checkpoint(
     folder: Path, figures: dict[str, Figure]
 ) -> None:
