@@ -128,7 +128,12 @@ def evaluate(
             if harness is not None:
                 model = _huggingface(evaluation, label, path, start_stage)
                 for task in evaluation.tasks:
-                    about = {"checkpoint": identities[label], "task": task, "settings": _of_task(evaluation, task)}
+                    about = {
+                        "checkpoint": identities[label],
+                        "task": task,
+                        "version": harness.version(task),
+                        "settings": _of_task(evaluation, task),
+                    }
                     if _is_missing(folder / f"{task}.json", about):
                         on_begin(f"{label}: {task}")
                         _store(folder / f"{task}.json", about, harness.evaluate(model, task))

@@ -2,9 +2,10 @@
 
 The paper defines complexity as the ratio compressed / raw of gzip at level 9. Of the bands that it tried (0.2-0.3,
 0.3-0.4, 0.4-0.5 and above 0.5), 0.3-0.4 is best for code, and 0.5 and above for web text and mathematics. Its code
-measures only automata. On which bytes and which lengths of text its corpora were measured is not documented. This
-project measures text as UTF-8, in pieces as long as the scored part of a rollout, because a gzip ratio depends on the
-length (Python's standard library: 0.62 in pieces of 256 bytes, 0.38 of 1,440, 0.25 of 32,768).
+measures only automata, and no ratio of a text was found, nor on which bytes one would be measured. This project
+measures text as UTF-8, in pieces as long as the scored part of a rollout, because a gzip ratio depends on the length
+(Python's standard library without its tests: 0.62 in pieces of 256 bytes, 0.38 of 1,440, 0.25 of 32,768).
+docs/study.md compares this with the ids of GPT-2, which would put mathematics nearest to the band of code.
 
 The bytes of a text and the int32 tokens of an automaton remain different things, so a band is a starting point for a
 study, not a result.
@@ -24,7 +25,7 @@ from nca_plugin.automata.config import Band
 from nca_plugin.automata.generator import Rollout
 from nca_plugin.display.progress import StartStage, silent_stage
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.inspection.statistics import Measured, estimate_mean
+from nca_plugin.inspection.statistics import NUM_BATCHES, Measured, batch_interval, estimate_mean
 from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
 from nca_plugin.sources.details import automaton
 from nca_plugin.sources.registry import parse
@@ -34,10 +35,9 @@ from nca_plugin.text.prepare import Corpus
 #: Presets of the paper's bands, and the domains for which the paper found them best.
 DOMAINS: Final = {"code": "code", "web": "web text", "math": "mathematics"}
 
-# The width of the bands that the paper compares, except for the highest, which is open.
-_WIDTH: Final = 0.1
-_PARTS: Final = 20
-_MIN_PIECES: Final = 2 * _PARTS
+#: The width of the bands that the paper compares, except for the highest, which is open.
+WIDTH: Final = 0.1
+_MIN_PIECES: Final = 2 * NUM_BATCHES
 
 # Number of scored rules. It falls, at most to the minimum, if a rollout computes more cells than the released one.
 _NUM_RULES: Final = 2_000
@@ -64,14 +64,20 @@ class Match:
     """The source with the proposed band."""
 
     @property
-    def ratio(self) -> Measured:
-        """The mean ratio of the corpus.
+    def ratio(self) -> float:
+        """The mean ratio of the corpus."""
+        return float(self.ratios.mean())
 
-        Its error is computed from the means of 20 consecutive parts (batch means), because neighbouring pieces are
-        similar, and often from the same document.
-        """
-        parts = [part.mean() for part in np.array_split(self.ratios, _PARTS)]
-        return Measured(float(self.ratios.mean()), estimate_mean(parts).standard_error)
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean ratio. Neighbouring pieces are alike, and often from the same document."""
+        return batch_interval(self.ratios)
+
+    @property
+    def bands_of_interval(self) -> tuple[Band, Band]:
+        """The bands that would be proposed if the ratio were at the lower or at the upper end of its interval."""
+        low, high = (propose_band(end, self.config) for end in self.interval)
+        return low, high
 
     def kept(self, band: Band) -> Measured:
         """Return the share of random rules, 0 to 1, whose scores are inside `band`."""
@@ -116,8 +122,8 @@ def propose_band(ratio: float, config: NCAConfig) -> Band:
     highest possible score of the alphabet.
     """
     floor, ceiling = score_bounds(config.num_colors, config.grid_size, config.patch_size)
-    low = max(floor, min(ratio - _WIDTH / 2, ceiling - _WIDTH))
-    return round(low, 2), round(min(low + _WIDTH, ceiling), 2)
+    low = max(floor, min(ratio - WIDTH / 2, ceiling - WIDTH))
+    return round(low, 2), round(min(low + WIDTH, ceiling), 2)
 
 
 def rule_scores(config: NCAConfig, start_stage: StartStage = silent_stage) -> NDArray[np.float64]:

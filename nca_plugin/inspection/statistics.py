@@ -20,6 +20,9 @@ from nca_plugin.automata.complexity import SCORED_FRAMES, scored_size
 
 _LN2: Final = float(np.log(2.0))
 _RESAMPLES: Final = 400
+#: Number of parts of `batch_interval`, and the quantile 0.975 of Student's t with one degree of freedom less.
+NUM_BATCHES: Final = 20
+_STUDENT_T: Final = 2.093
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,21 @@ def estimate_mean(values: ArrayLike) -> Measured:
     array = np.asarray(values, np.float64)
     error = float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else float("nan")
     return Measured(float(array.mean()), error)
+
+
+def batch_interval(values: ArrayLike) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of a series in which neighbours may be alike.
+
+    Its error is that of the means of 20 consecutive parts (method of batch means), with Student's distribution of 19
+    degrees of freedom. A bootstrap over single values would count neighbours as independent.
+
+    Args:
+        values: one value per place of the series, in order, [count]; at least 20.
+    """
+    array = np.asarray(values, np.float64)
+    error = estimate_mean([part.mean() for part in np.array_split(array, NUM_BATCHES)]).standard_error
+    mean = float(array.mean())
+    return mean - _STUDENT_T * error, mean + _STUDENT_T * error
 
 
 def estimate_quantile(values: ArrayLike, q: float) -> Measured:

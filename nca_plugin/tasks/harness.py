@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nca_plugin.errors import NCAPluginError, in_context, one_line, require
 from nca_plugin.json_files import shown_names
 from nca_plugin.suggestions import unknown_name
+from nca_plugin.tasks.lm_eval_results import add_errors
 from nca_plugin.tasks.sandbox import check_sandbox
 from nca_plugin.text.examples import Example, read_examples, read_rows
 
@@ -31,6 +32,9 @@ _LOGGERS: Final = ("lm_eval", "lm-eval", "transformers", "datasets", "huggingfac
 _OURS: Final = "nca_"
 _AUTOMATA: Final = "nca_automata"
 _PROMPT_ANSWER: Final = "nca_prompt_answer"
+#: Arguments of datasets.load_dataset for a folder. Of one that was read before and has changed since, datasets would
+#: silently give the rows that it had then.
+_READ_ANEW: Final = {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,12 @@ class Harness:
                 raise NCAPluginError(f"{task}: {one_line(error)} ({option} sets how many)") from error
         # Types, functions and other values that JSON does not have become text.
         values: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        add_errors(values)
         return values
+
+    def version(self, task: str) -> str:
+        """Return the version of a task's definition. Results of two versions do not compare."""
+        return str(self._tasks[task].leaves[0].VERSION)
 
 
 def _check_programs(name: str, settings: Settings) -> None:
@@ -187,7 +196,7 @@ def _overrides(name: str, settings: Settings) -> dict[str, Any]:
         return overrides
     path = Path(place)
     if path.is_dir():
-        return {**overrides, "dataset_path": place}
+        return {**overrides, "dataset_path": place, "dataset_kwargs": dict(_READ_ANEW)}
     with in_context(f"data of task {name}"):
         # The package datasets would exit at some lines that are not objects, and take most other files for text.
         num_rows = len(read_examples(path)) if name == _PROMPT_ANSWER else sum(1 for _ in read_rows(path))

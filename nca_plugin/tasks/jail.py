@@ -6,8 +6,8 @@ read, and nothing can be written), a seccomp filter (only system calls that comp
 or thread, opens a socket, sends a signal, or changes a file's owner, mode or times) and resource limits. Even a program
 that took over the interpreter could only compute until its time is up.
 
-Standard input is a JSON object with `program`, `nonce`, `seconds` and `memory_bytes`. Standard output is a JSON object
-with `refused` (what the machine lacks), or with `nonce` and `error`, which is null if the program ran to its end.
+Standard input is a JSON object with `program`, `nonce`, `cpu_seconds` and `memory_bytes`. Standard output is a JSON
+object with `refused` (what the machine lacks), or with `nonce` and `error`, null if the program ran to its end.
 """
 
 import ctypes
@@ -114,7 +114,7 @@ def main() -> None:
     task = json.load(sys.stdin)
     answer = os.dup(1)
     try:
-        lock(task["seconds"], task["memory_bytes"])
+        lock(task["cpu_seconds"], task["memory_bytes"])
     # E.g. lower limits are set already. A program that did not run must not count as one that failed.
     except (NoJailError, OSError, ValueError) as reason:
         os.write(answer, json.dumps({"refused": str(reason)}).encode())
@@ -135,7 +135,7 @@ def run(program: str) -> str | None:
     return None
 
 
-def lock(seconds: float, memory_bytes: int) -> None:
+def lock(cpu_seconds: int, memory_bytes: int) -> None:
     """Give up every right but computing. Raises `NoJailError` if the kernel cannot enforce that."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in AUDIT_ARCH:
@@ -150,12 +150,13 @@ def lock(seconds: float, memory_bytes: int) -> None:
     restrict_files()
     for kind, most in (
         (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_CPU, int(seconds) + 1),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(kind, (most, most))
+    # SIGXCPU at the first limit says why the program ends. At the second one, a program that ignores it is killed.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     restrict_calls(list(AUDIT_ARCH).index(machine), AUDIT_ARCH[machine])
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nca_plugin.automata import NCAConfig, score_bounds
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.inspection import text_pieces as sampling
 from nca_plugin.inspection.match import Match, match, nearest_domains, propose_band, rule_scores
 from nca_plugin.inspection.match_summary import match_summary
-from nca_plugin.inspection.text_pieces import sample_pieces
+from nca_plugin.inspection.text_pieces import Pieces, sample_pieces
 from nca_plugin.sources import parse
 from nca_plugin.text.prepare import Corpus
 
@@ -44,8 +45,8 @@ def numbered_lines(count: int) -> str:
 def test_constant_text_is_at_the_floor(tmp_path: Path) -> None:
     found = match(write(tmp_path / "a.txt", "a" * 100 * SIZE))
     assert np.unique(found.ratios) == python_gzip(b"a" * SIZE)
-    assert found.ratio.value < 0.03
-    assert found.ratio.standard_error == pytest.approx(0, abs=1e-12)
+    assert found.ratio < 0.03
+    assert found.interval == pytest.approx((found.ratio, found.ratio))
     assert found.band == (0.02, 0.12)
 
 
@@ -53,7 +54,7 @@ def test_random_characters_take_six_of_eight_bits(tmp_path: Path) -> None:
     symbols = string.ascii_letters + string.digits + "+/"
     text = "".join(random.Random(0).choices(symbols, k=100 * SIZE))
     found = match(write(tmp_path / "a.txt", text))
-    assert 0.75 < found.ratio.value < 0.80
+    assert 0.75 < found.ratio < 0.80
     # Above what automata reach: the highest band, and a word about it.
     ceiling = score_bounds(10, 12, 2)[1]
     assert found.band == (round(ceiling - 0.1, 2), round(ceiling, 2))
@@ -67,9 +68,10 @@ def test_the_ratio_is_that_of_python_gzip_over_every_piece(tmp_path: Path) -> No
     raw = text.encode() + b"\n"
     expected = [python_gzip(raw[i : i + SIZE]) for i in range(0, len(raw) - SIZE + 1, SIZE)]
     np.testing.assert_array_equal(found.ratios, expected)
-    assert found.ratio.value == pytest.approx(np.mean(expected))
+    assert found.ratio == pytest.approx(np.mean(expected))
     parts = [np.mean(part) for part in np.array_split(expected, 20)]
-    assert found.ratio.standard_error == pytest.approx(np.std(parts, ddof=1) / 20**0.5)
+    half = 2.093 * np.std(parts, ddof=1) / 20**0.5
+    assert found.interval == pytest.approx((np.mean(expected) - half, np.mean(expected) + half))
 
 
 def test_documents_follow_each_other_with_a_newline(tmp_path: Path) -> None:
@@ -151,10 +153,10 @@ def test_the_standard_library_is_code() -> None:
     again = match(folder)
     assert (found.uri, found.scores.tolist()) == (again.uri, again.scores.tolist())
     np.testing.assert_array_equal(found.ratios, again.ratios)
-    assert 0.3 < found.ratio.value < 0.45
-    assert nearest_domains(found.ratio.value)[1] == ("code",)
+    assert 0.3 < found.ratio < 0.45
+    assert nearest_domains(found.ratio)[1] == ("code",)
     low, high = found.band
-    assert low < found.ratio.value < high
+    assert low < found.ratio < high
     assert high - low == pytest.approx(0.1)
     assert f"\n  {found.uri}\n" in match_summary(found)
     source = parse(found.uri)
@@ -208,6 +210,52 @@ def test_few_rules_are_a_warning_and_options_are_kept(tmp_path: Path) -> None:
         "Warning: few rules are inside the band, which means a search that may find none: widen it."
         in match_summary(few)
     )
+
+
+def summary_of(ratios: NDArray[np.float64], num_texts: int = 2_000) -> tuple[Match, str]:
+    """Return a match, and its summary, of pieces with these ratios."""
+    pieces = Pieces((b"",) * num_texts, SIZE, covered=SIZE * num_texts, is_beginning=False)
+    band = propose_band(float(ratios.mean()), NCAConfig())
+    found = Match(pieces, ratios, NCAConfig(band=None), np.linspace(0, 0.7, 1_000), band, "nca://web")
+    return found, match_summary(found)
+
+
+def test_the_mean_and_the_band_have_an_interval() -> None:
+    ratios = np.random.default_rng(0).normal(0.35, 0.1, 200)
+    found, summary = summary_of(ratios)
+    low, high = found.interval
+    # Twenty parts of ten pieces each: about two standard errors to either side.
+    assert (high - low) / 2 == pytest.approx(2.1 * 0.1 / 200**0.5, rel=0.4)
+    assert f"  mean {ratios.mean():.3f}, 95 % interval {low:.3f} to {high:.3f}; " in summary
+    ends = found.bands_of_interval
+    assert ends == (propose_band(low, found.config), propose_band(high, found.config))
+    assert f"  from {ends[0][0]:g}:{ends[0][1]:g} to {ends[1][0]:g}:{ends[1][1]:g} at the ends" in summary
+    inside = np.mean((found.band[0] < ratios) & (ratios < found.band[1]))
+    assert f"; {inside * 100:.0f} % of the pieces lie in it" in summary
+    assert "Warning" not in summary
+
+
+def test_too_few_pieces_are_a_warning() -> None:
+    ratios = np.random.default_rng(0).normal(0.35, 0.01, 199)
+    assert "Warning: 199 pieces are few to tell" in summary_of(ratios, 199)[1]
+    assert "Warning" not in summary_of(np.append(ratios, 0.35), 200)[1]
+
+
+def test_an_interval_as_wide_as_a_band_is_a_warning() -> None:
+    """Half of the corpus is prose and half is code."""
+    ratios = np.repeat([0.3, 0.6], 1_000)
+    found, summary = summary_of(ratios)
+    assert found.interval[1] - found.interval[0] > 0.1
+    assert "wide, no less than a band, so that this text does not choose a band" in summary
+    # Well mixed, the same pieces have a mean that can be trusted.
+    mixed = summary_of(np.tile([0.3, 0.6], 1_000))[1]
+    assert "no less than a band" not in mixed and "; 0 % of the pieces lie in it" in mixed
+
+
+def test_an_interval_between_two_bands_of_the_paper_is_a_warning() -> None:
+    ratios = np.random.default_rng(0).normal(0.45, 0.1, 400)
+    assert "Warning: which of the paper's bands is nearest differs" in summary_of(ratios - ratios.mean() + 0.45)[1]
+    assert "Warning" not in summary_of(ratios - ratios.mean() + 0.48)[1]
 
 
 @pytest.mark.parametrize(

