@@ -116,37 +116,27 @@ def evaluate(
     if _is_loaded(evaluation):
         load_auto_tokenizer(str(evaluation.tokenizer))
     harness = Harness(evaluation.tasks, evaluation.settings) if evaluation.tasks else None
-    about: dict[str, Any]
+    expected = {label: _expected(evaluation, identity, harness) for label, identity in identities.items()}
+    for label, files in expected.items():
+        with in_context(label):
+            for name, about in files.items():
+                _is_missing(evaluation.out / label / name, about)
     for label, path in evaluation.checkpoints.items():
-        folder = evaluation.out / label
+        folder, files = evaluation.out / label, expected[label]
         folder.mkdir(parents=True, exist_ok=True)
         with in_context(label):
-            # Nothing else records what was exported.
-            about = {"checkpoint": identities[label], "tokenizer": evaluation.tokenizer}
-            if _is_missing(folder / _STAMP, about):
-                _store(folder / _STAMP, about, {})
+            if _is_missing(folder / _STAMP, files[_STAMP]):
+                _store(folder / _STAMP, files[_STAMP], {})
             if harness is not None:
                 model = _huggingface(evaluation, label, path, start_stage)
                 for task in evaluation.tasks:
-                    about = {
-                        "checkpoint": identities[label],
-                        "task": task,
-                        "version": harness.version(task),
-                        "settings": _of_task(evaluation, task),
-                    }
-                    if _is_missing(folder / f"{task}.json", about):
+                    name = f"{task}.json"
+                    if _is_missing(folder / name, files[name]):
                         on_begin(f"{label}: {task}")
-                        _store(folder / f"{task}.json", about, harness.evaluate(model, task))
-            if evaluation.data or evaluation.source is not None:
-                about = {
-                    "checkpoint": identities[label],
-                    "data": list(evaluation.data),
-                    "source": evaluation.source,
-                    "arguments": list(evaluation.megatron_arguments),
-                }
-                if _is_missing(folder / _MEGATRON, about):
-                    on_begin(f"{label}: through Megatron")
-                    _store(folder / _MEGATRON, about, _by_megatron(evaluation, path, folder))
+                        _store(folder / name, files[name], harness.evaluate(model, task))
+            if _MEGATRON in files and _is_missing(folder / _MEGATRON, files[_MEGATRON]):
+                on_begin(f"{label}: through Megatron")
+                _store(folder / _MEGATRON, files[_MEGATRON], _by_megatron(evaluation, path, folder))
     figures = _figures(evaluation)
     with complete_files(evaluation.out / TABLE) as (unfinished,):
         unfinished.write_text(markdown(figures, list(evaluation.checkpoints)))
@@ -171,6 +161,32 @@ def cells(figure: Figure) -> list[str]:
 def _identity(path: Path) -> str:
     """Return the full path of a checkpoint's iteration, which tells it from a later one of the same run."""
     return str(path.resolve() if _is_huggingface(path) else find_checkpoint(path).resolve())
+
+
+def _expected(evaluation: Evaluation, identity: str, harness: Harness | None) -> dict[str, dict[str, Any]]:
+    """Return the files of a checkpoint's results, each with what it says about its evaluation.
+
+    Args:
+        identity: what `_identity` returns for the checkpoint.
+    """
+    # Nothing else records what was exported.
+    files: dict[str, dict[str, Any]] = {_STAMP: {"checkpoint": identity, "tokenizer": evaluation.tokenizer}}
+    if harness is not None:
+        for task in evaluation.tasks:
+            files[f"{task}.json"] = {
+                "checkpoint": identity,
+                "task": task,
+                "version": harness.version(task),
+                "settings": _of_task(evaluation, task),
+            }
+    if evaluation.data or evaluation.source is not None:
+        files[_MEGATRON] = {
+            "checkpoint": identity,
+            "data": list(evaluation.data),
+            "source": evaluation.source,
+            "arguments": list(evaluation.megatron_arguments),
+        }
+    return files
 
 
 def _of_task(evaluation: Evaluation, task: str) -> dict[str, Any]:

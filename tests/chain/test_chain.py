@@ -370,6 +370,7 @@ def test_the_table_and_the_exit_codes(chain: Chain, tmp_path: Path, monkeypatch:
         make_start(chain, number)
         save(chain.stages[number].folder, 12)
     assert run("--is-complete").exit_code == 0
+    assert "there is no job to stop" in str(run("--stop").exception)
 
 
 def test_all_stages_are_checked_before_the_first(tmp_path: Path) -> None:

@@ -229,9 +229,12 @@ def test_a_missing_extra_is_named_in_one_line(alone: Path, words: tuple[str, ...
         ("launch.evaluate", ("--evaluation-out", "found.json", "--evaluation-source", "nca://toy")),
     ],
 )
-def test_a_launcher_names_the_extra(alone: Path, module: str, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("is_in_clone", [False, True])
+def test_a_launcher_names_the_extra(alone: Path, module: str, arguments: tuple[str, ...], is_in_clone: bool) -> None:
+    # In a clone, `python -m` imports the source tree, which has its configuration files elsewhere.
+    folder = ROOT if is_in_clone else alone
     done = subprocess.run(
-        [alone / "python", "-m", f"nca_plugin.{module}", *arguments], cwd=alone, capture_output=True, text=True
+        [alone / "python", "-m", f"nca_plugin.{module}", *arguments], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.rstrip().endswith("pip install 'nca-plugin[megatron]' brings it")
