@@ -35,6 +35,8 @@ SAMPLES: tuple[tuple[str, str, int, int, str], ...] = (
     ("iid://?exponent=1", "train", 8, 512, "449f1b167aa22643"),
     ("eca://?wolfram_class=4", "train", 8589934593, 1024, "1d2b575bbca49778"),
     ("eca://?rule=30&width=60&patch=5&burn_in=7", "test", 0, 512, "0f08979dd39d3c66"),
+    ("linear_rnn", "train", 8589934594, 1024, "2c0a94849a84ef47"),
+    ("linear_rnn://?vocab_size=300&hidden_size=17&temperature=0.1&num_systems=3", "test", 5, 512, "269791d145085417"),
 )
 
 

@@ -32,6 +32,7 @@ SHUFFLE_BRACKETS: Final = 10
 COPIES: Final = 11
 INDEPENDENT: Final = 12
 ELEMENTARY: Final = 13
+LINEAR_RNN: Final = 14
 
 _U32: Final = np.uint64(32)
 # Philox4x32-10: two multipliers and two key increments (SC 2011, section 4.3).

@@ -15,6 +15,7 @@ from nca_plugin.sources.copy import CopySource
 from nca_plugin.sources.dyck import DyckSource, ShuffleDyckSource
 from nca_plugin.sources.eca import ECASource
 from nca_plugin.sources.iid import IIDSource
+from nca_plugin.sources.linear_rnn import LinearRNNSource
 from nca_plugin.sources.mixture import nca_from_uri
 from nca_plugin.sources.offset import OffsetSource, split_offset
 from nca_plugin.sources.shuffled import ShuffledSource
@@ -31,6 +32,7 @@ _FACTORIES: dict[str, SourceFactory] = {
     "copy": CopySource.from_uri,
     "iid": IIDSource.from_uri,
     "eca": ECASource.from_uri,
+    "linear_rnn": LinearRNNSource.from_uri,
 }
 
 

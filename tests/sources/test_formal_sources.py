@@ -20,6 +20,7 @@ URIS = (
     "copy://?min_length=3&max_length=9",
     "iid://?vocab_size=50&exponent=1",
     "eca://?width=12&patch=4",
+    "linear_rnn://?vocab_size=20&hidden_size=8",
 )
 INDICES = st.integers(0, 2**63 - 1)
 
@@ -243,6 +244,11 @@ def test_rules_are_drawn_from_the_class() -> None:
         ("eca://?wolfram_class=4&rule=110", "has no effect"),
         ("eca://?width=10&patch=4", "multiple of patch=4"),
         ("eca://web", "no presets"),
+        ("linear_rnn://?vocab_size=65537", "must lie in 1 .. 2\\^16"),
+        ("linear_rnn://?hidden_size=0", "must lie in 1 .. 256"),
+        ("linear_rnn://?spectral_radius=1", "must lie between 0 and 1"),
+        ("linear_rnn://?temperature=0", "must lie in 1e-6 .. 1e6"),
+        ("linear_rnn://?num_systems=0", "num_systems=0: must be at least 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(uri: str, reason: str) -> None:

@@ -43,5 +43,5 @@ def test_the_layout_passes_through_what_is_around_a_source() -> None:
     assert parse("nca://web:0.7,code:0.3?vocab_offset=5").frames == layout.shifted(5)
     assert parse("nca://web:0.7,code:0.3?code.grid_size=8&code.band=none").frames is None
     assert parse("eca://?width=32&patch=4").frames == FrameLayout(2, (1, 32), (1, 4), 9)
-    for uri in ("dyck://", "shuffled://toy", "copy://", "iid://"):
+    for uri in ("dyck://", "shuffled://toy", "copy://", "iid://", "linear_rnn://"):
         assert parse(uri).frames is None

@@ -57,7 +57,7 @@ _TEMPERATURES = st.just(1e-4) | st.floats(0, 1)
 @st.composite
 def _any_uri(draw: st.DrawFn) -> str:
     """A URI of any source, whose options are given or left to the preset, among them values that need quoting."""
-    scheme = draw(st.sampled_from(["nca", "shuffled", "dyck", "shuffle_dyck", "copy", "iid", "eca"]))
+    scheme = draw(st.sampled_from(["nca", "shuffled", "dyck", "shuffle_dyck", "copy", "iid", "eca", "linear_rnn"]))
     options = {"seed": draw(_SEEDS), "split": draw(st.sampled_from(["train", "valid", "test"]))}
     options["vocab_offset"] = draw(st.sampled_from([0, 1, 50257]))
     preset = ""
@@ -73,6 +73,8 @@ def _any_uri(draw: st.DrawFn) -> str:
         options["exponent"] = draw(st.just(0.0) | st.floats(0, 2.5))
     elif scheme == "eca":
         options["wolfram_class"] = draw(st.sampled_from(["none", 3, 4]))
+    elif scheme == "linear_rnn":
+        options["num_systems"] = draw(st.sampled_from(["none", 1000]))
     kept = {name: value for name, value in options.items() if draw(st.booleans())}
     if "curriculum" in options and "curriculum" not in kept:
         kept.pop("band", None)
@@ -223,7 +225,7 @@ def test_any_text_is_a_source_or_an_error_of_one_line(text: str) -> None:
 
 @settings(max_examples=150)
 @given(
-    scheme=st.sampled_from(["nca", "dyck", "shuffle_dyck", "copy", "iid", "eca"]),
+    scheme=st.sampled_from(["nca", "dyck", "shuffle_dyck", "copy", "iid", "eca", "linear_rnn"]),
     values=st.lists(st.integers(-2, 20) | st.integers() | st.floats() | st.just("none"), max_size=4),
     data=st.data(),
 )
