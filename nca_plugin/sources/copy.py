@@ -1,5 +1,6 @@
 """The copy language ww: words that are repeated."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,14 @@ class CopySource(FormalSource):
         _repeat(symbols, lengths)
         return symbols
 
+    def oracle_losses(self, index: int, seq_length: int) -> NDArray[np.float64]:
+        """The losses of one who knows the law, and infers from the tokens where words begin and end."""
+        config = self.config
+        tokens = self.sample(index, seq_length).tokens
+        evidence = _log_evidence(tokens, config.vocab_size, config.min_length, config.max_length)
+        losses: NDArray[np.float64] = math.log(config.vocab_size) - np.diff(evidence)
+        return losses[1:]
+
 
 @compiled
 def _repeat(symbols: np.ndarray, lengths: np.ndarray) -> None:
@@ -68,3 +77,36 @@ def _repeat(symbols: np.ndarray, lengths: np.ndarray) -> None:
         for i in range(start + length, min(start + 2 * length, symbols.size)):
             symbols[i] = symbols[i - length]
         start += 2 * length
+
+
+@compiled
+def _log_evidence(tokens: np.ndarray, vocab_size: int, min_length: int, max_length: int) -> np.ndarray:
+    """Return ln P(first t tokens) + t ln(vocab_size) for t = 0 .. tokens.size, float64 [tokens.size + 1].
+
+    P is a sum over where the pair under way at t began, and over the lengths of its word. Each symbol of a first copy
+    has a probability of 1 / vocab_size, and each of a second copy 1 or 0.
+    """
+    evidence = np.full(tokens.size + 1, -np.inf)
+    #: The part of it in which a pair begins at t.
+    begins = np.full(tokens.size + 1, -np.inf)
+    begins[0] = 0.0
+    num_lengths = max_length - min_length + 1
+    for start in range(tokens.size + 1):
+        if begins[start] == -np.inf:
+            continue
+        # The first copy: all lengths above n are possible after n symbols.
+        for n in range(min(max_length, tokens.size + 1 - start)):
+            share = min(max_length - n, num_lengths) / num_lengths
+            evidence[start + n] = np.logaddexp(evidence[start + n], begins[start] + np.log(share))
+        for length in range(min_length, max_length + 1):
+            t = start + length
+            weight = begins[start] - np.log(float(num_lengths))
+            while t < start + 2 * length and t <= tokens.size:
+                evidence[t] = np.logaddexp(evidence[t], weight)
+                if t == tokens.size or tokens[t] != tokens[t - length]:
+                    break
+                weight += np.log(float(vocab_size))
+                t += 1
+            if t == start + 2 * length and t <= tokens.size:
+                begins[t] = np.logaddexp(begins[t], weight)
+    return evidence

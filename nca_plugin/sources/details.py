@@ -3,6 +3,9 @@
 Each function returns a default for a source without the attribute of its name.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nca_plugin.automata import NCAConfig
 from nca_plugin.automata.config import Band
 from nca_plugin.sources.base import Source
@@ -39,6 +42,25 @@ def band(source: Source, index: int) -> Band | None:
 def num_brackets(source: Source) -> int | None:
     """Return k if id i opens a bracket and id k + i closes it, for i in 0 .. k - 1; None for other sources."""
     return getattr(source, "num_brackets", None)
+
+
+def oracle_losses(source: Source, index: int, seq_length: int) -> NDArray[np.float64] | None:
+    """Return the loss in nats of each target of sample `index` for a predictor that knows the law of the source and
+    all tokens before, float64 [seq_length]; None for a source that does not say. No model's expected loss is lower,
+    unless it remembers samples."""
+    losses = getattr(source, "oracle_losses", None)
+    return None if losses is None else losses(index, seq_length)
+
+
+def likely_successors(source: Source, index: int, frames: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Return what one who knows the rule of sample `index` predicts for the frame after each of `frames`; None for a
+    source that does not say.
+
+    Args:
+        frames: uint8 [num_frames, height, width], as `FrameLayout.frames` returns them.
+    """
+    successors = getattr(generator_of(source, index), "likely_successors", None)
+    return None if successors is None else successors(index, frames)
 
 
 def described(source: Source, index: int) -> str:

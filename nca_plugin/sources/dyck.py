@@ -5,6 +5,8 @@ Source: Hu et al. 2025, "Between Circuits and Chomsky: Pre-pretraining on Formal
 the last word is cut off. Their code also closes k-Dyck words at 510 tokens; ours does not.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -68,6 +70,27 @@ class DyckSource(FormalSource):
         u = self._uniforms(index, 2 * length)
         tokens: NDArray[np.int32] = _brackets(u, config.k, config.p, config.max_depth, self.is_nested)
         return tokens
+
+    def oracle_losses(self, index: int, seq_length: int) -> NDArray[np.float64]:
+        """The losses of one who keeps track of the open brackets.
+
+        At depth 0 a bracket opens, at the largest depth one closes, and otherwise it opens with probability p. Its
+        type is uniform over all k when it opens, and when it closes forced, or uniform over the open types.
+        """
+        config = self.config
+        losses = np.empty(seq_length + 1)
+        counts: Counter[int] = Counter()
+        depth = 0
+        for i, token in enumerate(self.sample(index, seq_length).tokens.tolist()):
+            opens = token < config.k
+            losses[i] = -math.log(config.p if opens else 1 - config.p) if 0 < depth < config.max_depth else 0
+            if opens or not self.is_nested:
+                losses[i] += math.log(config.k if opens else len(counts))
+            depth += 1 if opens else -1
+            counts[token % config.k] += 1 if opens else -1
+            if not counts[token % config.k]:
+                del counts[token % config.k]
+        return losses[1:]
 
 
 class ShuffleDyckSource(DyckSource):

@@ -52,6 +52,12 @@ class IIDSource(FormalSource):
         ids = np.searchsorted(cumulative, self._uniforms(index, length) * cumulative[-1], side="right")
         return np.minimum(ids, self.config.vocab_size - 1).astype(np.int32)
 
+    def oracle_losses(self, index: int, seq_length: int) -> NDArray[np.float64]:
+        """The losses of one who knows the frequencies."""
+        cumulative = _cumulative(self.config.vocab_size, self.config.exponent)
+        losses: NDArray[np.float64] = np.log(cumulative[-1]) - np.log(np.diff(cumulative, prepend=0.0))
+        return losses[self.sample(index, seq_length).tokens[1:]]
+
 
 # Cached, because this is megabytes for large vocabularies.
 @functools.lru_cache(maxsize=8)

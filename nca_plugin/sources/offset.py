@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.sources.base import FrameLayout, Sample, Source
-from nca_plugin.sources.details import described, generator_of, generators
+from nca_plugin.sources.details import described, generator_of, generators, oracle_losses
 from nca_plugin.sources.uri import VOCAB_OFFSET, ParsedURI
 from nca_plugin.typed_numbers import number
 
@@ -45,6 +46,9 @@ class OffsetSource:
 
     def generator_of(self, index: int) -> Source:
         return generator_of(self.source, index)
+
+    def oracle_losses(self, index: int, seq_length: int) -> NDArray[np.float64] | None:
+        return oracle_losses(self.source, index, seq_length)
 
     def described(self, index: int) -> str:
         return described(self.source, index)
