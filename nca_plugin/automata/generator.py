@@ -12,6 +12,7 @@ from nca_plugin.automata.complexity import SCORED_FRAMES, tokens_score
 from nca_plugin.automata.config import Band, NCAConfig
 from nca_plugin.automata.drawing import draw_first_state, draw_kernels
 from nca_plugin.automata.loss_mask import check_two_frames, loss_mask
+from nca_plugin.automata.rule import Rule, random_rule
 from nca_plugin.automata.tokens import encode_into
 from nca_plugin.compiled import compiled
 from nca_plugin.errors import NCAPluginError, check_index
@@ -56,6 +57,12 @@ def count_attempts(config: NCAConfig, index: int, split: str = "train") -> int:
         return _separately_scored_attempt(config, band, split, config.rule_of(index)) + 1
     scored = np.empty((SCORED_FRAMES, config.frame_length), np.int32)
     return _search(config, band, split, index, rng.FIRST_STATE, rng.NOISE, scored)[0] + 1
+
+
+def rule_of_sample(config: NCAConfig, index: int, split: str = "train") -> Rule:
+    """Return the rule that sample `index` follows."""
+    attempt = count_attempts(config, index, split) - 1
+    return random_rule(config.num_colors, config.seed, config.rule_of(index), attempt, split)
 
 
 def _tokens(config: NCAConfig, index: int, num_frames: int, split: str) -> NDArray[np.int32]:

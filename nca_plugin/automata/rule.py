@@ -55,11 +55,15 @@ class Rule:
         logits: Any = kernels.all_logits(*self.fused, self.num_colors, self._checked(state))
         return logits
 
-    def rollout(self, state: ArrayLike, steps: int) -> NDArray[np.uint8]:
-        """Return the states after 1 .. steps argmax steps from `state`, uint8 [steps, height, width]."""
+    def rollout(self, state: ArrayLike, steps: int, identity_bias: float = 0.0) -> NDArray[np.uint8]:
+        """Return the states after 1 .. steps argmax steps from `state`, uint8 [steps, height, width].
+
+        Args:
+            identity_bias: added to the logit of a cell's current state.
+        """
         cells = self._checked(state)
         frames = np.empty((steps, *cells.shape), np.uint8)
-        kernels.rollout(*self.fused, self.num_colors, cells, 0, 1, 1, 0.0, 0.0, np.uint64(0), 0, 0, frames)
+        kernels.rollout(*self.fused, self.num_colors, cells, 0, 1, 1, 0.0, identity_bias, np.uint64(0), 0, 0, frames)
         return frames
 
     def _checked(self, state: ArrayLike) -> NDArray[np.uint8]:

@@ -86,6 +86,10 @@ class ECASource(FormalSource):
     def described(self, index: int) -> str:
         return f"rule {self.rule_of(index)}"
 
+    def likely_successors(self, index: int, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        rule = self.rule_of(index)
+        return np.stack([evolve(row, rule, 1)[1:] for row in frames[:, 0]])
+
     @property
     def row_length(self) -> int:
         """Tokens per row."""

@@ -4,8 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nca_plugin.automata import NCAConfig, generate
 from nca_plugin.automata.config import Band
+from nca_plugin.automata.generator import rule_of_sample
 from nca_plugin.automata.loss_mask import check_two_frames
 from nca_plugin.sources.base import FrameLayout, Sample
 from nca_plugin.sources.split import checked_split, split_option
@@ -48,6 +52,11 @@ class NCASource:
         config = self.config
         grid, patch = (config.grid_size, config.grid_size), (config.patch_size, config.patch_size)
         return FrameLayout(config.num_colors, grid, patch, config.frame_length)
+
+    def likely_successors(self, index: int, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The argmax of the rule's logits. It is the most likely next frame if a frame is one step."""
+        rule, steps = rule_of_sample(self.config, index, self.split), self.config.steps_per_frame
+        return np.stack([rule.rollout(frame, steps, self.config.identity_bias)[-1] for frame in frames])
 
     @property
     def uri(self) -> str:
