@@ -1,24 +1,39 @@
 """Measures what a checkpoint of a Megatron-LM run has learnt to do in context, and writes the numbers to a file:
 
     torchrun ... -m nca_plugin.launch.evaluate <the arguments of the run> --load CHECKPOINT \\
-        --evaluation-out FILE.json [--evaluation-source nca://web] [--evaluation-data text_document ...]
+        --evaluation-out FILE.json [--evaluation-source nca://web] [--evaluation-data text_document ...] \\
+        [--retrieval-samples 64]
 
 The arguments are those of `nca_plugin.launch.megatron`. Training arguments have no effect, and only the file is
 written. Any number of ranks and any parallelism are possible, as in a resumed run. The file holds:
 
     {"iteration": 1000,
-     "in_context": {"uri", "samples", "accuracy", "frames", "patch", "cell", "grid", "copy"},
-     "perplexity": [{"path", "tokens", "loss", "perplexity"}],
+     "in_context": {"uri", "samples", "accuracy", "loss", "oracle_loss",
+                    "frames", "patch", "cell", "grid", "copy", "best_copy", "lookup", "limit",
+                    "hard_share", "hard": {"patch", "best_copy", "lookup", "limit", "learned"}, "learned"},
+     "perplexity": [{"path", "tokens", "loss", "perplexity", "documents"}],
+     "retrieval": {"path", "samples", "segment", "skipped", "distances", "loss_first", "loss_second", "accuracy_first",
+                   "accuracy_second", "gain"},
      "induction": {"period", "samples", "chance", "layers", "scores"}}
 
-`in_context` has accuracies of predicted tokens over all supervised targets and by frame, see
-nca_plugin.probes.accuracy. It is null without a source, and its accuracies by frame are null for a source without
-frames. The samples are from the source's test split, a stream that neither training nor validation reads.
+`in_context` is null without a source. The samples are from the source's test split, a stream that neither training nor
+validation reads. `accuracy` and `loss` are over all supervised targets, and `oracle_loss` is the mean loss on the same
+targets of a predictor that knows the law of the source, see nca_plugin.sources.details; it is null for a source without
+one. Losses are in nats per token. All that follows is null for a source without frames. `patch`, `cell`, `grid` and
+`copy` are accuracies by frame, see nca_plugin.probes.accuracy. `best_copy`, `lookup` and `limit` are the shares of
+patches that are predicted by copying, by looking up the neighbourhoods seen so far, and by one who knows the rule.
+`hard` has the same for the hard samples alone, whose share is `hard_share`. `learned` is how far the model comes from
+the best copy, 0, to the look-up, 1, on the hard samples: by frame, and over all frames from the third on. See
+nca_plugin.probes.ceilings.
 
 `perplexity` has an entry for each indexed dataset or generated dataset in `--evaluation-data`. Every token of a file
 but the first is predicted once, in sequences of the run's length that join the documents. In a generated dataset of
 `nca-plugin generate`, only supervised targets count. `loss` is Megatron's, in nats per token, and `tokens` is the
-number of counted tokens.
+number of counted tokens. `documents` has the number of counted tokens and the sum of their losses for each document.
+
+`retrieval` compares the two occurrences of a segment of text, of the first dataset in `--evaluation-data`, at growing
+distances: the mean loss and accuracy of its tokens and, as `gain`, by how much the loss of the second is lower. See
+nca_plugin.probes.retrieval. It is null with --retrieval-samples 0.
 
 `induction` has the prefix-matching score of every head of every layer with attention, and as `chance` that of a head
 which attends to all positions equally, see nca_plugin.probes.induction. It is null with --induction-samples 0. The
@@ -27,40 +42,23 @@ with compressed keys is refused.
 """
 
 import json
-import math
 import sys
 from argparse import Namespace
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from nca_plugin.checkpoint.embedding_rows import check_embedding_rows
 from nca_plugin.checkpoint.opened import Checkpoint, open_checkpoint
 from nca_plugin.checkpoint.tracker import TRACKER
-from nca_plugin.display.progress import silent_stage
-from nca_plugin.display.terminal import stages
 from nca_plugin.errors import NCAPluginError, in_context, one_line_errors
 from nca_plugin.files import check_target, complete_files, path_option
+from nca_plugin.indexed.source import is_generated
 from nca_plugin.launch.megatron import DEFAULTS, complete_parser, option_names, pass_to_megatron
 from nca_plugin.launch.process import Parser, die_with_torchrun
 from nca_plugin.launch.ranks import take_rank
-from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
 from nca_plugin.sources import Source, parse
 from nca_plugin.this_rank import must_check, print_rank_0
-
-#: Number of micro-batches between two steps of the progress bar.
-_MICRO_BATCHES_AT_ONCE: Final = 16
-#: Seed of the induction sequences. All models have the same, so that they can be compared.
-_SEED: Final = 1234
-#: Number of blocks in a sequence. With more than two, a head could attend to any of several previous occurrences.
-_REPETITIONS: Final = 2
-#: The longest block. It is long enough for a score, and short enough for models of nearly any sequence length.
-_LONGEST_PERIOD: Final = 128
-#: Transformer Engine's FP8 and sequence parallelism need sequence lengths that are multiples of this.
-_PERIOD_MULTIPLE: Final = 8
 
 #: Arguments of Megatron-LM that an evaluation overrides. Not all releases have all of them.
 _OVERRIDES: Final[dict[str, Any]] = {
@@ -108,10 +106,17 @@ def evaluate(arguments: list[str]) -> None:
             written.
     """
     options, arguments = _parser().parse_known_args(arguments)
-    for name in ("evaluation_samples", "induction_samples"):
+    for name in ("evaluation_samples", "retrieval_samples", "induction_samples"):
         least = 1 if name == "evaluation_samples" else 0
         if getattr(options, name) < least:
             raise NCAPluginError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least {least}")
+    if options.retrieval_samples and not options.evaluation_data:
+        raise NCAPluginError("--retrieval-samples needs a text: name it with --evaluation-data")
+    if options.retrieval_samples and is_generated(options.evaluation_data[0]):
+        raise NCAPluginError(
+            f"--retrieval-samples needs a text, but {options.evaluation_data[0]} is a generated dataset: name the text "
+            "first in --evaluation-data"
+        )
     check_target(options.evaluation_out)
     source = None if options.evaluation_source is None else parse(options.evaluation_source).for_split("test")
     pass_to_megatron(arguments, is_announced=True)
@@ -142,7 +147,10 @@ def _parser() -> Parser:
         "--evaluation-data", nargs="+", default=[], metavar="PREFIX", help="indexed datasets to measure perplexity on"
     )
     parser.add_argument(
-        "--evaluation-samples", type=int, default=64, metavar="N", help="samples of the source (default: 64)"
+        "--evaluation-samples", type=int, default=128, metavar="N", help="samples of the source (default: 128)"
+    )
+    parser.add_argument(
+        "--retrieval-samples", type=int, default=0, metavar="N", help="segments to find again in text (default: 0)"
     )
     parser.add_argument(
         "--induction-samples", type=int, default=16, metavar="N", help="repeated sequences; 0 for none (default: 16)"
@@ -201,16 +209,23 @@ def _checkpoint(args: Namespace) -> Checkpoint | None:
 def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> None:
     import torch
 
+    from nca_plugin.probes import measurements
     from nca_plugin.probes.forward import build_model, load_weights
 
     model = build_model(args)
     iteration = load_weights(model, args)
-    result = {
+    result: dict[str, Any] = {
         "iteration": iteration,
-        "in_context": None if source is None else _in_context(model, args, source, options.evaluation_samples),
-        "perplexity": [_perplexity(model, args, path) for path in options.evaluation_data],
-        "induction": _induction(model, args, options.induction_samples) if options.induction_samples else None,
+        "in_context": source and measurements.in_context(model, args, source, options.evaluation_samples),
+        "perplexity": [measurements.perplexity(model, args, path) for path in options.evaluation_data],
+        "retrieval": None,
+        "induction": None,
     }
+    if options.retrieval_samples:
+        text = options.evaluation_data[0]
+        result["retrieval"] = measurements.retrieval(model, args, text, options.retrieval_samples)
+    if options.induction_samples:
+        result["induction"] = measurements.induction(model, args, options.induction_samples)
     # Every rank has the result.
     if torch.distributed.get_rank() == 0:
         with complete_files(options.evaluation_out) as (partial,):
@@ -218,82 +233,6 @@ def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> Non
     print_rank_0(f"nca-plugin: evaluation of iteration {iteration} of {args.load}: {options.evaluation_out}")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-def _in_context(model: list[Any], args: Namespace, source: Source, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.probes.forward import predictions
-
-    samples = [source.sample(index, args.seq_length) for index in range(num_samples)]
-    tokens = np.stack([sample.tokens for sample in samples])
-    num_ids = max(_num_ids(args), source.vocab_size)
-    predicted = predictions(model, tokens[:, :-1], args.micro_batch_size, num_ids)
-    frames = None if source.frames is None else frame_accuracy(tokens, predicted, source.frames)
-    return {
-        "uri": source.uri,
-        "samples": num_samples,
-        "accuracy": supervised_accuracy(tokens, predicted, np.stack([sample.loss_mask for sample in samples])),
-        "frames": frames and frames.num_frames_seen,
-        "patch": frames and frames.patch,
-        "cell": frames and frames.cell,
-        "grid": frames and frames.grid,
-        "copy": frames and frames.copy,
-    }
-
-
-def _perplexity(model: list[Any], args: Namespace, path: str) -> dict[str, Any]:
-    import torch
-
-    from nca_plugin.probes.forward import token_losses
-    from nca_plugin.probes.windows import IndexedWindows
-
-    windows = IndexedWindows(path, args.seq_length)
-    at_once = args.micro_batch_size * args.data_parallel_size * _MICRO_BATCHES_AT_ONCE
-    loss, tokens = 0.0, 0
-    with nullcontext(silent_stage) if torch.distributed.get_rank() else stages("sequences") as start_stage:
-        advance = start_stage(path, windows.num_sequences)
-        for start in range(0, windows.num_sequences, at_once):
-            stop = min(start + at_once, windows.num_sequences)
-            piece = windows.read(start, stop)
-            losses = token_losses(model, piece.tokens, args.micro_batch_size)[piece.counts]
-            loss += float(losses.sum(dtype=np.float64))
-            tokens += losses.size
-            advance(stop - start)
-    return {"path": path, "tokens": tokens, "loss": loss / tokens, "perplexity": math.exp(loss / tokens)}
-
-
-def _induction(model: list[Any], args: Namespace, num_samples: int) -> dict[str, Any]:
-    from nca_plugin.probes.forward import model_induction_scores
-    from nca_plugin.probes.induction import chance_score, repeated_sequences
-
-    vocab_size = _num_ids(args)
-    period = min(_LONGEST_PERIOD, args.seq_length // _REPETITIONS, vocab_size)
-    if period >= _PERIOD_MULTIPLE:
-        period -= period % _PERIOD_MULTIPLE
-    tokens = repeated_sequences(np.random.default_rng(_SEED), num_samples, period, _REPETITIONS, vocab_size)
-    found = model_induction_scores(model, tokens, period, args.micro_batch_size)
-    return {
-        "period": period,
-        "samples": num_samples,
-        "chance": chance_score(tokens.shape[1], period),
-        "layers": found.layers,
-        "scores": [of_layer.tolist() for of_layer in found.scores],
-    }
-
-
-def _num_ids(args: Namespace) -> int:
-    """Return the number of ids that the run trains on: those of its sources, or the tokenizer's if it has other data.
-
-    If the vocabulary is larger than the sources', its further rows were never trained.
-    """
-    from megatron.training import get_tokenizer
-
-    from nca_plugin.megatron.dataset import is_ours, open_path
-    from nca_plugin.megatron.dataset_provider import data_paths
-
-    paths = data_paths(args)
-    if paths and all(map(is_ours, paths)):
-        return max(open_path(path).vocab_size for path in paths)
-    return int(get_tokenizer().vocab_size)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ from corpora import write
 from nca_plugin.automata import decode
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.probes.accuracy import frame_accuracy, supervised_accuracy
+from nca_plugin.probes.ceilings import ceilings
+from nca_plugin.probes.retrieval import RetrievalLayout, retrieval_sequences
 from nca_plugin.sources import Sample, parse
+from nca_plugin.sources.details import oracle_losses
 from nca_plugin.text.prepare import Corpus, prepare
 
 SEQ_LENGTH = 32
@@ -199,7 +202,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     write(folder / "corpus", f"{SOURCE}&seed=7", documents=DOCUMENTS, seq_length=SEQ_LENGTH)
     (folder / "text.txt").write_bytes(TEXT)
     prepare(Corpus(inputs=(str(folder / "text.txt"),)), folder / "text")
-    data = ("--evaluation-data", folder / "corpus", folder / "text")
+    data = ("--evaluation-data", folder / "text", folder / "corpus", "--retrieval-samples", "3")
+    wanted = ("--load", known, "--retrieval-samples", "3")
     # What says where a run writes, and starts: no evaluation may heed it.
     run = ("--save", folder / "other", "--tensorboard-dir", folder / "other", "--log-progress", "--finetune")
     run = (*run, "--pretrained-checkpoint", folder / "nowhere", "--ckpt-step", "0")
@@ -213,6 +217,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         job("no-folder", "evaluate", *KNOWN, "--load", folder / "none", "--evaluation-out", folder / "no.json"),
         job("no-tracker", "evaluate", *KNOWN, "--load", known / "iter_0000007", "--evaluation-out", folder / "no.json"),
         job("rows", "evaluate", *KNOWN, "--vocab-size", "300", "--load", known, "--evaluation-out", folder / "no.json"),
+        job("retrieval-nothing", "evaluate", *KNOWN, *wanted, "--evaluation-out", folder / "no.json"),
+        job("retrieval-generated", "evaluate", *KNOWN, *wanted, *data[::2], "--evaluation-out", folder / "no.json"),
         job("layers", "evaluate", *KNOWN, "--num-layers", "4", "--load", known, "--evaluation-out", folder / "no.json"),
     ]
     jobs.append(job("hybrid-training", "train", *HYBRID, "--save", folder / "hybrid"))
@@ -290,14 +296,24 @@ def test_a_model_with_known_answers(folder: Path, results: Any, layout: str) -> 
     tokens, loss_mask = samples_of(uri, 5, SEQ_LENGTH)
     predictions = np.tile(predicted_at(np.arange(SEQ_LENGTH)), (5, 1))
     frames = frame_accuracy(tokens, predictions, parse(uri).frames)
+    found = ceilings(parse(uri), tokens, predictions)
     assert_close(
         result["in_context"],
         {
             "uri": parse(uri).uri,
             "samples": 5,
             "accuracy": supervised_accuracy(tokens, predictions, loss_mask),
+            "loss": result["in_context"]["loss"],
+            "oracle_loss": None,
             "frames": [0, 1, 2, 3, 4, 5],
             **{name: list(getattr(frames, name)) for name in ("patch", "cell", "grid", "copy")},
+            **{name: list(getattr(found.every, name)) for name in ("best_copy", "lookup", "limit")},
+            "hard_share": found.hard_share,
+            "hard": {
+                **{name: list(getattr(found.hard, name)) for name in ("patch", "best_copy", "lookup", "limit")},
+                "learned": list(found.learned_by_frame),
+            },
+            "learned": found.learned,
         },
     )
 
@@ -311,7 +327,7 @@ def test_a_trained_model_at_every_layout(folder: Path, results: Any, layout: str
 
 
 def test_perplexity_is_that_of_megatrons_own_validation(folder: Path, results: Any) -> None:
-    corpus, text = evaluation(folder, "trained-tp1-pp1")["perplexity"]
+    text, corpus = evaluation(folder, "trained-tp1-pp1")["perplexity"]
     loss_mask = samples_of(SOURCE, 1, SEQ_LENGTH)[1]
     assert (corpus["path"], corpus["tokens"]) == (str(folder / "corpus"), DOCUMENTS * loss_mask.sum())
     validated = re.findall(r"on validation set \| lm loss value: (\S+) \|", (folder / "work.log").read_text())
@@ -319,6 +335,32 @@ def test_perplexity_is_that_of_megatrons_own_validation(folder: Path, results: A
     assert corpus["perplexity"] == pytest.approx(np.exp(corpus["loss"]))
     # All bytes and the mark of the end, but the first.
     assert (text["path"], text["tokens"]) == (str(folder / "text"), len(TEXT))
+    assert len(text["documents"]) == 1 and len(corpus["documents"]) == DOCUMENTS
+    for entry in (text, corpus):
+        tokens, losses = np.array(entry["documents"]).sum(axis=0)
+        assert tokens == entry["tokens"] and losses / tokens == pytest.approx(entry["loss"])
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "vpp" not in name])
+def test_retrieval_of_a_model_with_known_answers(folder: Path, results: Any, layout: str) -> None:
+    found = evaluation(folder, f"known-{layout}")["retrieval"]
+    assert (found["path"], found["samples"]) == (str(folder / "text"), 3)
+    assert (found["segment"], found["skipped"], found["distances"]) == (8, 1, [0])
+    text = np.array([*TEXT, 256], np.int32)
+    plan = RetrievalLayout.of(SEQ_LENGTH, text.size)
+    (tokens,) = retrieval_sequences(
+        lambda first, count: text[first : first + count], text.size, plan, 3, np.random.default_rng(1234)
+    )
+    hits = tokens[:, 1:] == predicted_at(np.arange(16))
+    first, second = plan.occurrences(hits.astype(np.float32), 0)
+    assert (found["accuracy_first"], found["accuracy_second"]) == ([first], [second])
+    assert found["gain"] == pytest.approx([found["loss_first"][0] - found["loss_second"][0]])
+
+
+def test_retrieval_needs_a_text(folder: Path, results: Any) -> None:
+    for name in ("retrieval-nothing", "retrieval-generated"):
+        assert "--retrieval-samples needs a text" in results[name]["refusal"]
+    assert evaluation(folder, "plain")["retrieval"] is None
 
 
 @pytest.mark.parametrize("num_tokens", [2, 5, 6, 11, 23])
@@ -334,6 +376,26 @@ def test_windows_hold_every_token_once(tmp_path: Path, num_tokens: int) -> None:
     np.testing.assert_array_equal(tokens[:, 1:][counts], stream[1:])
     np.testing.assert_array_equal(tokens[:, :-1][counts], stream[:-1])
     assert not tokens[:, 1:][~counts].any() and (~counts).sum() < 5
+
+
+def test_each_token_of_a_text_belongs_to_the_document_it_lies_in(tmp_path: Path) -> None:
+    from nca_plugin.probes.windows import IndexedText, IndexedWindows
+
+    lengths = (3, 1, 9, 2)
+    for number, length in enumerate(lengths):
+        (tmp_path / f"{number}.txt").write_bytes(bytes([65 + number]) * length)
+    inputs = tuple(str(tmp_path / f"{number}.txt") for number in range(len(lengths)))
+    prepare(Corpus(inputs=inputs), tmp_path / "text")
+    # Each document ends with a mark.
+    starts = np.cumsum([0, *(length + 1 for length in lengths)])
+    text = IndexedText(str(tmp_path / "text"))
+    np.testing.assert_array_equal(text.document_starts, starts)
+    np.testing.assert_array_equal(text.read(2, 4), [65, 256, 66, 256])
+    windows = IndexedWindows(str(tmp_path / "text"), 5)
+    piece = windows.read(0, windows.num_sequences)
+    expected = np.repeat(np.arange(4), [length + 1 for length in lengths])
+    np.testing.assert_array_equal(piece.documents[piece.counts], expected[1:])
+    assert windows.num_documents == 4
 
 
 def test_windows_of_no_dataset(tmp_path: Path) -> None:
@@ -382,7 +444,25 @@ def test_layers_without_attention_have_no_scores(folder: Path, results: Any) -> 
     # Nor has a source without grids frames.
     in_context = result["in_context"]
     assert 0 <= in_context["accuracy"] <= 1 and "split=test" in in_context["uri"]
-    assert all(in_context[name] is None for name in ("frames", "patch", "cell", "grid", "copy"))
+    by_frame = (
+        "frames",
+        "patch",
+        "cell",
+        "grid",
+        "copy",
+        "best_copy",
+        "lookup",
+        "limit",
+        "hard_share",
+        "hard",
+        "learned",
+    )
+    assert all(in_context[name] is None for name in by_frame)
+    # Its loss is held against that of one who knows the law.
+    losses = [oracle_losses(parse(in_context["uri"]), index, SEQ_LENGTH) for index in range(128)]
+    assert (
+        in_context["oracle_loss"] == pytest.approx(np.mean(losses)) and in_context["oracle_loss"] < in_context["loss"]
+    )
 
 
 def test_refusals_of_ranks_are_one_line(folder: Path, results: Any) -> None:
@@ -400,6 +480,7 @@ def test_refusals_of_ranks_are_one_line(folder: Path, results: Any) -> None:
         ((), "--evaluation-out"),
         (("--evaluation-out", "x", "--evaluation-samples", "0"), "at least 1"),
         (("--evaluation-out", "x", "--induction-samples", "-1"), "at least 0"),
+        (("--evaluation-out", "x", "--retrieval-samples", "-1"), "at least 0"),
         (("--evaluation-out", "x", "--evaluation-source", "ncb://toy"), "did you mean"),
         (("--evaluation-out", "/dev/null/x"), "cannot write"),
     ],
@@ -420,7 +501,8 @@ def test_as_a_user_starts_it(folder: Path, results: Any) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert f"evaluation of iteration 7 of {folder / 'known'}: {out}" in done.stdout
-    assert_close(evaluation(folder, "started"), {**evaluation(folder, "known-tp1-pp1"), "perplexity": []})
+    expected = {**evaluation(folder, "known-tp1-pp1"), "perplexity": [], "retrieval": None}
+    assert_close(evaluation(folder, "started"), expected)
 
 
 # The jobs.
@@ -521,8 +603,9 @@ def main() -> None:
     forked_ranks.import_megatron()
     import nca_plugin.probes.forward  # noqa: F401
 
-    # Compile, or load, what makes samples.
-    parse(SOURCE).sample(0, SEQ_LENGTH)
+    # Compile, or load, what makes samples and looks neighbourhoods up.
+    tokens, _ = samples_of(SOURCE, 1, SEQ_LENGTH)
+    ceilings(parse(SOURCE), tokens, tokens[:, 1:])
     forked_ranks.serve(work)
 
 
