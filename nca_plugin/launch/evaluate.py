@@ -214,18 +214,21 @@ def _evaluate(args: Namespace, options: Namespace, source: Source | None) -> Non
 
     model = build_model(args)
     iteration = load_weights(model, args)
-    result: dict[str, Any] = {
-        "iteration": iteration,
-        "in_context": source and measurements.in_context(model, args, source, options.evaluation_samples),
-        "perplexity": [measurements.perplexity(model, args, path) for path in options.evaluation_data],
-        "retrieval": None,
-        "induction": None,
-    }
+    retrieval = None
     if options.retrieval_samples:
-        text = options.evaluation_data[0]
-        result["retrieval"] = measurements.retrieval(model, args, text, options.retrieval_samples)
-    if options.induction_samples:
-        result["induction"] = measurements.induction(model, args, options.induction_samples)
+        # First, because it may refuse the text.
+        retrieval = measurements.retrieval(model, args, options.evaluation_data[0], options.retrieval_samples)
+    result = {
+        "iteration": iteration,
+        "in_context": (
+            None if source is None else measurements.in_context(model, args, source, options.evaluation_samples)
+        ),
+        "perplexity": [measurements.perplexity(model, args, path) for path in options.evaluation_data],
+        "retrieval": retrieval,
+        "induction": (
+            measurements.induction(model, args, options.induction_samples) if options.induction_samples else None
+        ),
+    }
     # Every rank has the result.
     if torch.distributed.get_rank() == 0:
         with complete_files(options.evaluation_out) as (partial,):

@@ -38,7 +38,7 @@ _LONGEST_PERIOD: Final = 128
 _PERIOD_MULTIPLE: Final = 8
 
 #: The measurements of predicted frames, None for a source without frames.
-BY_FRAME: Final = (
+_BY_FRAME: Final = (
     *("frames", "patch", "cell", "grid", "copy"),
     *("best_copy", "lookup", "limit", "hard_share", "hard", "learned"),
 )
@@ -48,6 +48,7 @@ Model = list[torch.nn.Module]
 
 
 def in_context(model: Model, args: Namespace, source: Source, num_samples: int) -> dict[str, Any]:
+    """Return how well the first `num_samples` samples of a source are predicted."""
     samples = [source.sample(index, args.seq_length) for index in range(num_samples)]
     tokens, loss_mask = (np.stack([getattr(sample, name) for sample in samples]) for name in ("tokens", "loss_mask"))
     num_ids = max(_num_ids(args), source.vocab_size)
@@ -66,7 +67,7 @@ def in_context(model: Model, args: Namespace, source: Source, num_samples: int) 
 def _by_frame(source: Source, tokens: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     layout, found = source.frames, ceilings(source, tokens, predicted)
     if layout is None or found is None:
-        return dict.fromkeys(BY_FRAME)
+        return dict.fromkeys(_BY_FRAME)
     accuracy, every, hard = frame_accuracy(tokens, predicted, layout), found.every, found.hard
     values = (
         *(accuracy.num_frames_seen, accuracy.patch, accuracy.cell, accuracy.grid, accuracy.copy),
@@ -74,7 +75,7 @@ def _by_frame(source: Source, tokens: np.ndarray, predicted: np.ndarray) -> dict
         hard and {**asdict(hard), "learned": found.learned_by_frame},
         found.learned,
     )
-    return dict(zip(BY_FRAME, values, strict=True))
+    return dict(zip(_BY_FRAME, values, strict=True))
 
 
 def _oracle_loss(source: Source, loss_mask: np.ndarray) -> float | None:
@@ -87,6 +88,7 @@ def _oracle_loss(source: Source, loss_mask: np.ndarray) -> float | None:
 
 
 def perplexity(model: Model, args: Namespace, path: str) -> dict[str, Any]:
+    """Return the losses on a whole indexed dataset."""
     windows = IndexedWindows(path, args.seq_length)
     at_once = args.micro_batch_size * args.data_parallel_size * _MICRO_BATCHES_AT_ONCE
     losses, counts = np.zeros(windows.num_documents), np.zeros(windows.num_documents, np.int64)
@@ -112,30 +114,31 @@ def perplexity(model: Model, args: Namespace, path: str) -> dict[str, Any]:
 
 
 def retrieval(model: Model, args: Namespace, path: str, num_samples: int) -> dict[str, Any]:
+    """Return how well segments of a text are predicted when they occur again."""
     text = IndexedText(path)
     layout = RetrievalLayout.of(args.seq_length, text.num_tokens)
     sequences = retrieval_sequences(text.read, text.num_tokens, layout, num_samples, np.random.default_rng(_SEED))
-    columns: dict[str, list[float]] = {}
+    losses, accuracies = [], []
     for distance, tokens in zip(layout.distances, sequences, strict=True):
-        losses = token_losses(model, tokens, args.micro_batch_size)
+        losses.append(layout.occurrences(token_losses(model, tokens, args.micro_batch_size), distance))
         predicted = predictions(model, tokens[:, :-1], args.micro_batch_size, _num_ids(args))
-        values = {"loss": losses, "accuracy": (predicted == tokens[:, 1:]).astype(np.float32)}
-        means = {name: layout.occurrences(of_targets, distance) for name, of_targets in values.items()}
-        for name, (first, second) in means.items():
-            columns.setdefault(f"{name}_first", []).append(first)
-            columns.setdefault(f"{name}_second", []).append(second)
-        columns.setdefault("gain", []).append(means["loss"][0] - means["loss"][1])
+        accuracies.append(layout.occurrences((predicted == tokens[:, 1:]).astype(np.float32), distance))
     return {
         "path": path,
         "samples": num_samples,
         "segment": layout.segment,
         "skipped": layout.skipped,
         "distances": layout.distances,
-        **columns,
+        "loss_first": [first for first, _ in losses],
+        "loss_second": [second for _, second in losses],
+        "accuracy_first": [first for first, _ in accuracies],
+        "accuracy_second": [second for _, second in accuracies],
+        "gain": [first - second for first, second in losses],
     }
 
 
 def induction(model: Model, args: Namespace, num_samples: int) -> dict[str, Any]:
+    """Return the prefix-matching scores of all heads."""
     vocab_size = _num_ids(args)
     period = min(_LONGEST_PERIOD, args.seq_length // _REPETITIONS, vocab_size)
     if period >= _PERIOD_MULTIPLE:

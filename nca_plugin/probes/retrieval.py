@@ -55,7 +55,7 @@ class RetrievalLayout:
         while distance <= longest:
             distances.append(distance)
             distance *= _DISTANCE_FACTOR
-        return cls(segment, segment // _MULTIPLE, tuple(distances))
+        return cls(segment, segment // 8, tuple(distances))
 
     def occurrences(self, values: NDArray[np.float32], distance: int) -> tuple[float, float]:
         """Return the means of the targets that count, in the first and in the second occurrence.

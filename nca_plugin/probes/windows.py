@@ -77,10 +77,10 @@ class IndexedWindows:
             self.num_sequences = self.num_documents = self._generated.num_documents
             return
         self._text = IndexedText(prefix)
-        if self._text.num_tokens < 2:
+        self.num_documents = self._text.document_starts.size - 1
+        if self._text.num_tokens < 2 or self.num_documents < 1:
             raise NCAPluginError(f"indexed dataset {prefix} holds no token to predict")
         self.num_sequences = -(-(self._text.num_tokens - 1) // seq_length)
-        self.num_documents = self._text.document_starts.size - 1
 
     def read(self, start: int, stop: int) -> Windows:
         """Return sequences `start` .. `stop - 1`. Zeros that do not count fill the last sequence of the dataset."""

@@ -74,8 +74,8 @@ class DyckSource(FormalSource):
     def oracle_losses(self, index: int, seq_length: int) -> NDArray[np.float64]:
         """The losses of one who keeps track of the open brackets.
 
-        At depth 0 a bracket opens, at the largest depth one closes, and otherwise it opens with probability p. Its
-        type is uniform over all k when it opens, and when it closes forced, or uniform over the open types.
+        At depth 0 a bracket opens, at the largest depth one closes, and otherwise one opens with probability p. All k
+        types are equally likely to open. The type that closes is certain, or in `shuffle_dyck` any of the open ones.
         """
         config = self.config
         losses = np.empty(seq_length + 1)

@@ -30,8 +30,9 @@ class LinearRNNConfig(FormalConfig):
 
     vocab_size: int = 64
     """Number of ids V, 1 .. 2^16 (released code: 50,277). The logits' standard deviation is about 2.3 / sqrt(V), so
-    the larger the vocabulary, the nearer the tokens are to independent uniform ones, and a sample takes time in
-    proportion to it: a second or more at 50,277. The default is that of `copy` and Hu et al.'s brackets."""
+    the larger the vocabulary, the nearer the tokens are to independent uniform ones: in a sample whose state does not
+    grow, one who knows the system loses 0.03 nats less than ln V at the default, which is that of `copy`, and 0.002 at
+    1,024. The time of a sample is proportional to V: seconds at 50,277."""
 
     hidden_size: int = 64
     """Number of hidden units H, 1 .. 256 (released code: 64)."""
