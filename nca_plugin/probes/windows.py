@@ -26,16 +26,23 @@ class IndexedText:
             self._dataset = IndexedDataset(prefix)
         except (OSError, ValueError, AssertionError) as error:
             raise NCAPluginError(f"indexed dataset {prefix} cannot be read: {error or 'no .bin and .idx'}") from error
-        ends = np.cumsum(self._dataset.sequence_lengths, dtype=np.int64)
-        self.num_tokens = int(ends[-1]) if ends.size else 0
-        self.document_starts = np.concatenate([np.zeros(1, np.int64), ends])[self._dataset.document_indices]
+        lengths = np.asarray(self._dataset.sequence_lengths, np.int64)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        self.num_tokens = int(self._starts[-1])
+        self.document_starts = self._starts[self._dataset.document_indices]
 
     def read(self, first: int, count: int) -> NDArray[np.int32]:
         """Return tokens `first` .. `first + count - 1`, int32 [count]."""
-        index = self._dataset.index
-        offset = first * np.dtype(index.dtype).itemsize
-        tokens: NDArray[np.int32] = self._dataset.bin_reader.read(index.dtype, count, offset).astype(np.int32)
-        return tokens
+        # Sequences may lie in the .bin in any order and with gaps, so each is read at its own place.
+        pieces = [np.zeros(0, np.int32)]
+        place = int(np.searchsorted(self._starts, first, side="right")) - 1
+        while count > 0:
+            offset = first - int(self._starts[place])
+            length = min(count, int(self._starts[place + 1]) - first)
+            if length:
+                pieces.append(self._dataset.get(place, offset, length).astype(np.int32))
+            first, count, place = first + length, count - length, place + 1
+        return np.concatenate(pieces)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
