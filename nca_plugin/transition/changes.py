@@ -12,7 +12,7 @@ from nca_plugin.checkpoint.opened import Checkpoint
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.model_initialisation import Distribution, distribution
 from nca_plugin.transition.plan import PlannedEntry, plan_transfer
-from nca_plugin.transition.presets import row_distribution
+from nca_plugin.transition.presets import PRESETS, rescaled, row_distribution
 from nca_plugin.transition.selectors import parse_selector
 from nca_plugin.transition.vocabulary import (
     MOST_ROWS,
@@ -232,4 +232,5 @@ def _distribution(
     model = checkpoint.model
     if entry.parameter.canonical in ROW_TENSORS and not entry.name.endswith("bias"):
         return row_distribution(transition.preset, entry.parameter, tensor, vocabulary.old_ids, model)
-    return distribution(entry.name, entry.parameter, model)
+    drawn = distribution(entry.name, entry.parameter, model)
+    return rescaled(drawn, tensor) if PRESETS[transition.preset].is_rescaled else drawn

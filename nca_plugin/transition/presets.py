@@ -14,6 +14,8 @@ from nca_plugin.errors import NCAPluginError
 from nca_plugin.transition.model_initialisation import Distribution, distribution
 
 _PIECE_VALUES: Final = 1 << 22
+#: Standard deviation of embedding and output with the option that commit 768a54c adds to the released code.
+_FIXED_SCALE: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Preset:
         about: a description of one line.
         rest: what happens to everything but the roles `others`, to which the opposite happens.
         rows: the rule for new rows of embedding and output, see `row_distribution`.
+        is_rescaled: whether all other new values have the scale of the trained ones, see `rescaled`.
     """
 
     about: str
     rest: Literal["keep", "reinit"]
     others: tuple[str, ...] = ()
-    rows: Literal["model", "release", "matched"] = "model"
+    rows: Literal["model", "release", "release-fixed", "matched"] = "model"
+    is_rescaled: bool = False
 
 
 _VOCABULARY: Final = ("embedding", "output")
@@ -46,6 +50,18 @@ PRESETS: Final[Mapping[str, Preset]] = {
         "keep",
         _VOCABULARY,
         rows="release",
+    ),
+    "release-fixed": Preset(
+        "as release, with the N(0, 0.02) embedding and output of the released code's fixed_embed_init",
+        "keep",
+        _VOCABULARY,
+        rows="release-fixed",
+    ),
+    "rescaled": Preset(
+        "everything drawn anew, each tensor at the scale of its trained values",
+        "reinit",
+        rows="matched",
+        is_rescaled=True,
     ),
     "matched": Preset(
         "as default, with new rows at the scale of the trained ones", "keep", _VOCABULARY, rows="matched"
@@ -67,12 +83,28 @@ def row_distribution(
         model: the model of the finished stage.
     """
     rule = PRESETS[preset].rows
+    if rule == "release-fixed":
+        return Distribution("normal", _FIXED_SCALE)
     if rule == "release":
         is_output = parameter.role == "output"
         return Distribution("uniform", tensor.shape[1] ** -0.5) if is_output else Distribution("normal", 1.0)
     if rule == "matched":
         return Distribution("normal", _root_mean_square(tensor, trained_rows))
     return distribution(tensor.name, parameter, model)
+
+
+def rescaled(drawn: Distribution, tensor: Tensor) -> Distribution:
+    """Return the distribution of a tensor's new values at the root mean square of its trained values.
+
+    If a tensor holds several layers, all of them get the same scale.
+
+    Args:
+        drawn: the distribution that the model's own rules give the tensor.
+    """
+    if drawn.kind not in ("normal", "constant") or drawn == Distribution("constant", 0.0):
+        # Values such as biases start at 0, and have no scale to keep; Mamba's have a law of their own.
+        return drawn
+    return Distribution(drawn.kind, _root_mean_square(tensor, tensor.shape[0]))
 
 
 def _root_mean_square(tensor: Tensor, rows: int) -> float:

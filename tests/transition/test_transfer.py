@@ -229,6 +229,21 @@ def test_presets_of_new_rows(zoo: Path, tmp_path: Path) -> None:
     trained = read_checkpoint(zoo / "llama").tensor(EMBEDDING)[:IDS]
     matched = started(zoo / "llama", tmp_path / "matched", preset="matched", vocab_size=2000).tensor(EMBEDDING)
     assert matched.std() == pytest.approx(np.sqrt(np.square(trained).mean()), rel=0.02)
+    fixed = started(zoo / "llama", tmp_path / "fixed", preset="release-fixed", vocab_size=2000)
+    assert [fixed.tensor(name).std() for name in (EMBEDDING, OUTPUT)] == pytest.approx([0.02, 0.02], rel=0.02)
+
+
+def test_everything_drawn_anew_can_keep_the_scale_of_what_was_trained(zoo: Path, tmp_path: Path) -> None:
+    before, after = read_checkpoint(zoo / "llama"), started(zoo / "llama", tmp_path / "rescaled", preset="rescaled")
+    for name, tensor in before.tensors.items():
+        if not name.startswith(("optimizer", "rng")) and name in after.tensors:
+            old, new = (found.tensor(name).astype(np.float64) for found in (before, after))
+            trained = old[:IDS] if name in (EMBEDDING, OUTPUT) else old
+            assert np.sqrt(np.square(new[: len(trained)]).mean()) == pytest.approx(
+                np.sqrt(np.square(trained).mean()), rel=0.1
+            ), name
+            assert tensor.shape == new.shape
+    assert not np.allclose(before.tensor(MLP), after.tensor(MLP), atol=0.01)
 
 
 def test_new_values_do_not_depend_on_what_else_is_drawn(zoo: Path, tmp_path: Path) -> None:
