@@ -23,6 +23,9 @@ def study(
     teraflops: Annotated[
         float | None, typer.Option(help="With --estimate: teraflop/s that one device reaches in training.")
     ] = None,
+    find_stage1: Annotated[
+        bool, typer.Option("--find-stage1", help="End after stage 1, and print how much of it each arm has learned.")
+    ] = False,
     power: Annotated[bool, typer.Option("--power", help="Print how many seeds it needs, and start nothing.")] = False,
 ) -> None:
     """Train from several starts on the same text and compare. If interrupted, run the same command again."""
@@ -35,6 +38,8 @@ def study(
         console = Console(width=_WIDTH_OF_FILES)
     if teraflops is not None and not (estimate and 0 < teraflops < math.inf):
         raise NCAPluginError(f"--teraflops {teraflops:g}: must be a finite number above 0, beside --estimate")
+    if find_stage1 and (estimate or power):
+        raise NCAPluginError("--find-stage1 trains, --estimate and --power do not: give one of them")
     if estimate:
         from nca_plugin.study.devices import cuda_devices
         from nca_plugin.study.estimate import cpu_teraflops, needs
@@ -51,15 +56,20 @@ def study(
             console.print(table)
     if estimate or power:
         return
-    from nca_plugin.study.report.tables import tables
+    from nca_plugin.study.report.tables import stage1_tables, tables
     from nca_plugin.study.report.words import verdict
-    from nca_plugin.study.report.write import write_report
+    from nca_plugin.study.report.write import write_report, write_stage1
     from nca_plugin.study.results import results
     from nca_plugin.study.study import run_study
 
     with StudyProgress(console) as progress:
-        found = run_study(loaded, progress)
+        found = run_study(loaded, progress, only_stage1=find_stage1)
     values = results(loaded, found)
+    if find_stage1:
+        for table in stage1_tables(values):
+            console.print(table)
+        console.print(f"Written: {write_stage1(values, loaded.output)}", soft_wrap=True, highlight=False, markup=False)
+        return
     for table in tables(values):
         console.print(table)
     console.print(verdict(values), markup=False, highlight=False)

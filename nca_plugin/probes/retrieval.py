@@ -19,6 +19,8 @@ from nca_plugin.errors import NCAPluginError
 _LONGEST_SEGMENT: Final = 64
 #: Transformer Engine's FP8 and sequence parallelism need sequence lengths that are multiples of this.
 _MULTIPLE: Final = 8
+#: The shortest sequences that have room for a segment, its repetition and a filler.
+LEAST_SEQ_LENGTH: Final = 4 * _MULTIPLE
 _SHORTEST_DISTANCE: Final = 32
 _DISTANCE_FACTOR: Final = 4
 
@@ -47,7 +49,7 @@ class RetrievalLayout:
         """
         segment = min(_LONGEST_SEGMENT, seq_length // 4) // _MULTIPLE * _MULTIPLE
         if not segment:
-            raise NCAPluginError(f"retrieval needs sequences of at least {4 * _MULTIPLE} tokens, not {seq_length}")
+            raise NCAPluginError(f"retrieval needs sequences of at least {LEAST_SEQ_LENGTH} tokens, not {seq_length}")
         longest = min(seq_length - 2 * segment, num_tokens - segment)
         if longest < 0:
             raise NCAPluginError(f"retrieval needs a text of at least {segment} tokens, not {num_tokens}")

@@ -18,12 +18,16 @@ def check_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     Args:
         before, now: the settings of both, as plain values.
     """
+    if missing := now.keys() - before.keys() - set(_FREE):
+        raise NCAPluginError(
+            f"it was begun by another version of nca-plugin, without {', '.join(sorted(missing))}: choose another "
+            "output=..."
+        )
     # The runs of the sweep depend on the baseline.
     free = _FREE if not now["sweep"]["arguments"] else tuple(name for name in _FREE if name != "baseline")
     changed = [key for key in now if key not in free and key not in NAMED and before.get(key) != now[key]]
     for section in NAMED:
-        # Studies of an older version have no tasks.
-        common = before.get(section, {}).keys() & now[section].keys()
+        common = before[section].keys() & now[section].keys()
         changed += [f"{section}.{name}" for name in common if _differ(before[section][name], now[section][name])]
     differences = [line for key in changed for line in _differences(key, _value(before, key), _value(now, key))]
     if differences:

@@ -10,10 +10,10 @@ from nca_plugin.launch.check import ArgumentSet, check_argument_sets
 from nca_plugin.launch.configuration import unset_options
 from nca_plugin.megatron.arguments import megatron_arguments
 from nca_plugin.study.corpus import StudyCorpus
-from nca_plugin.study.design import CorpusConfig, Study, tokens_per_update
+from nca_plugin.study.design import CorpusConfig, Study, num_tokens
 from nca_plugin.study.plan import LanguageKey, Plan, task_runs, unprepared
 from nca_plugin.study.run import Run, digest_of, megatron_options
-from nca_plugin.study.sweep import combinations
+from nca_plugin.study.sweep import Chosen, any_choice
 
 #: The file in a study's folder that stores the outcome of these checks.
 CHECKED: Final = "checked.json"
@@ -37,11 +37,12 @@ class Compute:
     language: dict[str, float]
     parameters: int | None
 
-    def extra_updates(self, plan: Plan, domain: str, arm: str) -> int:
+    def extra_updates(self, plan: Plan, domain: str, arm: str, chosen: Chosen) -> int:
         """Return how many language updates take the compute of an arm's stage 1, to 1 % of the run's length."""
-        updates = plan.language_updates(domain)
-        flops = plan.stage1_updates(arm) * tokens_per_update(plan.study, "stage1") * self.stage1[arm]
-        extra = flops / (tokens_per_update(plan.study, "language") * self.language[domain])
+        updates = plan.language_updates(domain, chosen)
+        flops = num_tokens(plan.study, "stage1", plan.study.arms[arm].tokens) * self.stage1[arm]
+        tokens = num_tokens(plan.study, "language", plan.study.domains[domain].tokens)
+        extra = flops / self.language[domain] * updates / tokens
         # Rounded, so that arms with almost equal compute share one baseline run.
         step = max(1, updates // _EXTRA_STEPS)
         return max(1, round(extra / step)) * step
@@ -57,18 +58,21 @@ def checked(study: Study, *, is_run: bool) -> Compute:
         NCAPluginError: Megatron refuses arguments. The message names the part of the study file.
     """
     config, plan = study.config, unprepared(study.config)
-    seed, best = config.seeds[0], combinations(config)[0]
+    seed, chosen = config.seeds[0], any_choice(config)
+    first = next(iter(chosen.values()))
     runs: dict[tuple[str, str], Run] = {}
     for arm in config.arms:
         if not config.arms[arm].is_scratch:
-            runs["stage1", arm] = plan.stage1(arm, seed, best)
+            runs["stage1", arm] = plan.stage1(arm, seed, first)
         for domain in config.domains:
-            runs[f"domains.{domain}", f"arms.{arm}"] = plan.language(LanguageKey(domain, arm, seed), best)
-    for key, run in task_runs(plan, dict.fromkeys(config.domains, best)).items():
+            runs[f"domains.{domain}", f"arms.{arm}"] = plan.language(LanguageKey(domain, arm, seed), first)
+    for key, run in task_runs(plan, chosen).items():
         if run.tuning is not None and key.seed == seed:
             runs[f"tasks.{key.task}", f"arms.{key.arm}, domains.{key.domain}"] = run
     for (domain, number), run in plan.sweep().items():
         runs[f"domains.{domain}", f"sweep, combination {number + 1}"] = run
+    for (domain, arm, number), run in plan.stage1_sweep(chosen).items():
+        runs[f"domains.{domain}, arms.{arm}", f"stage1_sweep, combination {number + 1}"] = run
     sets = [_argument_set(run) for run in runs.values()]
     # Most arms have the same arguments for Megatron.
     unique = list({digest_of(asdict(arguments)): arguments for arguments in sets}.values())
@@ -96,21 +100,24 @@ def checked(study: Study, *, is_run: bool) -> Compute:
 
 def check_lengths(plan: Plan, compute: Compute) -> None:
     """Raise `NCAPluginError` if a text has too few tokens for the runs on it."""
-    study = plan.study
+    study, chosen = plan.study, any_choice(plan.study)
     for name, domain in study.domains.items():
-        wanted, why = max(plan.language_updates(name), plan.sweep_updates(name)), ""
+        wanted, why = plan.language_tokens(name), ""
         if study.equal_compute:
-            extra = max((compute.extra_updates(plan, name, arm) for arm in compute.stage1), default=0)
-            if plan.language_updates(name) + extra > wanted:
-                wanted = plan.language_updates(name) + extra
-                why = " for the baseline of equal compute, which equal_compute=false leaves out"
+            keys = [
+                LanguageKey(name, study.baseline, 1, extra)
+                for extra in (compute.extra_updates(plan, name, arm, chosen[name]) for arm in compute.stage1)
+            ]
+            longest = max((plan.language(key, chosen[name]).tokens for key in keys), default=0)
+            if longest > wanted:
+                wanted, why = longest, " for the baseline of equal compute, which equal_compute=false leaves out"
         with in_context(f"domains.{name}"):
-            _check_length(plan.corpora[name], domain.corpus, wanted * tokens_per_update(study, "language"), why)
+            _check_length(plan.corpora[name], domain.corpus, wanted, why)
     for name, text in plan.texts.items():
         corpus = study.arms[name].text
         assert corpus is not None
         with in_context(f"arms.{name}.text"):
-            _check_length(text, corpus, plan.stage1_updates(name) * tokens_per_update(study, "stage1"), "")
+            _check_length(text, corpus, plan.stage1_tokens(name), "")
 
 
 def _check_length(text: StudyCorpus, corpus: CorpusConfig, wanted: int, why: str) -> None:

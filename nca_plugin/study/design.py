@@ -4,8 +4,10 @@ The dataclasses are not frozen, because OmegaConf cannot merge a file into froze
 """
 
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from nca_plugin.display.terminal import parse_count
@@ -119,6 +121,9 @@ class ArmConfig:
     schedule: str | None = None
     """Learning-rate schedule of its stage 1, if not the common one."""
 
+    stage1_seed: int | None = None
+    """Seed of one stage 1 that the runs of all seeds start from. Without it, each seed has a stage 1 of its own."""
+
     preset: str = "default"
     keep: list[str] = field(default_factory=list)
     reinit: list[str] = field(default_factory=list)
@@ -168,14 +173,15 @@ class TaskConfig:
 
 @dataclass
 class SweepConfig:
-    """Settings to try with the baseline first. All arms then use the best ones, unless they name their own."""
+    """Settings to try first. The language stage's are tried with the baseline, and all arms then use the best ones;
+    stage 1's are tried for each stage 1 on its own loss. An arm may name its own."""
 
     arguments: dict[str, list[Any]] = field(default_factory=dict)
-    """Megatron-LM arguments, each with the values to try; all combinations are tried. Names with `init-method` also
-    apply to stage 1."""
+    """Megatron-LM arguments, each with the values to try; all combinations are tried. In the language stage's sweep,
+    names with `init-method` also apply to stage 1, and a `global-batch-size` keeps the number of tokens."""
 
     tokens: Any = None
-    """Number of tokens of each run, if not that of the language stage."""
+    """Number of tokens of each run, if not that of the stage."""
 
     seed: int = 1000
     """Seed of the sweep. The comparison must not use it, because the sweep would then choose what it measures."""
@@ -198,6 +204,7 @@ class StudyConfig:
     """The arm that the others are compared with."""
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    stage1_sweep: SweepConfig = field(default_factory=SweepConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     equal_compute: bool = True
     """Whether the baseline is also trained longer, by the compute of an arm's stage 1."""
@@ -232,33 +239,42 @@ class Study:
         return Path(self.config.output)
 
 
-def tokens_per_update(study: StudyConfig, stage: StageName) -> int:
-    """Return the number of tokens of a stage's global batch."""
-    arguments = {**study.arguments, **getattr(study, stage).arguments}
-    return int(arguments["global-batch-size"]) * int(arguments["seq-length"])
+def num_tokens(study: StudyConfig, stage: StageName, own_tokens: Any = None) -> int:
+    """Return the number of tokens of a stage's budget, or of `own_tokens` instead.
+
+    Raises:
+        NCAPluginError: the budget is not a number.
+    """
+    if own_tokens is None:
+        return parse_count(str(getattr(study, stage).tokens), f"{stage}.tokens")
+    return parse_count(str(own_tokens), "tokens")
 
 
-def num_updates(study: StudyConfig, stage: StageName, own_tokens: Any = None) -> int:
+def num_updates(
+    study: StudyConfig, stage: StageName, own_tokens: Any = None, swept: Mapping[str, Any] = MappingProxyType({})
+) -> int:
     """Return the number of updates for a stage's budget, or for `own_tokens` instead.
+
+    Args:
+        swept: arguments that a sweep sets, such as the global batch size.
 
     Raises:
         NCAPluginError: the budget is not a number, or not a multiple of the batch.
     """
-    batch = tokens_per_update(study, stage)
-    if own_tokens is None:
-        return _multiple(getattr(study, stage).tokens, batch, f"{stage}.tokens")
-    return _multiple(own_tokens, batch, "tokens")
+    arguments = {**study.arguments, **getattr(study, stage).arguments, **swept}
+    batch = int(arguments["global-batch-size"]) * int(arguments["seq-length"])
+    tokens = num_tokens(study, stage, own_tokens)
+    return _multiple(tokens, batch, f"{stage}.tokens" if own_tokens is None else "tokens")
 
 
 def validation_tokens(study: StudyConfig) -> int:
     """Return the number of held-out tokens. Raises `NCAPluginError` unless they are whole sequences for all ranks."""
     batch = int(study.arguments["seq-length"]) * study.devices_per_run
-    tokens = study.language.validation_tokens
+    tokens = parse_count(str(study.language.validation_tokens), "language.validation_tokens")
     return _multiple(tokens, batch, "language.validation_tokens", "a sequence for each device") * batch
 
 
-def _multiple(tokens: Any, batch: int, name: str, unit: str = "a global batch") -> int:
-    count = parse_count(str(tokens), name)
+def _multiple(count: int, batch: int, name: str, unit: str = "a global batch") -> int:
     if count < batch or count % batch:
         below = max(count // batch, 1) * batch
         nearest = sorted({below, max(count // batch + 1, 1) * batch})

@@ -1,7 +1,7 @@
 """Estimates of what a study needs, before anything is started."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,10 +10,10 @@ from rich.table import Table
 from nca_plugin.display.terminal import short
 from nca_plugin.study.all_runs import language_runs, stage1_runs
 from nca_plugin.study.compute import checked
-from nca_plugin.study.design import Study, tokens_per_update, validation_tokens
-from nca_plugin.study.plan import task_runs, unprepared
+from nca_plugin.study.design import Study, num_tokens, validation_tokens
+from nca_plugin.study.plan import LanguageKey, task_runs, unprepared
 from nca_plugin.study.run import Run
-from nca_plugin.study.sweep import any_arguments
+from nca_plugin.study.sweep import any_choice
 
 #: Dense bf16 peak in TFLOP/s (NVIDIA's data sheets), and the share of it that well-tuned training reaches.
 PEAKS: Final = {"H100": 989.0, "A100": 312.0}
@@ -81,61 +81,58 @@ def needs(study: Study) -> Needs:
     """
     compute, plan = checked(study, is_run=False), unprepared(study.config)
     config = study.config
-    best = any_arguments(config)
+    chosen = any_choice(config)
     held_out = validation_tokens(config) * config.language.evaluations * _EVALUATION_SHARE
-    batch = tokens_per_update(config, "language")
 
-    def part(name: str, runs: Sequence[tuple[Run, str]]) -> CostItem:
-        tokens = sum(run.iterations * batch for run, _ in runs)
-        flops = sum((run.iterations * batch + held_out) * compute.language[domain] for run, domain in runs)
-        return CostItem(name, len(runs), sum(run.iterations for run, _ in runs), tokens, flops)
-
-    stage1 = {run.folder: (run, arm) for (_, arm, _), run in stage1_runs(plan, best).items()}
-    stage1_batch = tokens_per_update(config, "stage1")
-    language = language_runs(plan, best, compute)
-    parts = [
-        part("sweep of the baseline", [(run, domain) for (domain, _), run in plan.sweep().items()]),
-        CostItem(
-            "stage 1",
-            len(stage1),
-            sum(run.iterations for run, _ in stage1.values()),
-            sum(run.iterations * stage1_batch for run, _ in stage1.values()),
-            sum(run.iterations * stage1_batch * compute.stage1[arm] for run, arm in stage1.values()),
-        ),
-        part("language", [(run, key.domain) for key, run in language.items() if not key.extra_updates]),
-        part(
-            "language, equal compute",
-            [(run, key.domain) for key, run in language.items() if key.extra_updates],
-        ),
-    ]
-    tuned = [(run, key.domain) for key, run in task_runs(plan, best).items() if run.tuning is not None]
-    tokens = sum(run.iterations * batch for run, _ in tuned)
-    parts.append(
-        CostItem(
-            "tuning on tasks",
-            len(tuned),
-            sum(run.iterations for run, _ in tuned),
-            tokens,
-            sum(run.iterations * batch * compute.language[domain] for run, domain in tuned),
+    def part(name: str, runs: Iterable[tuple[Run, float]], evaluated: float = 0.0) -> CostItem:
+        """Return the cost of runs, each with its operations per token, and of `evaluated` more tokens for each."""
+        unique = list({run.folder: (run, flops) for run, flops in runs}.values())
+        return CostItem(
+            name,
+            len(unique),
+            sum(run.iterations for run, _ in unique),
+            sum(run.tokens for run, _ in unique),
+            sum((run.tokens + evaluated) * flops for run, flops in unique),
         )
-    )
+
+    def of_text(runs: Mapping[LanguageKey, Run], is_longer: bool) -> list[tuple[Run, float]]:
+        return [
+            (run, compute.language[key.domain]) for key, run in runs.items() if bool(key.extra_updates) == is_longer
+        ]
+
+    stage1 = stage1_runs(plan, chosen)
+    swept_stage1 = plan.stage1_sweep(chosen)
+    language = language_runs(plan, chosen, compute)
+    parts = [
+        part(
+            "sweep of the baseline",
+            [(run, compute.language[domain]) for (domain, _), run in plan.sweep().items()],
+            held_out,
+        ),
+        part("sweep of stage 1", [(run, compute.stage1[arm]) for (_, arm, _), run in swept_stage1.items()]),
+        part("stage 1", [(run, compute.stage1[arm]) for (_, arm, _), run in stage1.items()]),
+        part("language", of_text(language, is_longer=False), held_out),
+        part("language, equal compute", of_text(language, is_longer=True), held_out),
+    ]
+    tuned = {key: run for key, run in task_runs(plan, chosen).items() if run.tuning is not None}
+    parts.append(part("tuning on tasks", [(run, compute.language[key.domain]) for key, run in tuned.items()]))
     final = peak = None
     if compute.parameters is not None:
         one = compute.parameters * _BYTES_PER_PARAMETER
-        templates = {run.start.origin.folder for run in language.values() if run.start is not None} - stage1.keys()
-        final = one * (len(stage1) + len(language) + len(templates))
+        folders = {run.folder for run in stage1.values()}
+        folders |= {run.start.origin.folder for run in language.values() if run.start is not None}
+        final = one * (len(folders) + len(language))
         at_a_time = config.parallel_runs
         if study.launcher:
-            at_a_time = max(len(stage1), len(language), len(tuned), len(plan.sweep()))
+            at_a_time = max(part.runs for part in parts)
         peak = final + one * _SAVES_UNDER_WAY * at_a_time
     texts = {
-        domain: max(run.iterations for key, run in language.items() if key.domain == domain) * batch
-        + validation_tokens(config)
+        domain: max(run.tokens for key, run in language.items() if key.domain == domain) + validation_tokens(config)
         for domain in config.domains
     }
     for name, arm in config.arms.items():
         if arm.text is not None:
-            texts[f"stage 1 of {name}"] = plan.stage1_updates(name) * stage1_batch + validation_tokens(config)
+            texts[f"stage 1 of {name}"] = num_tokens(config, "stage1", arm.tokens) + validation_tokens(config)
     return Needs([part for part in parts if part.runs], compute.parameters, final, peak, texts)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from nca_plugin.checkpoint.saves import mend_saves, newest_save
 from nca_plugin.errors import NCAPluginError, in_context
 from nca_plugin.files import complete_files, try_lock
 from nca_plugin.megatron.arguments import megatron_arguments
+from nca_plugin.probes.retrieval import LEAST_SEQ_LENGTH
+from nca_plugin.study.curves import Curve
 from nca_plugin.study.rank_processes import SECONDS_BETWEEN_LOOKS, Place, StoppedError, run_processes
 from nca_plugin.study.run import Question, Run, megatron_options
 from nca_plugin.tasks.lm_eval_results import task_metrics
@@ -29,6 +32,8 @@ _LOCK: Final = "lock"
 #: Folder of a run's results on tasks, and the label of its model there.
 _TASKS: Final = "tasks"
 _MODEL: Final = "model"
+#: Number of held-out passages that a trained model is to find again.
+_RETRIEVAL_SAMPLES: Final = 32
 _ITERATION: Final = re.compile(r"iteration\s+(\d+)/\s*(\d+) \|.*?elapsed time per iteration \(ms\): ([\d.]+)")
 _PROGRESS: Final = re.compile(rb"iteration\s+(\d+)/")
 #: A validation loss during training, or after it, where Megatron adds the name of the set. Several sets are numbered.
@@ -57,6 +62,11 @@ class Result:
     def final_loss(self) -> float:
         """The loss of the last evaluation."""
         return self.validation[-1][1]
+
+
+def curve_of(run: Run, result: Result) -> Curve:
+    """Return the held-out losses of a run against the tokens that it was trained on."""
+    return [(updates * run.tokens_per_update, loss) for updates, loss in result.validation]
 
 
 def read_result(run: Run) -> Result | None:
@@ -169,6 +179,10 @@ def _evaluate(run: Run, arguments: list[str], place: Place) -> dict[str, Any]:
         own = ["--evaluation-out", str(out)]
         if run.source is not None:
             own += ["--evaluation-source", run.source]
+        if run.corpus is not None:
+            own += ["--evaluation-data", run.corpus.validation]
+            if run.arguments["seq-length"] >= LEAST_SEQ_LENGTH:
+                own += ["--retrieval-samples", str(_RETRIEVAL_SAMPLES)]
         run_processes(launch.EVALUATE, [*arguments, *own], place, run.title, run.folder / "evaluation.txt")
     evaluation: dict[str, Any] = json.loads(out.read_text())
     return evaluation
@@ -181,6 +195,25 @@ def question_arguments(run: Run, question: Question) -> list[str]:
     arguments = ["eval", f"{_MODEL}={checkpoint}", "--out", str(run.folder / _TASKS)]
     arguments += ["--tasks", question.task, "--tokenizer", question.tokenizer, *question.options]
     return arguments if question.data is None else [*arguments, "--data", f"{question.task}={question.data}"]
+
+
+def commands(run: Run) -> list[str]:
+    """Return the commands that repeat a run by hand, after the runs that it starts from."""
+    found = []
+    if run.start is not None and run.start.transition is not None:
+        transition = run.start.transition
+        options = [f"--preset {transition.preset}", *(f"--keep {s}" for s in transition.keep)]
+        options += [f"--reinit {s}" for s in transition.reinit]
+        found.append(
+            f"nca-plugin transfer --from {run.start.origin.checkpoint} --to {run.start_checkpoint} {' '.join(options)} "
+            f"--vocab-size {transition.vocab_size} --seed {transition.seed}"
+        )
+    if run.iterations:
+        arguments = shlex.join(megatron_arguments(megatron_options(run)))
+        found.append(f"python -m nca_plugin.launch.megatron {arguments}")
+    if run.question is not None:
+        found.append(shlex.join(["nca-plugin", *question_arguments(run, run.question)]))
+    return found
 
 
 def _ask(run: Run, question: Question, place: Place) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from nca_plugin.study.design import (
     SCHEDULES,
     ArmConfig,
     CorpusConfig,
+    StageName,
     Study,
     StudyConfig,
+    SweepConfig,
     TaskConfig,
     num_updates,
     seeded,
     validation_tokens,
 )
 from nca_plugin.study.paper import FIGURES
+from nca_plugin.study.sweep import combinations
 from nca_plugin.suggestions import unknown_name, unknown_names
 from nca_plugin.text.examples import read_examples
 from nca_plugin.transition.presets import PRESETS
@@ -29,6 +32,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _SCHEDULED: Final = ("lr-decay-style", "lr-warmup-fraction", "min-lr")
 
 _OVERRIDE: Final = re.compile(r"(?P<key>\w+)(\.(?P<name>[^.=]+))?[.=]")
+
+#: Settings of an arm that belong to a stage 1.
+_OF_STAGE1: Final = ("tokens", "schedule", "stage1_arguments", "stage1_seed", "keep", "reinit")
 
 #: Megatron-LM arguments that a study file must not set, and why.
 _REFUSED: Final = {
@@ -143,9 +149,7 @@ def _check(study: StudyConfig) -> None:
             _check_corpus(domain.corpus)
             num_updates(study, "language", domain.tokens)
     validation_tokens(study)
-    if study.sweep.tokens is not None:
-        with in_context("sweep"):
-            num_updates(study, "language", study.sweep.tokens)
+    _check_sweeps(study)
     for name, arm in study.arms.items():
         with in_context(f"arms.{name}"):
             _check_arm(study, arm)
@@ -175,12 +179,13 @@ def _check_arm(study: StudyConfig, arm: ArmConfig) -> None:
     schedule = study.stage1.schedule if arm.schedule is None else arm.schedule
     if schedule not in SCHEDULES:
         raise NCAPluginError(unknown_name("schedule", schedule, SCHEDULES))
+    if arm.stage1_seed is not None and arm.stage1_seed < 1:
+        raise NCAPluginError(f"stage1_seed {arm.stage1_seed}: must be 1 or more")
     if arm.is_scratch:
-        if arm.tokens is not None or arm.schedule is not None or arm.stage1_arguments or arm.keep or arm.reinit:
-            raise NCAPluginError(
-                "tokens, schedule, stage1_arguments, keep and reinit belong to a stage 1: name a source or text"
-            )
-        if arm.preset not in ("default", "scratch", "release"):
+        given = [name for name in _OF_STAGE1 if getattr(arm, name)]
+        if given:
+            raise NCAPluginError(f"{', '.join(given)}: only a stage 1 has these, so name a source or text")
+        if arm.preset not in ("default", "scratch", "release", "release-fixed"):
             raise NCAPluginError(f"preset {arm.preset} takes over from a stage 1: name a source or text")
         return
     if arm.source is not None and arm.text is not None:
@@ -214,6 +219,7 @@ def _check_arguments(study: StudyConfig) -> None:
         "stage1.arguments": study.stage1.arguments,
         "language.arguments": study.language.arguments,
         "sweep.arguments": study.sweep.arguments,
+        "stage1_sweep.arguments": study.stage1_sweep.arguments,
         **{f"domains.{name}.arguments": domain.arguments for name, domain in study.domains.items()},
         **{f"tasks.{name}.arguments": task.arguments for name, task in study.tasks.items()},
     }
@@ -230,20 +236,35 @@ def _check_arguments(study: StudyConfig) -> None:
                 raise NCAPluginError(f"{section}.{name}: leave it out, and name a schedule: {', '.join(SCHEDULES)}")
             if section != "arguments" and name == "seq-length":
                 raise NCAPluginError(f"{section}.{name}: set it in arguments, it is that of every run")
-            if section.partition(".")[0] in ("domains", "arms", "tasks", "sweep") and name == "global-batch-size":
+            if section.partition(".")[0] in ("domains", "arms", "tasks") and name == "global-batch-size":
                 raise NCAPluginError(f"{section}.{name}: set it for the stage, so that all arms have the same")
+
+
+def _check_sweeps(study: StudyConfig) -> None:
     baseline = study.arms[study.baseline]
-    for name, values in study.sweep.arguments.items():
-        if not isinstance(values, list) or not values:
-            raise NCAPluginError(f"sweep.arguments.{name} must be a list of values to try")
-        if name in baseline.arguments or name in baseline.language_arguments:
+    of_baseline = baseline.arguments | baseline.language_arguments
+    sweeps: tuple[tuple[str, SweepConfig, StageName], ...] = (
+        ("sweep", study.sweep, "language"),
+        ("stage1_sweep", study.stage1_sweep, "stage1"),
+    )
+    for section, sweep, stage in sweeps:
+        for name, values in sweep.arguments.items():
+            if not isinstance(values, list) or not values:
+                raise NCAPluginError(f"{section}.arguments.{name} must be a list of values to try")
+            if stage == "language" and name in of_baseline:
+                raise NCAPluginError(
+                    f"sweep.arguments.{name}: baseline '{study.baseline}' has its own value, which overrides the sweep"
+                )
+        if sweep.seed < 1 or (sweep.arguments and sweep.seed in study.seeds):
             raise NCAPluginError(
-                f"sweep.arguments.{name}: baseline '{study.baseline}' has its own value, which overrides the sweep"
+                f"{section}.seed {sweep.seed}: must be 1 or more, and not in seeds: it would choose what it measures"
             )
-    if study.sweep.seed < 1 or (study.sweep.arguments and study.sweep.seed in study.seeds):
-        raise NCAPluginError(
-            f"sweep.seed {study.sweep.seed}: must be 1 or more, and not in seeds: it would choose what it measures"
-        )
+        parts = study.domains if stage == "language" else study.arms
+        budgets = [*(part.tokens for part in parts.values()), *([] if sweep.tokens is None else [sweep.tokens])]
+        for arguments in combinations(sweep):
+            with in_context(f"{section}, {' '.join(f'{name} {value}' for name, value in arguments.items())}"):
+                for tokens in budgets:
+                    num_updates(study, stage, tokens, arguments)
 
 
 def _is_of_both_stages(section: str) -> bool:

@@ -96,6 +96,16 @@ class Run:
         return self.folder / "checkpoint"
 
     @property
+    def tokens_per_update(self) -> int:
+        """Number of tokens of its global batch."""
+        return int(self.arguments["global-batch-size"]) * int(self.arguments["seq-length"])
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that it is trained on."""
+        return self.iterations * self.tokens_per_update
+
+    @property
     def start_checkpoint(self) -> Path:
         """The start checkpoint that is made for this run, if its start has a transition."""
         return self.folder / "start"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,9 @@ from nca_plugin.study.corpus import StudyCorpus, study_corpus
 from nca_plugin.study.design import CorpusConfig, Study, StudyConfig, validation_tokens
 from nca_plugin.study.execute import Result, is_complete, read_result
 from nca_plugin.study.plan import LanguageKey, Plan, TaskKey, task_runs
-from nca_plugin.study.run import Arguments, Run
+from nca_plugin.study.run import Run
 from nca_plugin.study.runner import Progress, Runner
-from nca_plugin.study.sweep import any_arguments, best_arguments
+from nca_plugin.study.sweep import Chosen, any_choice, best_number, combinations
 from nca_plugin.tasks.harness import Harness, Settings
 from nca_plugin.text.prepare import input_bytes
 from nca_plugin.transition.transfer import transfer
@@ -34,23 +34,32 @@ class StudyResult:
 
     Attributes:
         swept: runs of the baseline's sweep, by domain and number of the combination.
-        best: the best arguments that the sweep found, by domain; empty without a sweep.
+        swept_stage1: runs of the sweep of stage 1, by domain, arm and number of the combination.
+        chosen: what the sweeps have chosen, by domain.
         stage1: by domain, arm and seed; arms and domains may share a run.
-        language: language runs, including the longer baseline runs for equal compute.
+        language: language runs, including the longer baseline runs for equal compute; empty if only stage 1 was run.
         tasks: evaluations of the models of the language runs on tasks.
     """
 
     plan: Plan
     compute: Compute
     swept: dict[tuple[str, int], tuple[Run, Result]]
-    best: dict[str, Arguments]
+    swept_stage1: dict[tuple[str, str, int], tuple[Run, Result]]
+    chosen: dict[str, Chosen]
     stage1: dict[tuple[str, str, int], tuple[Run, Result]]
     language: dict[LanguageKey, tuple[Run, Result]]
     tasks: dict[TaskKey, tuple[Run, Result]]
 
+    def name_of(self, run: Run) -> str:
+        """Return the folder of a run below that of the study."""
+        return str(run.folder.relative_to(self.plan.root))
 
-def run_study(study: Study, progress: Progress) -> StudyResult:
+
+def run_study(study: Study, progress: Progress, *, only_stage1: bool = False) -> StudyResult:
     """Do what is not complete yet, and return all results. After any interruption, the same call continues.
+
+    Args:
+        only_stage1: whether to end after stage 1, without a language run.
 
     Raises:
         NCAPluginError: the folder holds something else or another study, Megatron refuses settings, a text is too
@@ -63,33 +72,57 @@ def run_study(study: Study, progress: Progress) -> StudyResult:
         _mark(study)
         plan = _prepared(study, progress)
         check_lengths(plan, compute)
+        choice = any_choice(study.config)
+        if not only_stage1:
+            progress.expect(_missing_updates(all_runs(plan, compute, choice)))
+            baseline = study.config.arms[study.config.baseline]
+            shape = plan.template(baseline, next(iter(choice.values())))
+            runner.run_all([shape])
+            _check_transitions(plan, shape)
+            if study.config.tasks:
+                with in_context("tasks"):
+                    check_llama(shape.checkpoint)
         swept = plan.sweep()
-        progress.expect(_missing_updates(all_runs(plan, compute, any_arguments(study.config))))
-        baseline, domain = study.config.arms[study.config.baseline], next(iter(plan.corpora))
-        shape = plan.template(baseline, any_arguments(study.config)[domain])
-        runner.run_all([shape])
-        _check_transitions(plan, shape)
-        if study.config.tasks:
-            with in_context("tasks"):
-                check_llama(shape.checkpoint)
         runner.run_all([run.start.origin for run in swept.values() if run.start is not None])
         runner.run_all(list(swept.values()))
-        losses = {key: result.final_loss for key, (_, result) in _with_results(swept).items()}
-        best = best_arguments(study.config, losses)
-        progress.expect(_missing_updates(all_runs(plan, compute, best)))
-        stage1, language, tasks = stage1_runs(plan, best), language_runs(plan, best, compute), task_runs(plan, best)
-        runner.run_all([run.start.origin for run in language.values() if run.start is not None])
-        runner.run_all(list(language.values()))
-        runner.run_all(list(tasks.values()))
+        chosen = {domain: Chosen() for domain in study.config.domains}
+        for domain, numbers in _losses(swept).items():
+            chosen[domain] = Chosen(combinations(study.config.sweep)[best_number(numbers)])
+        swept_stage1 = plan.stage1_sweep(chosen)
+        runner.run_all(list(swept_stage1.values()))
+        by_arm = {((domain, arm), number): run for (domain, arm, number), run in swept_stage1.items()}
+        for (domain, arm), numbers in _losses(by_arm).items():
+            found = combinations(study.config.stage1_sweep)[best_number(numbers)]
+            chosen[domain] = replace(chosen[domain], stage1={**chosen[domain].stage1, arm: found})
+        stage1 = stage1_runs(plan, chosen)
+        language, tasks = dict[LanguageKey, Run](), dict[TaskKey, Run]()
+        if only_stage1:
+            progress.expect(_missing_updates({run.folder: run for run in stage1.values()}.values()))
+            runner.run_all(list(stage1.values()))
+        else:
+            progress.expect(_missing_updates(all_runs(plan, compute, chosen)))
+            language, tasks = language_runs(plan, chosen, compute), task_runs(plan, chosen)
+            runner.run_all([run.start.origin for run in language.values() if run.start is not None])
+            runner.run_all(list(language.values()))
+            runner.run_all(list(tasks.values()))
         return StudyResult(
             plan,
             compute,
             _with_results(swept),
-            best,
+            _with_results(swept_stage1),
+            chosen,
             _with_results(stage1),
             _with_results(language),
             _with_results(tasks),
         )
+
+
+def _losses[Key](runs: Mapping[tuple[Key, int], Run]) -> dict[Key, dict[int, float]]:
+    """Return the final losses of a sweep's runs by number of the combination, for each sweep."""
+    losses: dict[Key, dict[int, float]] = {}
+    for (key, number), (_, result) in _with_results(runs).items():
+        losses.setdefault(key, {})[number] = result.final_loss
+    return losses
 
 
 def _missing_updates(runs: Iterable[Run]) -> int:
@@ -99,7 +132,7 @@ def _missing_updates(runs: Iterable[Run]) -> int:
 def _check_transitions(plan: Plan, shape: Run) -> None:
     """Raise `NCAPluginError` for an arm's selector that would otherwise fail only after its stage 1 was trained."""
     for name in plan.study.arms:
-        start = plan.language(LanguageKey(next(iter(plan.corpora)), name, plan.study.seeds[0]), {}).start
+        start = plan.language(LanguageKey(next(iter(plan.corpora)), name, plan.study.seeds[0]), Chosen()).start
         assert start is not None and start.transition is not None
         with in_context(f"arms.{name}"):
             transfer(shape.checkpoint, shape.folder / "unwritten", start.transition, dry_run=True)

@@ -1,34 +1,53 @@
-"""The baseline's sweep: the combinations of arguments to try, and the best of them."""
+"""Sweeps: the combinations of arguments to try, and the best of them."""
 
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from nca_plugin.study.design import StudyConfig
+from nca_plugin.study.design import StudyConfig, SweepConfig
 from nca_plugin.study.run import Arguments
 
 
-def combinations(study: StudyConfig) -> list[Arguments]:
-    """Return every combination of the sweep's values."""
-    names = list(study.sweep.arguments)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*study.sweep.arguments.values())]
+@dataclass(frozen=True)
+class Chosen:
+    """The arguments that the sweeps have chosen for a domain.
+
+    Attributes:
+        language: those of the language stage; empty without a sweep.
+        stage1: those of stage 1, by arm; an arm without a sweep is not in it.
+    """
+
+    language: Arguments = field(default_factory=dict)
+    stage1: Mapping[str, Arguments] = field(default_factory=dict)
 
 
-def any_arguments(study: StudyConfig) -> dict[str, Arguments]:
-    """Return some combination for each domain, which stands for the best one as long as that is not known."""
-    return dict.fromkeys(study.domains, combinations(study)[0])
+def combinations(sweep: SweepConfig) -> list[Arguments]:
+    """Return every combination of a sweep's values."""
+    return [dict(zip(sweep.arguments, values, strict=True)) for values in itertools.product(*sweep.arguments.values())]
 
 
-def best_arguments(study: StudyConfig, losses: Mapping[tuple[str, int], float]) -> dict[str, Arguments]:
-    """Return the combination with the lowest final held-out loss for each domain; empty without a sweep.
+def swept_arms(study: StudyConfig) -> list[str]:
+    """Return the arms whose stage 1 is swept: those that do not name a swept argument themselves."""
+    if not study.stage1_sweep.arguments:
+        return []
+    return [
+        name
+        for name, arm in study.arms.items()
+        if not arm.is_scratch and study.stage1_sweep.arguments.keys().isdisjoint(arm.arguments | arm.stage1_arguments)
+    ]
+
+
+def any_choice(study: StudyConfig) -> dict[str, Chosen]:
+    """Return some combinations for each domain, which stand for the best ones as long as these are not known."""
+    stage1 = dict.fromkeys(swept_arms(study), combinations(study.stage1_sweep)[0])
+    return dict.fromkeys(study.domains, Chosen(combinations(study.sweep)[0], stage1))
+
+
+def best_number(losses: Mapping[int, float]) -> int:
+    """Return the number of the combination with the lowest final held-out loss.
 
     Args:
-        losses: final loss by domain and number of the combination, which is not finite if the run diverged.
+        losses: final loss by number of the combination, which is not finite if the run diverged.
     """
-    settings = combinations(study)
-    ends = {key: loss if math.isfinite(loss) else math.inf for key, loss in losses.items()}
-    best = {}
-    for domain in study.domains:
-        numbers = [number for of, number in ends if of == domain]
-        best[domain] = settings[min(numbers, key=lambda number: ends[domain, number])] if numbers else {}
-    return best
+    return min(losses, key=lambda number: losses[number] if math.isfinite(losses[number]) else math.inf)

@@ -21,7 +21,8 @@ from nca_plugin.text.tokenizers import load_auto_tokenizer, num_ids
 
 #: The byte tokenizer: ids 0 .. 255 are bytes, 256 ends a document.
 BYTES: Final = "bytes"
-_BYTES_VOCAB_SIZE: Final = 257
+BYTE_IDS: Final = 256
+_BYTES_VOCAB_SIZE: Final = BYTE_IDS + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

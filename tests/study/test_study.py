@@ -15,17 +15,18 @@ from studies import DEMO, LAPTOP, config_of, plan_of, write_letters
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
+from nca_plugin.probes.windows import IndexedText
 from nca_plugin.study import estimate
 from nca_plugin.study.all_runs import all_runs
 from nca_plugin.study.allowed_changes import check_changes
 from nca_plugin.study.compute import Compute, check_lengths
 from nca_plugin.study.corpus import StudyCorpus, study_corpus
-from nca_plugin.study.design import CorpusConfig, num_updates, tokens_per_update
+from nca_plugin.study.design import CorpusConfig, num_tokens, num_updates
 from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import LanguageKey, unprepared
 from nca_plugin.study.run import megatron_options
 from nca_plugin.study.study import run_study
-from nca_plugin.study.sweep import best_arguments, combinations
+from nca_plugin.study.sweep import Chosen, any_choice, best_number, swept_arms
 from nca_plugin.text.prepare import prepare
 
 # The study file.
@@ -55,7 +56,7 @@ from nca_plugin.text.prepare import prepare
         ("arms.dyck.reinit=[atention]", "unknown selector 'atention'"),
         ("arms.dyck.schedule=decaid", "unknown schedule 'decaid': did you mean 'decayed'"),
         ("arms.dyck.tokns=1", "unknown key 'arms.dyck.tokns'"),
-        ("arms.scratch.schedule=constant", "belong to a stage 1: name a source or text"),
+        ("arms.scratch.schedule=constant", "only a stage 1 has these, so name a source or text"),
         ("arms.scratch.preset=matched", "takes over from a stage 1"),
         ("arms.dyck.preset=scratch", "leave out its stage 1"),
         ("language.tokens=409_601", "language.tokens 409,601: is not a multiple of 2,048 tokens, a global batch"),
@@ -70,7 +71,7 @@ from nca_plugin.text.prepare import prepare
         ("sweep.seed=2", "sweep.seed 2: must be 1 or more, and not in seeds"),
         ("sweep.seed=0", "sweep.seed 0: must be 1 or more"),
         ("arms.scratch.language_arguments.lr=1e-3", "sweep.arguments.lr: baseline 'scratch' has its own"),
-        ("arms.scratch.reinit=[mlp]", "belong to a stage 1: name a source or text"),
+        ("arms.scratch.reinit=[mlp]", "only a stage 1 has these, so name a source or text"),
         ("language.arguments.init-method-std=0.1", "set it in arguments, or in those of an arm"),
         ("arms.dyck.stage1_arguments.init-method-std=0.1", "set it in arguments, or in those of an arm"),
         ("stage1.arguments.min-lr=0.1", "leave it out, and name a schedule"),
@@ -123,10 +124,10 @@ def test_the_papers_studies_at_every_scale(name: str, scale: str, layers: int) -
     if scale == "1b6":
         updates = {"paper_openwebtext": 17_204, "paper_openwebmath": 7_992, "paper_codeparrot": 23_995}
         assert num_updates(config, "language") == updates[name]
-        assert tokens_per_update(config, "language") == 512 * 1024
+        assert num_tokens(config, "language") == updates[name] * 512 * 1024
     if scale != "laptop":
         assert num_updates(config, "stage1") == 5000
-        assert tokens_per_update(config, "stage1") == 32 * 1024
+        assert num_tokens(config, "stage1") == 5000 * 32 * 1024
 
 
 # What arms share.
@@ -134,30 +135,31 @@ def test_the_papers_studies_at_every_scale(name: str, scale: str, layers: int) -
 
 def test_arms_that_differ_later_share_stage_1() -> None:
     plan = plan_of()
-    best = combinations(plan.study)[0]
-    folders = {arm: plan.stage1(arm, 1, best).folder for arm in ("nca-high", "nca-high-no-attention", "nca-low")}
+    chosen = any_choice(plan.study)["python"]
+    folders = {arm: plan.stage1(arm, 1, chosen).folder for arm in ("nca-high", "nca-high-no-attention", "nca-low")}
     assert folders["nca-high"] == folders["nca-high-no-attention"] != folders["nca-low"]
-    assert plan.stage1("nca-high", 2, best).folder != folders["nca-high"]
+    assert plan.stage1("nca-high", 2, chosen).folder != folders["nca-high"]
     compute = Compute({arm: 1.0 for arm in plan.study.arms if arm != "scratch"}, {"python": 1.0}, 1)
-    runs = all_runs(plan, compute, {"python": best})
+    runs = all_runs(plan, compute, {"python": chosen})
     # 3 templates, 9 of the sweep; for each of 3 seeds 4 of stage 1, 6 arms and the longer baseline.
     assert len(runs) == 3 + 9 + 3 * (4 + 6 + 1)
 
 
 def test_the_sweeps_best_is_that_of_every_arm_but_for_stage_1s_learning_rate() -> None:
     plan = plan_of("stage1.arguments.lr=1e-3", "arms.dyck.language_arguments.lr=5e-4")
-    assert plan.template(plan.study.arms["scratch"], {"lr": 1.0}) == plan.template(plan.study.arms["scratch"], {})
-    best = {"lr": 0.008, "embedding-init-method-std": 1.0}
-    stage1 = plan.stage1("nca-high", 1, best).arguments
+    scratch = plan.study.arms["scratch"]
+    assert plan.template(scratch, Chosen({"lr": 1.0})) == plan.template(scratch, Chosen())
+    chosen = Chosen({"lr": 0.008, "embedding-init-method-std": 1.0})
+    stage1 = plan.stage1("nca-high", 1, chosen).arguments
     assert (stage1["lr"], stage1["embedding-init-method-std"]) == (1e-3, 1.0)
     for arm, lr in (("scratch", 0.008), ("nca-high", 0.008), ("dyck", 5e-4)):
-        arguments = plan.language(LanguageKey("python", arm, 1), best).arguments
+        arguments = plan.language(LanguageKey("python", arm, 1), chosen).arguments
         assert (arguments["lr"], arguments["embedding-init-method-std"]) == (lr, 1.0)
 
 
 def test_arms_of_a_seed_have_the_same_data_and_new_values() -> None:
     plan = plan_of()
-    runs = [plan.language(LanguageKey("python", arm, 3), {}) for arm in plan.study.arms]
+    runs = [plan.language(LanguageKey("python", arm, 3), Chosen()) for arm in plan.study.arms]
     assert {run.arguments["seed"] for run in runs} == {3}
     assert {run.start.transition.seed for run in runs if run.start} == {3}
     differing = {json.dumps({**run.arguments}, sort_keys=True) for run in runs}
@@ -174,7 +176,7 @@ def test_arms_of_a_seed_have_the_same_data_and_new_values() -> None:
     ],
 )
 def test_schedules_of_stage_1(schedule: str, expected: dict[str, Any]) -> None:
-    arguments = plan_of(f"stage1.schedule={schedule}").stage1("dyck", 1, {}).arguments
+    arguments = plan_of(f"stage1.schedule={schedule}").stage1("dyck", 1, Chosen()).arguments
     assert expected.items() <= arguments.items()
     assert "--lr-warmup-fraction" not in megatron_arguments(arguments)
 
@@ -182,7 +184,7 @@ def test_schedules_of_stage_1(schedule: str, expected: dict[str, Any]) -> None:
 def test_scratch_as_released_goes_through_the_same_path() -> None:
     plan = plan_of("+arms.released={preset: release}")
     for arm, preset, reinit in (("scratch", "scratch", ()), ("released", "release", ("all",))):
-        start = plan.language(LanguageKey("python", arm, 1), {}).start
+        start = plan.language(LanguageKey("python", arm, 1), Chosen()).start
         assert start is not None
         assert (start.transition.preset, tuple(start.transition.reinit)) == (preset, reinit)
         assert start.origin.iterations == 1
@@ -190,28 +192,64 @@ def test_scratch_as_released_goes_through_the_same_path() -> None:
 
 def test_other_texts_are_other_runs() -> None:
     plan = plan_of("+arms.a={text: {inputs: [a.txt]}}", "+arms.b={text: {inputs: [b.txt]}}")
-    assert plan.stage1("a", 1, {}).folder != plan.stage1("b", 1, {}).folder
+    assert plan.stage1("a", 1, Chosen()).folder != plan.stage1("b", 1, Chosen()).folder
 
 
 def test_a_sweeps_run_that_diverges_is_the_worst() -> None:
-    study = config_of("sweep.arguments={lr: [1e-3, 1.0, 2e-3]}", path=DEMO)
-    losses = {("python", number): loss for number, loss in enumerate((3.0, math.nan, 2.5))}
-    assert best_arguments(study, losses) == {"python": {"lr": 2e-3}}
+    assert best_number(dict(enumerate((3.0, math.nan, 2.5)))) == 2
+    assert best_number(dict(enumerate((math.inf, math.nan)))) == 0
+
+
+def test_a_sweep_of_the_batch_size_keeps_the_number_of_tokens() -> None:
+    plan = plan_of("sweep.arguments={global-batch-size: [2, 8, 16], lr: [1e-3], embedding-init-method-std: [0.3]}")
+    runs = list(plan.sweep().values())
+    assert [run.arguments["global-batch-size"] for run in runs] == [2, 8, 16]
+    # A micro-batch is never larger than the global batch.
+    assert [run.arguments["micro-batch-size"] for run in runs] == [2, 8, 8]
+    assert len({run.tokens for run in runs}) == 1 and len({run.iterations for run in runs}) == 3
+    chosen = Chosen({"global-batch-size": 2})
+    keys = [LanguageKey("python", arm, 1) for arm in plan.study.arms]
+    assert {plan.language(key, chosen).iterations for key in keys} == {runs[0].iterations}
+    assert plan.stage1("dyck", 1, chosen).arguments["global-batch-size"] == 8
+
+
+def test_stage_1_is_swept_for_each_stage_1_that_has_no_value_of_its_own() -> None:
+    plan = plan_of("stage1_sweep.arguments={lr: [1e-3, 2e-3]}", "arms.dyck.stage1_arguments={lr: 5e-4}")
+    assert swept_arms(plan.study) == ["nca-low", "nca-high", "nca-high-no-attention", "shuffled"]
+    runs = plan.stage1_sweep({"python": Chosen()})
+    # Arms with the same stage 1 share its runs.
+    assert len(runs) == 8 and len({run.folder for run in runs.values()}) == 6
+    assert {run.arguments["seed"] for run in runs.values()} == {1000}
+    # On the sweep's own seed, also for an arm whose stage 1 is shared by all seeds.
+    shared = plan_of("stage1_sweep.arguments={lr: [1e-3]}", "arms.nca-high.stage1_seed=1").stage1_sweep(
+        {"python": Chosen()}
+    )
+    assert shared["python", "nca-high", 0].identity == shared["python", "nca-high-no-attention", 0].identity
+    chosen = Chosen(stage1={"nca-low": {"lr": 2e-3}})
+    assert [plan.stage1(arm, 1, chosen).arguments["lr"] for arm in ("nca-low", "dyck")] == [2e-3, 5e-4]
+
+
+def test_one_stage_1_can_serve_all_seeds() -> None:
+    plan = plan_of("arms.nca-low.stage1_seed=7")
+    starts = [plan.language(LanguageKey("python", "nca-low", seed), Chosen()).start for seed in (1, 2)]
+    first, second = (start.origin for start in starts if start is not None)
+    assert first == second and first.arguments["seed"] == 7 and "seed=7" in first.arguments["data-source"]
+    assert [start.transition.seed for start in starts if start is not None and start.transition is not None] == [1, 2]
 
 
 def test_equal_compute_counts_operations() -> None:
     plan = plan_of()
     compute = Compute({"nca-high": 2.0, "dyck": 3.0}, {"python": 6.0}, 1)
     # 200 updates at a third and at half of a language update's cost, in steps of 2.
-    assert compute.extra_updates(plan, "python", "nca-high") == 66
-    assert compute.extra_updates(plan, "python", "dyck") == 100
+    assert compute.extra_updates(plan, "python", "nca-high", Chosen()) == 66
+    assert compute.extra_updates(plan, "python", "dyck", Chosen()) == 100
 
 
 def test_a_result_does_not_depend_on_where_its_files_are() -> None:
     keys = [LanguageKey("python", arm, 1) for arm in ("scratch", "nca-high", "nca-high-no-attention")]
     here, there = plan_of("output=here"), plan_of("output=there")
-    identities = [here.language(key, {}).identity for key in keys]
-    assert identities == [there.language(key, {}).identity for key in keys]
+    identities = [here.language(key, Chosen()).identity for key in keys]
+    assert identities == [there.language(key, Chosen()).identity for key in keys]
     assert len(set(identities)) == 3
 
 
@@ -228,7 +266,7 @@ def documents_of(prefix: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-def test_documents_are_held_out_whole_and_once(text: Path, tmp_path: Path, is_prepared: bool) -> None:
+def test_documents_are_held_out_once_and_none_of_them_dominates(text: Path, tmp_path: Path, is_prepared: bool) -> None:
     config = CorpusConfig(inputs=[str(text)])
     if is_prepared:
         prepared = prepare(config.corpus(), tmp_path / "own")
@@ -240,12 +278,18 @@ def test_documents_are_held_out_whole_and_once(text: Path, tmp_path: Path, is_pr
     assert sum(len(document) // 2 for document in validation) == corpus.validation_tokens + 1 == 1001
     assert sum(len(document) // 2 for document in train) == corpus.train_tokens
     assert len(train) + len(validation) == 40
-    cut = [document for document in validation if document not in everything]
-    assert len(cut) <= 1
+    assert len(validation) == corpus.validation_documents == 30
+    assert max(map(len, validation)) // 2 == 34
+    # Each is the beginning of a document that is not trained on.
     rest = list(everything)
-    for document in (*train, *(document for document in validation if document not in cut)):
+    for document in train:
         rest.remove(document)
-    assert len(rest) == len(cut) and all(whole.startswith(part) for whole, part in zip(rest, cut, strict=True))
+    assert len(rest) == 30 and all(any(whole.startswith(part) for whole in rest) for part in validation)
+    # They lie apart in the text's file, and an evaluation reads them one after the other.
+    read = IndexedText(corpus.validation).read
+    assert np.concatenate([read(0, 500), read(500, 501)]).astype(np.uint16).tobytes() == b"".join(validation)
+    ids = np.concatenate([np.frombuffer(document, np.uint16) for document in validation])[1:]
+    assert corpus.validation_bytes == (None if is_prepared else (ids < 256).sum())
     # It is not made again.
     assert study_corpus(config, tmp_path / "corpus", 1000, pytest.fail) == corpus  # type: ignore[arg-type]
 
@@ -345,10 +389,9 @@ def test_no_two_runs_write_one_index_cache(tmp_path: Path) -> None:
     """Megatron writes its files in place, and asks only whether they exist."""
     study = config_of(f"output={tmp_path}", "sweep.arguments={lr: [1e-3, 2e-3]}")
     plan = unprepared(study)
-    best = dict.fromkeys(study.domains, combinations(study)[0])
     arms = [name for name, arm in study.arms.items() if not arm.is_scratch]
     compute = Compute(dict.fromkeys(arms, 1.0), dict.fromkeys(study.domains, 1.0), 1)
-    runs = all_runs(plan, compute, best)
+    runs = all_runs(plan, compute, any_choice(study))
     caches = {run.folder: megatron_options(run).get("data-cache-path") for run in runs if run.corpus is not None}
     assert len(caches) > len(study.arms) and len(set(caches.values())) == len(caches) and None not in caches.values()
     with pytest.raises(
