@@ -8,7 +8,8 @@ from nca_plugin.display.page import html
 from nca_plugin.study.paper import FIGURES
 from nca_plugin.study.report.parts import Values, label
 from nca_plugin.study.report.pictures import Section
-from nca_plugin.study.report.tables import comparison, costs, published, stage1, sweep, tasks
+from nca_plugin.study.report.stage1_tables import stage1
+from nca_plugin.study.report.tables import comparison, costs, published, sweep, tasks
 from nca_plugin.study.report.words import headline, limits, verdict
 
 
@@ -58,6 +59,6 @@ def _runs(values: Values) -> list[tuple[str, list[str]]]:
     for row in values["language"]:
         longer = f", {row['extra_updates']} updates longer" if row["extra_updates"] else ""
         rows.append((f"{label(values, row['arm'])} on {row['domain']}{longer}", row))
-    for entry in values.get("tasks", []):
+    for entry in values["tasks"]:
         rows += [(f"{entry['name']} of {label(values, row['arm'])} on {entry['domain']}", row) for row in entry["runs"]]
     return [(f"{name}, seed {row['seed']}", row["commands"]) for name, row in rows]

@@ -1,23 +1,42 @@
 """Extracts the parts of a report from the values of `results.json`: runs, stages 1, ablations, costs."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nca_plugin.study.comparison import Estimate, estimate, gain_percent
+from nca_plugin.study.linear_model import Estimate
+from nca_plugin.study.summary import Comparison, as_gain
 
 #: What `nca_plugin.study.results.results` returns.
 Values = dict[str, Any]
 Row = dict[str, Any]
 
+#: A stage 1 below this share of what can be learned from the context is called not learned.
+LEARNED: Final = 0.8
 #: Presets that draw anew more than `default`, with what they draw in words.
 _ABLATIONS: Final = {
     "attention-only": "all but attention",
     "mlp-only": "all but MLPs",
     "no-norm": "norms",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table of plain text. Text after a line break in a cell is less important.
+
+    Attributes:
+        note: how to read the table.
+    """
+
+    title: str
+    heads: Sequence[str]
+    rows: list[list[str]]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +124,36 @@ def tokens_of(rows: list[Row]) -> NDArray[np.float64]:
     return np.array([tokens for tokens, _ in rows[0]["validation"]], np.float64)
 
 
+def comparison(values: Values, domain: str) -> Comparison:
+    """Return the comparison of a domain's arms."""
+    rows = [row for row in values["language"] if row["domain"] == domain]
+    return Comparison(rows, list(values["arms"]), values["baseline"], {})
+
+
 def gain_over(values: Values, domain: str, arm: str, other: str) -> Estimate:
-    """Return by how many per cent the final perplexity of an arm is below another's, paired by seed."""
-    pairs = zip(language_rows(values, domain, arm), language_rows(values, domain, other), strict=True)
-    return estimate([gain_percent(other_row["loss"], row["loss"]) for row, other_row in pairs])
+    """Return by how many per cent the final perplexity of an arm is below another's."""
+    return as_gain(comparison(values, domain).difference((arm, 0), (other, 0)))
+
+
+def learned(rows: list[Row]) -> float | None:
+    """Return how much the runs of a stage 1 have learned of what they could, 0 .. 1, as a mean over seeds.
+
+    Seeds of which it is not known are left out; None if it is known of none.
+    """
+    known = [row["learned"] for row in rows if row["learned"] is not None]
+    return float(np.mean(known)) if known else None
+
+
+def not_learned(values: Values, arm: str) -> bool:
+    """Return whether the stage 1 of an arm has learned less than `LEARNED`."""
+    share = learned([row for row in values["stage1"] if arm in row["arms"]])
+    return share is not None and share < LEARNED
+
+
+def best_ngrams(values: Values, domain: str) -> tuple[str | None, float]:
+    """Return the n of the best n-gram model of a domain, and its loss; None and infinity if none was counted."""
+    losses = values["domains"][domain]["ngram_losses"] or {}
+    return min(losses.items(), key=lambda pair: pair[1], default=(None, math.inf))
 
 
 def stages1(values: Values) -> list[Stage1]:
@@ -166,16 +211,6 @@ def _component(values: Values, name: str, whole: str) -> str | None:
     return ", ".join(parts) or None
 
 
-def lost_points(values: Values, domain: str, ablation: Ablation) -> Estimate:
-    """Return the gain of an ablation minus that of its whole arm, in percentage points, paired by seed."""
-    base = language_rows(values, domain, values["baseline"])
-    gains = [
-        np.array([gain_percent(b["loss"], row["loss"]) for b, row in zip(base, rows, strict=True)])
-        for rows in (language_rows(values, domain, arm) for arm in (ablation.arm, ablation.whole))
-    ]
-    return estimate((gains[0] - gains[1]).tolist())
-
-
 def cost(values: Values, domain: str, arm: str) -> Cost:
     """Return the cost of an arm on a domain."""
     rows = language_rows(values, domain, arm)
@@ -190,13 +225,3 @@ def cost(values: Values, domain: str, arm: str) -> Cost:
         language_flops=first["flops"],
         seconds=sum(seconds) / len(rows),
     )
-
-
-def sweep_flops(values: Values) -> float:
-    """Return the training compute of the baseline's sweep."""
-    return float(sum(tried["flops"] for tried in values["sweep"]["tried"]))
-
-
-def sweep_seconds(values: Values) -> float:
-    """Return the sum of the times of the sweep's runs."""
-    return float(sum(values["timings"][tried["folder"]] for tried in values["sweep"]["tried"]))

@@ -29,7 +29,15 @@ class Section:
 
 def sections(values: Values) -> list[Section]:
     """Return the sections for which a study has pictures."""
-    found = [_curves(values), _gains(values), _ablation(values), *_stage1(values), *_induction(values), _data(values)]
+    found = [
+        _curves(values),
+        _gains(values),
+        _ablation(values),
+        *_stage1(values),
+        _retrieval(values),
+        *_induction(values),
+        _data(values),
+    ]
     return [section for section in found if section.pictures]
 
 
@@ -46,16 +54,18 @@ def _curves(values: Values) -> Section:
             pictures.append(Picture(f"differences-{i}", title, "", differences, (CHART[0], height)))
     base = f"'{label(values, values['baseline'])}'"
     reading = f"Left: the grey line is where {base} ends; an arm that crosses it earlier is that much faster. "
+    reading += "The dotted line is the best model that counts n-grams. "
     if any(row["extra_updates"] for row in values["language"]):
         reading += f"The dashed line is {base} of equal compute. "
     if seeds > 1:
         reading += "Shades hold the lowest to the highest seed. "
     reading += f"Right: below 0 is better than {base}. "
     if seeds > 1:
-        reading += (
-            "The line is thick where its 95 % interval leaves out 0; bars at the right end are the intervals there"
-        )
-        reading += ", and shades those before. " if len(others(values)) <= charts.MOST_BANDS else ". "
+        reading += "Bars at the right end are the 95 % intervals of the table"
+        if len(others(values)) <= charts.MOST_BANDS:
+            reading += ", and shades those before, without the variation between held-out documents"
+        reading += ". "
+        reading += "The line is thick where the interval leaves out 0. "
     reading += f"The axes fit what comes after the first {100 * charts.SHOWN_FROM:.0f} % of the tokens."
     return Section("curves", "Learning curves", reading, pictures)
 
@@ -68,11 +78,14 @@ def _gains(values: Values) -> Section:
         Picture(f"gains-{i}", f"{domain}: gain", "", partial(charts.draw_gains, values=values, domain=domain), size)
         for i, domain in enumerate(values["domains"])
     ]
-    reading = "One seed has no interval, and shows no difference."
+    reading = "Ticks are seeds. One seed has no interval, and shows no difference."
     if len(values["seeds"]) > 1:
         reading = (
-            "Bars are 95 % intervals over seeds, for each comparison alone; one that touches 0 shows no difference."
+            "Ticks are seeds, bars are 95 % intervals that hold together for all arms; one that touches 0 shows no "
+            "difference. An arrow marks where an interval goes on outside the picture. "
         )
+    if any(facts["bytes_per_token"] for facts in values["domains"].values()):
+        reading += " The band is what the paper's gains would be for tokens of as many bytes as these."
     return Section("gains", "Gain over the baseline", reading, pictures)
 
 
@@ -81,12 +94,12 @@ def _ablation(values: Values) -> Section:
     lines = max((charts.ablation_label(values, one).count("\n") + 1 for one in shown), default=1)
     size = (3.0 + 1.7 * len(values["domains"]), 1.2 + len(shown) * max(0.85, 0.21 * lines))
     reading = (
-        "Gain minus that of the arm which keeps everything of the same stage 1, in points of per cent, paired by seed. "
-        "Below 0, something of the gain was in what is drawn anew."
+        "Gain over the arm which keeps everything of the same stage 1. Below 0, something of the gain was in what is "
+        "drawn anew."
     )
     if len(values["seeds"]) > 1:
-        reading += " With the 95 % interval; bold and in full colour where it leaves out 0."
-    title = "Change of the gain, in points"
+        reading += " With the 95 % interval of this comparison alone; bold and in full colour where it leaves out 0."
+    title = "Gain over keeping everything, %"
     drawn = partial(charts.draw_ablations, values=values, shown=shown)
     pictures = [Picture("ablation-0", title, "", drawn, (max(size[0], CHART[0]), size[1]))] if shown else []
     return Section("ablation", "Ablation: what carries the gain", reading, pictures)
@@ -100,17 +113,18 @@ def _stage1(values: Values) -> list[Section]:
     ]
     reading = (
         "Held-out loss of stage 1, seeds thin and their mean thick. A model that only knows how often each token "
-        "occurs is on the dashed line: below it the context is used."
+        "occurs is on the dashed line: below it the context is used. The solid line is an oracle that knows the law of "
+        "the source."
     )
     frames = [
         Picture(f"in_context-{i}", stage.title, "", partial(probes.draw_in_context, stage=stage))
         for i, stage in enumerate(stages)
-        if all(row["in_context"] for row in stage.rows)
+        if all(row["in_context"] and row["in_context"]["hard"] for row in stage.rows)
     ]
     frames_reading = (
-        "Accuracy by the number of frames in the context, shades hold the lowest to the highest seed. A model that "
-        "infers the rule rises from left to right and lies above copying; the first frame is random, and no model can "
-        "know it. Copying is to be compared with the patches."
+        "Accuracy by the number of frames in the context, on the samples that copying does not predict; shades hold "
+        "the lowest to the highest seed. Looking up the neighbourhoods seen so far in the sequence is what a model "
+        "that infers the rule can do. The first frame is random, and no model can know it."
     )
     return [
         Section("stage1", "Stage 1: what is learned", reading, curves),
@@ -185,6 +199,20 @@ def _title(text: str) -> str:
 def _names(values: Values, stage: Stage1) -> str:
     more = f" and {len(stage.arms) - 1} more" if len(stage.arms) > 1 else ""
     return f"{label(values, stage.arms[0])}{more}"
+
+
+def _retrieval(values: Values) -> Section:
+    drawn = []
+    for i, domain in enumerate(values["domains"]):
+        runs = {arm: language_rows(values, domain, arm) for arm in values["arms"]}
+        if all(row["retrieval"] for rows in runs.values() for row in rows):
+            curve = partial(charts.draw_retrieval, values=values, domain=domain)
+            drawn.append(Picture(f"retrieval-{i}", f"{domain}: retrieval of repeated text", "", curve))
+    reading = (
+        "How much lower the loss of a passage of held-out text is when it stands in the context already, against the "
+        "number of tokens between the two. Shades hold the lowest to the highest seed."
+    )
+    return Section("retrieval", "Retrieval after text", reading, drawn)
 
 
 def _data(values: Values) -> Section:

@@ -21,8 +21,8 @@ _NUM_SEQUENCES: Final = 3
 _MOST_NUMBERED: Final = 12
 #: The colours of induction scores, made for colour-blind readers. Low scores are dark.
 _SCORES: Final = "cividis"
-#: The range of colours reaches at least to this score.
-_FAINTEST: Final = 0.1
+#: The range of colours reaches at least to this score, that of a head which is visibly an induction head.
+_FAINTEST: Final = 0.3
 
 
 def draw_stage1(axes: Any, stage: Stage1) -> None:
@@ -33,7 +33,7 @@ def draw_stage1(axes: Any, stage: Stage1) -> None:
     axes.plot(x, y.mean(axis=0), color="C0", linewidth=2, marker="o", markersize=4, label="held-out loss")
     for key, name, color, style in (
         ("unigram_loss", "token frequencies alone", "C1", "--"),
-        ("uniform_loss", "uniform", GREY, ":"),
+        ("oracle_loss", "oracle", "C2", "-"),
     ):
         known = [row[key] for row in stage.rows if row[key] is not None]
         if known:
@@ -43,25 +43,27 @@ def draw_stage1(axes: Any, stage: Stage1) -> None:
 
 
 def draw_in_context(axes: Any, stage: Stage1) -> None:
-    """Draw accuracy against the number of frames seen: the mean and the range of the seeds."""
+    """Draw patch accuracy against the number of frames seen, on the samples that copying does not predict."""
     from matplotlib.ticker import MaxNLocator
 
     found = [row["in_context"] for row in stage.rows]
     frames = np.array(found[0]["frames"])
     for key, name, style in (
-        ("cell", "cell", {"color": "C2", "marker": "^"}),
-        ("patch", "patch", {"color": "C0", "marker": "o"}),
-        ("grid", "whole grid", {"color": "C3", "marker": "s"}),
-        ("copy", "copying the last frame", {"color": GREY, "linestyle": "--"}),
+        ("limit", "knowing the rule", {"color": GREY, "linestyle": ":"}),
+        ("lookup", "looking up what was seen", {"color": "C2", "linestyle": "--"}),
+        ("patch", "the model", {"color": "C0", "marker": "o"}),
+        ("best_copy", "copying one or two frames back", {"color": GREY, "linestyle": "--"}),
     ):
-        shares = np.array([[np.nan if share is None else share for share in values[key]] for values in found])
+        if any(values["hard"] is None or values["hard"][key] is None for values in found):
+            continue
+        shares = np.array([[np.nan if one is None else one for one in values["hard"][key]] for values in found])
         known = ~np.isnan(shares).any(axis=0)
         axes.plot(frames[known], shares[:, known].mean(axis=0), markersize=4, linewidth=1.8, label=name, **style)
-        if len(shares) > 1 and key != "copy":
+        if len(shares) > 1 and key == "patch":
             low, high = shares[:, known].min(axis=0), shares[:, known].max(axis=0)
             axes.fill_between(frames[known], low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel="frames seen before", ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes.set(xlabel="frames seen before", ylabel="patches predicted", ylim=(-0.02, 1.02))
     finish_chart(axes, percent=True, num_columns=2)
 
 

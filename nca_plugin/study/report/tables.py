@@ -2,45 +2,32 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from nca_plugin.display.terminal import short
-from nca_plugin.study.comparison import POWER
+from nca_plugin.study.linear_model import POWER
 from nca_plugin.study.paper import FIGURES, SETTING, SOURCE
 from nca_plugin.study.report.parts import (
-    Stage1,
+    Rows,
     Values,
     cost,
     is_scratch,
     label,
-    sweep_flops,
-    sweep_seconds,
+    not_learned,
 )
-from nca_plugin.study.report.parts import stages1 as all_stages1
+from nca_plugin.study.report.stage1_tables import stage1
 
-_SHOWN = {"better": "better", "worse": "worse", "none": "none shown", "one seed": "one seed", "baseline": "baseline"}
+_SHOWN: Final = {
+    **{name: name for name in ("better", "worse", "baseline")},
+    "none": "none shown",
+    "few seeds": "too few seeds",
+}
 
 #: Least width of the column of names, so that words are not cut in a narrow terminal.
 _WIDTH_OF_NAMES: Final = 18
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A table of plain text. Text after a line break in a cell is less important.
-
-    Attributes:
-        note: how to read the table.
-    """
-
-    title: str
-    heads: Sequence[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def tables(values: Values) -> list[Table]:
@@ -50,46 +37,55 @@ def tables(values: Values) -> list[Table]:
     return [_drawn(rows) for rows in found]
 
 
+def stage1_tables(values: Values) -> list[Table]:
+    """Return the tables on stage 1 for the terminal."""
+    sweep_of_stage1 = {**values, "sweep": {"tried": []}}
+    return [_drawn(rows) for rows in [*stage1(values), *sweep(sweep_of_stage1)]]
+
+
 def comparison(values: Values, domain: str) -> Rows:
-    """Return the comparison of the arms of a domain with the baseline."""
-    seeds = len(values["seeds"])
+    """Return the comparison of the arms of a domain with the baseline, and what counting n-grams reaches."""
+    seeds, facts = len(values["seeds"]), values["domains"][domain]
     base = label(values, values["baseline"])
-    tokens = values["domains"][domain]["tokens"]
     rows = []
     for arm, found in values["summary"][domain].items():
         effect = found["smallest_effect"]
+        mark = "\nstage 1 not learned" if not_learned(values, arm) else ""
         rows.append(
             [
-                label(values, arm),
-                _estimate(found["perplexity"], "{:.2f}" if found["perplexity"]["mean"] >= 10 else "{:.3f}"),
+                f"{label(values, arm)}{mark}",
+                _perplexity(found["loss"], facts["bytes_per_token"]),
                 _gain(found["gain_percent"], found["verdict"]),
                 _speed_up(found["speed_up"]),
                 _equal_compute(found["equal_compute"], arm == values["baseline"] or is_scratch(values, arm)),
                 "" if effect is None else f"{100 * (1 - math.exp(-effect)):.1f}",
             ]
         )
-    over = "1 seed" if seeds == 1 else f"mean over {seeds} seeds with its 95 % interval"
+    for order, loss in (facts["ngram_losses"] or {}).items():
+        rows.append([f"{order}-grams, counted", _perplexity(loss, facts["bytes_per_token"]), "", "", "", ""])
+    over = "1 seed" if seeds == 1 else f"mean over {seeds} seeds with 95 % intervals"
     heads = (
         "arm",
-        "held-out perplexity",
+        "held-out perplexity\nbits per byte",
         "gain, %, equal tokens",
         "speed-up",
         "gain, %, equal compute",
         "smallest gain to be seen, %",
     )
     note = (
-        f"Gain: by how much the perplexity is below that of '{base}', paired by seed. Speed-up: tokens at the end of "
-        f"'{base}' over tokens at which the arm first reaches its final perplexity. Equal compute: against '{base}' "
-        f"trained longer by what stage 1 takes. Smallest gain to be seen: what so many seeds show with "
-        f"{100 * POWER:.0f} % probability, given how much these differ."
+        f"Gain: by how much the perplexity is below that of '{base}'. Its intervals hold together for all arms, and "
+        "contain the variation between seeds, pooled over all arms, and between held-out documents. Speed-up: how many "
+        f"times as fast the final perplexity of '{base}' is reached; below 1, '{base}' is faster to the arm's own. "
+        f"Equal compute: against '{base}' trained longer by what stage 1 takes. Smallest gain to be seen: what these "
+        f"seeds show with {100 * POWER:.0f} % probability."
     )
-    return Rows(f"{domain}: after {tokens:,} tokens, {over}", heads, rows, note)
+    return Rows(f"{domain}: after {facts['tokens']:,} tokens, {over}", heads, rows, note)
 
 
 def tasks(values: Values) -> list[Rows]:
     """Return the results of the tasks, as a table for each task and domain."""
     found = []
-    for entry in values.get("tasks", []):
+    for entry in values["tasks"]:
         metrics = list(entry["summary"][values["baseline"]])
         rows = [
             [label(values, arm), *(_metric(of_arm[metric]) for metric in metrics)]
@@ -98,64 +94,36 @@ def tasks(values: Values) -> list[Rows]:
         tuned = f"tuned for {entry['updates']:,} updates" if entry["updates"] else "not tuned"
         title = f"{entry['name']} ({entry['task']}), models of {entry['domain']}, {tuned}"
         base = label(values, values["baseline"])
-        note = f"Mean over seeds; below it, the difference from '{base}', paired by seed, with its 95 % interval."
+        note = f"Mean over seeds; below it, the difference from '{base}' with its 95 % interval."
         found.append(Rows(title, ("arm", *metrics), rows, note))
     return found
 
 
-def stage1(values: Values) -> list[Rows]:
-    """Return tables on what was learned in stage 1, and how well frames are predicted; none without a stage 1."""
-    stages = all_stages1(values)
-    if not stages:
-        return []
-    rows = [
-        [
-            f"{stage.title}\n{'; '.join(label(values, arm) for arm in stage.arms)}",
-            short(stage.rows[0]["tokens"]),
-            f"{_mean(stage, 'loss'):.3f}",
-            *(
-                "" if (value := _mean(stage, key)) is None else f"{value:.3f}"
-                for key in ("unigram_loss", "uniform_loss")
-            ),
-            _learned(stage),
-        ]
-        for stage in stages
-    ]
-    heads = ("stage 1", "tokens", "held-out loss", "token frequencies alone", "uniform", "context used")
-    note = (
-        "Loss in nats a supervised token, mean over seeds. Token frequencies alone: the loss of a model that knows how "
-        "often each token occurs and nothing else; only a lower loss used the context."
-    )
-    found = [Rows("Stage 1: was anything learned?", heads, rows, note)]
-    seen = [stage for stage in stages if stage.rows[0]["in_context"]]
-    if seen:
-        heads = ("stage 1", "frames seen", "patch, %", "cell, %", "whole grid, %", "copying the last frame, %")
-        note = (
-            "Held-out accuracy of the next token, mean over seeds: after one frame, and after the most frames that the "
-            "sequence has. Copying is the patch accuracy of repeating the frame before."
+def sweep(values: Values) -> list[Rows]:
+    """Return the tables of the sweeps, of the baseline and of each stage 1; none without a sweep."""
+    found = []
+    if tried := values["sweep"]["tried"]:
+        title = (
+            f"Sweep of '{label(values, values['baseline'])}' on seed {values['sweep']['seed']}: {len(tried)} runs, "
+            f"{short(values['sweep']['tokens'])} tokens"
         )
-        lines = [[stage.title, *_accuracies(stage)] for stage in seen]
-        found.append(Rows("Stage 1: is the rule inferred from the context?", heads, lines, note))
+        edges = values["sweep"]["at_edge"]
+        rows = [(run["domain"], run, edges[run["domain"]]) for run in tried]
+        found.append(_swept(title, "domain", rows, "Every arm has the best, unless it names its own."))
+    if tried := values["stage1_sweep"]["tried"]:
+        title = f"Sweep of stage 1 on seed {values['stage1_sweep']['seed']}: {len(tried)} runs"
+        rows = [("; ".join(label(values, arm) for arm in run["arms"]), run, run["at_edge"]) for run in tried]
+        found.append(_swept(title, "stage 1 of", rows, "The loss is that of stage 1 on held-out samples."))
     return found
 
 
-def sweep(values: Values) -> list[Rows]:
-    """Return the table of the baseline's sweep; none without a sweep."""
-    tried = values["sweep"]["tried"]
-    if not tried:
-        return []
-    names = list(tried[0]["arguments"])
-    rows = [
-        [run["domain"], *(f"{run['arguments'][name]}" for name in names), _loss(run), _best(values, run)]
-        for run in tried
+def _swept(title: str, head: str, rows: list[tuple[str, dict[str, Any], list[str]]], note: str) -> Rows:
+    names = list(rows[0][1]["arguments"])
+    lines = [
+        [name, *(f"{run['arguments'][argument]}" for argument in names), _loss(run), _best(run, edges)]
+        for name, run, edges in rows
     ]
-    title = (
-        f"Sweep of '{label(values, values['baseline'])}' on seed {values['sweep']['seed']}: {len(tried)} runs, "
-        f"{short(values['sweep']['tokens'])} tokens"
-    )
-    return [
-        Rows(title, ("domain", *names, "held-out loss", ""), rows, "Every arm has the best, unless it names its own.")
-    ]
+    return Rows(title, (head, *names, "held-out loss", ""), lines, note)
 
 
 def costs(values: Values) -> Rows:
@@ -178,19 +146,12 @@ def costs(values: Values) -> Rows:
                     f"{own.seconds:,.0f}",
                 ]
             )
-    if values["sweep"]["tried"]:
-        flops = f"{sweep_flops(values):.2e}"
-        rows.append(
-            [
-                "the sweep, all its runs",
-                "-",
-                short(values["sweep"]["tokens"]),
-                "-",
-                flops,
-                flops,
-                f"{sweep_seconds(values):,.0f}",
-            ]
-        )
+    for name, sweep, stage in (("the sweep", "sweep", "text"), ("the sweep of stage 1", "stage1_sweep", "stage 1")):
+        if tried := values[sweep]["tried"]:
+            flops, tokens = f"{sum(run['flops'] for run in tried):.2e}", short(values[sweep]["tokens"])
+            seconds = sum(values["timings"][run["folder"]] for run in tried)
+            of_stage = ["-", tokens, "-", flops] if stage == "text" else [tokens, "-", flops, "-"]
+            rows.append([f"{name}, all its runs", *of_stage, flops, f"{seconds:,.0f}"])
     heads = (
         "a run with its stage 1",
         "tokens of stage 1",
@@ -229,31 +190,29 @@ def _drawn(rows: Rows) -> Table:
     return drawn
 
 
-def _estimate(found: dict[str, Any] | None, form: str) -> str:
-    if found is None:
-        return ""
-    text = form.format(found["mean"])
-    if found["low"] is None:
-        return text
-    return f"{text}\n{form.format(found['low'])} to {form.format(found['high'])}"
+def _perplexity(loss: float, bytes_per_token: float | None) -> str:
+    perplexity = math.exp(loss)
+    text = f"{perplexity:.2f}" if perplexity >= 10 else f"{perplexity:.3f}"
+    return text if bytes_per_token is None else f"{text}\n{loss / math.log(2) / bytes_per_token:.3f} bits"
 
 
 def _gain(found: dict[str, Any] | None, shown: str) -> str:
     if found is None:
         return _SHOWN[shown]
-    return f"{_estimate(found, '{:+.1f}')}\n{_SHOWN[shown]}"
+    ends = "" if found["low"] is None else f"\n{found['low']:+.1f} to {found['high']:+.1f}"
+    return f"{found['mean']:+.1f}{ends}\n{_SHOWN[shown]}"
 
 
 def _speed_up(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    if found["estimate"] is not None:
-        return _estimate(found["estimate"], "{:.2f}")
-    return f"reached by\n{found['reached']} of {len(found['values'])} seeds"
+    values = found["values"]
+    spread = "" if len(values) == 1 else f"\n{min(values):.2f} to {max(values):.2f}"
+    return f"{found['mean']:.2f}{spread}"
 
 
 def _metric(found: dict[str, Any]) -> str:
-    mean = f"{found['estimate']['mean']:.3f}"
+    mean = f"{found['mean']:.3f}"
     difference = found["difference"]
     if difference is None:
         return mean
@@ -269,42 +228,11 @@ def _equal_compute(found: dict[str, Any] | None, has_no_stage1: bool) -> str:
     return _gain(found["gain_percent"], found["verdict"])
 
 
-def _mean(stage: Stage1, key: str) -> float | None:
-    values = [row[key] for row in stage.rows]
-    return None if any(value is None for value in values) else float(np.mean(values))
-
-
-def _learned(stage: Stage1) -> str:
-    unigram = [row["unigram_loss"] for row in stage.rows]
-    if any(value is None for value in unigram):
-        return ""
-    used = sum(row["loss"] < row["unigram_loss"] for row in stage.rows)
-    return "yes" if used == len(stage.rows) else "no" if not used else f"{used} of {len(stage.rows)} seeds"
-
-
-def _accuracies(stage: Stage1) -> list[str]:
-    found = [row["in_context"] for row in stage.rows]
-    frames = found[0]["frames"]
-    # No model can know the first frame.
-    first, last = min(1, len(frames) - 1), len(frames) - 1
-    cells = [f"{frames[first]} to {frames[last]}"]
-    for name in ("patch", "cell", "grid", "copy"):
-        # The last frame may be cut off, and then has no accuracy of the whole grid.
-        known = [i for i in range(first, last + 1) if found[0][name][i] is not None]
-        if not known:
-            cells.append("")
-            continue
-        ends = [100 * float(np.mean([values[name][i] for values in found])) for i in (known[0], known[-1])]
-        cells.append(f"{ends[0]:.1f} to {ends[1]:.1f}")
-    return cells
-
-
 def _loss(run: dict[str, Any]) -> str:
     return "diverged" if run["loss"] is None else f"{run['loss']:.4f}"
 
 
-def _best(values: Values, run: dict[str, Any]) -> str:
+def _best(run: dict[str, Any], edges: list[str]) -> str:
     if not run["is_best"]:
         return ""
-    names = values["sweep"]["at_edge"][run["domain"]]
-    return f"best, {' and '.join(names)} at the edge of what was tried" if names else "best"
+    return f"best, {' and '.join(edges)} at the edge of what was tried" if edges else "best"

@@ -1,12 +1,26 @@
 """Describes the results of a study in sentences. If the interval of a difference contains 0, no difference is shown."""
 
+import math
 from typing import Any, Final
 
 from nca_plugin.display.terminal import short
-from nca_plugin.study.report.parts import Values, gain_over, is_scratch, label, others
+from nca_plugin.study.linear_model import LEAST_SEEDS
+from nca_plugin.study.report.parts import (
+    LEARNED,
+    Values,
+    best_ngrams,
+    gain_over,
+    is_scratch,
+    label,
+    learned,
+    others,
+    stages1,
+)
 
 #: If more arms show no difference, only their number is given.
 _MOST_NAMED: Final = 3
+#: If equal spreads of the arms are less probable than this, the report says that they differ.
+_UNLIKELY: Final = 0.01
 
 
 def headline(values: Values) -> str:
@@ -15,10 +29,11 @@ def headline(values: Values) -> str:
     best = {domain: arm for domain in values["domains"] if (arm := _best(values, domain)) is not None}
     if not best:
         return f"No arm with a stage 1 is compared with {base}."
-    summary = values["summary"]
-    if len(values["seeds"]) == 1:
+    summary, seeds = values["summary"], len(values["seeds"])
+    unlearned = _unlearned(values)
+    if seeds < LEAST_SEEDS:
         clauses = [f"{_end(values, domain, arm)} on {domain}" for domain, arm in best.items()]
-        return f"One seed, so nothing is shown: {'; '.join(clauses)}."
+        return f"{unlearned}{_few_seeds(seeds)}, so nothing is shown: {'; '.join(clauses)}."
     won: dict[str, list[str]] = {}
     for domain, arm in best.items():
         if summary[domain][arm]["verdict"] == "better":
@@ -38,24 +53,26 @@ def headline(values: Values) -> str:
     if unsettled := [domain for domain, arm in best.items() if summary[domain][arm]["verdict"] == "none"]:
         clauses.append(f"no stage 1 is shown to beat {base} on {_listed(unsettled)}")
     text = "; ".join(clauses)
-    return f"{text[0].upper()}{text[1:]} ({len(values['seeds'])} seeds)."
+    return f"{unlearned}{text[0].upper()}{text[1:]} ({seeds} seeds)."
 
 
 def verdict(values: Values) -> str:
     """Return what the numbers show and do not show: a paragraph for each domain, then statements about all domains."""
     lines = [f"{domain}: {_domain(values, domain)}" for domain in values["domains"]]
-    lines += _released(values)
+    lines += [*_counted(values), *_released(values)]
     lines += _sweep(values)
-    if len(values["seeds"]) == 1:
+    if len(values["seeds"]) < LEAST_SEEDS:
         lines.append(
-            "One seed shows that the path works, and no difference between arms: runs differ from seed to seed. Add "
-            "seeds, such as seeds=[1,2,3,4,5]."
+            f"{_few_seeds(len(values['seeds']))} cannot show a difference between arms, because runs differ from seed "
+            f"to seed. Add seeds, such as seeds=[1,2,3,4,5]."
         )
     else:
         lines.append(
-            f"Intervals are 95 %, paired over {len(values['seeds'])} seeds, for each comparison alone: they are not "
-            f"corrected for the number of arms, {len(others(values))}, and the best of many looks better than it is."
+            f"The 95 % intervals hold together for all {len(others(values))} comparisons of a domain. They come from "
+            "one model of all runs (arm, seed, and noise pooled over all arms) and the variation between held-out "
+            "documents."
         )
+        lines += _spread(values)
     lines.append("All this holds for this model, text and budget; it promises nothing for others.")
     return "\n".join(lines)
 
@@ -68,21 +85,31 @@ def limits(values: Values) -> list[str]:
     budgets = ", ".join(f"{short(domain['tokens'])} tokens of {name}" for name, domain in values["domains"].items())
     held_out = ", ".join(f"{domain['validation_tokens']:,} ({name})" for name, domain in values["domains"].items())
     seeds = len(values["seeds"])
+    documents = ", ".join(f"{domain['validation_documents']} ({name})" for name, domain in values["domains"].items())
     return [
         f"One model ({', '.join(size)}), trained on {budgets}. Larger ones may differ in either direction.",
         f"{seeds} seed{'s' if seeds > 1 else ''}. "
         + (
-            "The intervals take differences over seeds to be normal."
-            if seeds > 1
-            else "There is no interval, and so no difference is shown."
+            "The intervals take the noise of a run to be normal and of one size for all arms."
+            if seeds >= LEAST_SEEDS
+            else "No difference is shown."
         ),
-        f"{len(others(values))} comparisons a domain, each with its own interval: the more arms, the more likely that "
-        "one of them looks better by chance.",
-        f"Held-out tokens: {held_out}. The same ones are evaluated every time, and chance in which text they are is in "
-        "no interval.",
-        "What was swept was chosen for the baseline alone; the other arms have the same values, unless they name their "
-        "own.",
+        f"Held-out tokens: {held_out}, from this number of documents: {documents}. The same ones are evaluated every "
+        "time; the intervals hold for other documents of the same kind.",
+        *_of_sweep(values),
     ]
+
+
+def _of_sweep(values: Values) -> list[str]:
+    found = []
+    if values["sweep"]["tried"]:
+        found.append(
+            "The settings of the language stage were chosen for the baseline alone; the other arms have the same ones, "
+            "unless they name their own."
+        )
+    if values["stage1_sweep"]["tried"]:
+        found.append("The settings of each stage 1 were chosen for its own loss, not for what the text gains from it.")
+    return found
 
 
 def _best(values: Values, domain: str) -> str | None:
@@ -90,7 +117,7 @@ def _best(values: Values, domain: str) -> str | None:
     summary = values["summary"][domain]
     arms = [arm for arm in others(values) if not is_scratch(values, arm)]
     # The verdict counts first, and then the mean gain.
-    order = ("worse", "none", "one seed", "better")
+    order = ("worse", "none", "few seeds", "better")
     return max(
         arms, key=lambda arm: (order.index(summary[arm]["verdict"]), summary[arm]["gain_percent"]["mean"]), default=None
     )
@@ -124,20 +151,24 @@ def _domain(values: Values, domain: str) -> str:
     if best is None:
         return "no arm has a stage 1."
     found = summary[best]
-    is_one_seed = found["verdict"] == "one seed"
+    is_few_seeds = found["verdict"] == "few seeds"
     if found["verdict"] == "better":
-        text = f"{_end(values, domain, best)} ({_interval(found['gain_percent'])}){_speed(found['speed_up'], base)}."
+        text = f"{_end(values, domain, best)} ({_interval(found['gain_percent'])}), {_speed(found['speed_up'], base)}."
     else:
-        shown = "nothing is shown by one seed" if is_one_seed else f"no stage 1 is shown to beat {base} at equal tokens"
+        shown = (
+            "nothing is shown by so few seeds"
+            if is_few_seeds
+            else f"no stage 1 is shown to beat {base} at equal tokens"
+        )
         text = f"{shown}; the best is {_quoted(values, best)}, with {_amount(found['gain_percent']['mean'])} perplexity"
-        text += f" than {base}." if is_one_seed else f" ({_interval(found['gain_percent'])})."
+        text += f" than {base}." if is_few_seeds else f" ({_interval(found['gain_percent'])})."
     equal = found["equal_compute"]
     if equal is not None:
         gain = equal["gain_percent"]
         text += f" At equal compute, {base} trained on {short(equal['extra_tokens'])} tokens more, it has "
         text += f"{_amount(gain['mean'])} perplexity"
-        text += "." if is_one_seed else f" ({_interval(gain)}{_none(equal['verdict'])})."
-    if not is_one_seed:
+        text += "." if is_few_seeds else f" ({_interval(gain)}{_none(equal['verdict'])})."
+    if not is_few_seeds:
         text += _others(values, domain, best)
     lower = [arm for arm in others(values) if is_scratch(values, arm) and summary[arm]["difference"]["mean"] < 0]
     for arm in lower:
@@ -145,7 +176,7 @@ def _domain(values: Values, domain: str) -> str:
         text += f"{_none(summary[arm]['verdict'])}: it is the one to beat."
         gain = gain_over(values, domain, best, arm)
         text += f" Against it {_quoted(values, best)} has {_amount(gain.mean)} perplexity"
-        text += "." if gain.low is None else f" ({gain.low:+.1f} to {gain.high:+.1f} % gain)."
+        text += "." if gain.low is None else f" ({gain.low:+.1f} to {gain.high:+.1f} % gain, this comparison alone)."
     return text
 
 
@@ -163,10 +194,48 @@ def _others(values: Values, domain: str, best: str) -> str:
 
 
 def _speed(speed_up: dict[str, Any], base: str) -> str:
-    if speed_up["estimate"] is not None:
-        return f", and reaches the perplexity that {base} ends with {speed_up['estimate']['mean']:.2f} times as fast"
-    reached, seeds = speed_up["reached"], len(speed_up["values"])
-    return f"; {reached} of {seeds} seeds reach the perplexity that {base} ends with"
+    if speed_up["mean"] >= 1:
+        return f"and reaches the perplexity that {base} ends with {speed_up['mean']:.2f} times as fast"
+    return f"while {base} reaches its perplexity {1 / speed_up['mean']:.2f} times as fast"
+
+
+def _unlearned(values: Values) -> str:
+    """Return a sentence that names the stages 1 that were not learned; empty if there are none."""
+    found = []
+    for stage in stages1(values):
+        share = learned(stage.rows)
+        if share is not None and share < LEARNED:
+            found.append(f"{stage.title} ({100 * share:.0f} %)")
+    return f"Stage 1 was not learned: {_listed(found)}. " if found else ""
+
+
+def _few_seeds(seeds: int) -> str:
+    return "One seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _spread(values: Values) -> list[str]:
+    """Return a sentence if the arms differ in noise."""
+    unequal = [name for name, facts in values["domains"].items() if facts["noise"]["unequal_spread"] < _UNLIKELY]
+    if not unequal:
+        return []
+    return [
+        f"On {_listed(unequal)} the seeds of some arms lie further apart than those of others, so that the intervals "
+        "of these arms are too short and those of the others too long."
+    ]
+
+
+def _counted(values: Values) -> list[str]:
+    """Return a sentence for each domain on which counting n-grams does better than the baseline."""
+    lines = []
+    for domain in values["domains"]:
+        order, loss = best_ngrams(values, domain)
+        base = values["summary"][domain][values["baseline"]]["loss"]
+        if loss < base:
+            lines.append(
+                f"On {domain} {_quoted(values, values['baseline'])} loses to counting {order}-grams in the same tokens "
+                f"({math.exp(base):.2f} against {math.exp(loss):.2f}): such a run says little about language models."
+            )
+    return lines
 
 
 def _released(values: Values) -> list[str]:
@@ -181,7 +250,9 @@ def _released(values: Values) -> list[str]:
             text = f"The released recipe on {domain}: {_end(values, domain, arm)}{_inside(found)}."
             for start in starts:
                 gain = gain_over(values, domain, arm, start)
-                shown = "one seed" if gain.low is None else f"{gain.low:+.1f} to {gain.high:+.1f} % gain"
+                shown = "no interval"
+                if gain.low is not None:
+                    shown = f"{gain.low:+.1f} to {gain.high:+.1f} % gain, this comparison alone"
                 text += f" Against {_quoted(values, start)} it has {_amount(gain.mean)} perplexity ({shown}"
                 text += ")." if gain.low is None or gain.is_shown else ": no difference shown)."
             lines.append(text)
@@ -192,22 +263,43 @@ def _sweep(values: Values) -> list[str]:
     base = _quoted(values, values["baseline"])
     if not values["sweep"]["tried"]:
         return [f"{base} was not swept: at better settings of its own there may be less to gain."]
+    lines = []
     edges = []
     for domain, names in values["sweep"]["at_edge"].items():
         best = values["domains"][domain]["best_arguments"]
         edges += [f"{name} {best[name]} on {domain}" for name in names]
-    if not edges:
-        return []
-    return [
-        f"The sweep is best at the edge of what was tried: {_listed(edges)}. Beyond it {base} may be better, and less "
-        "may be left to gain."
-    ]
+        runner_up = _runner_up(values, domain)
+        if runner_up is not None:
+            lines.append(runner_up)
+    if edges:
+        lines.append(
+            f"The sweep is best at the edge of what was tried: {_listed(edges)}. Beyond it {base} may be better, and "
+            "less may be left to gain."
+        )
+    return lines
+
+
+def _runner_up(values: Values, domain: str) -> str | None:
+    """Return a sentence if the second best of the sweep is as good as the best within the noise of a run."""
+    tried = [run for run in values["sweep"]["tried"] if run["domain"] == domain and run["loss"] is not None]
+    deviation = values["domains"][domain]["noise"]["deviation"]
+    if len(tried) < 2 or deviation is None:
+        return None
+    best, second = sorted(tried, key=lambda run: run["loss"])[:2]
+    gap = second["loss"] - best["loss"]
+    if gap > math.sqrt(2) * deviation:
+        return None
+    changed = [f"{name} {value}" for name, value in second["arguments"].items() if value != best["arguments"][name]]
+    return (
+        f"The sweep's runner-up on {domain}, {_listed(changed)}, ends {gap:.4f} nats behind its best, which is within "
+        f"the noise of two runs ({math.sqrt(2) * deviation:.4f})."
+    )
 
 
 def _interval(found: dict[str, Any]) -> str:
     """Return the interval of a gain in words."""
     if found["low"] is None:
-        return "one seed"
+        return "no interval"
     return f"95 % interval of the gain {found['low']:+.1f} to {found['high']:+.1f} %"
 
 
