@@ -124,7 +124,7 @@ def needs(study: Study) -> Needs:
         final = one * (len(folders) + len(language))
         at_a_time = config.parallel_runs
         if study.launcher:
-            at_a_time = max(part.runs for part in parts)
+            at_a_time = max(len(language), *(part.runs for part in parts))
         peak = final + one * _SAVES_UNDER_WAY * at_a_time
     texts = {
         domain: max(run.tokens for key, run in language.items() if key.domain == domain) + validation_tokens(config)

@@ -193,7 +193,7 @@ REFUSED = {
     "epochs without end": "--sft-epochs 1e99999999 must be a finite number above 0",
     "epochs of two files": "--sft-epochs counts the examples of one file",
     "documents": "--eod-mask-loss is for documents",
-    "context parallel means": "needs --calculate-per-token-loss: a prompt is no target",
+    "context parallel means": "needs --calculate-per-token-loss: a prompt has no targets",
     "uneven validation": "holds 13 examples, which 2 data-parallel ranks cannot share evenly",
 }
 

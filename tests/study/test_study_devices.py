@@ -22,6 +22,7 @@ from nca_plugin.study.execute import Result
 from nca_plugin.study.file import load_study
 from nca_plugin.study.rank_processes import Place
 from nca_plugin.study.run import Run
+from nca_plugin.study.sweep import Chosen
 
 CONFIG = config_of()
 
@@ -146,7 +147,7 @@ def test_a_study_that_shares_devices_wrongly_is_refused(overrides: list[str], re
 
 
 def test_runs_that_share_a_device_are_the_same_runs() -> None:
-    alone, shared = (plan_of(f"runs_per_device={number}").stage1("dyck", 1, {}) for number in (1, 4))
+    alone, shared = (plan_of(f"runs_per_device={number}").stage1("dyck", 1, Chosen()) for number in (1, 4))
     assert (alone.identity, alone.folder) == (shared.identity, shared.folder)
 
 
@@ -195,9 +196,9 @@ def test_a_study_on_one_device(
     monkeypatch.setattr(launchers, "execute", executions)
     runner, plan = launchers.Runner(load_study(LAPTOP, overrides), notes), plan_of(*overrides)
     for arm in ("nca-high", "nca-low"):
-        runner.run_all([plan.stage1(arm, seed, {}) for seed in (1, 2, 3, 4)])
+        runner.run_all([plan.stage1(arm, seed, Chosen()) for seed in (1, 2, 3, 4)])
     # What is complete is not done again.
-    runner.run_all([plan.stage1("nca-high", 1, {})])
+    runner.run_all([plan.stage1("nca-high", 1, Chosen())])
     assert [(place.ranks, place.threads, place.devices) for place in executions.places] == [
         (1, 8 // at_a_time, ["5"])
     ] * 8
@@ -206,13 +207,13 @@ def test_a_study_on_one_device(
 
 def test_complete_runs_need_no_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"output={tmp_path}", "devices_per_run=8", "language.validation_tokens=16384"]
-    run = plan_of(*overrides).stage1("dyck", 1, {})
+    run = plan_of(*overrides).stage1("dyck", 1, Chosen())
     Executions(1)(run, Place())
     monkeypatch.setattr(launchers, "cuda_devices", lambda: ["0"])
     runner = launchers.Runner(load_study(LAPTOP, overrides), Notes())
     runner.run_all([run])
     with pytest.raises(NCAPluginError, match="devices_per_run 8: this machine has 1 CUDA device"):
-        runner.run_all([plan_of(*overrides).stage1("dyck", 2, {})])
+        runner.run_all([plan_of(*overrides).stage1("dyck", 2, Chosen())])
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_log_of_a_run_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_log_without_all_evaluations_is_no_result(tmp_path: Path) -> None:
-    run = plan_of(f"output={tmp_path}").language(LanguageKey("python", "scratch", 1), {})
+    run = plan_of(f"output={tmp_path}").language(LanguageKey("python", "scratch", 1), Chosen())
     every = [(updates, 2.0) for updates in range(20, 201, 20)]
     _check_curve(run, every, tmp_path)
     with pytest.raises(NCAPluginError, match=r"lacks the validation loss of update 60: remove .*/seed1/python/scratch"):
@@ -213,7 +213,7 @@ def test_an_argument_that_megatron_has_not_is_one_line_before_anything_is_traine
 
 def test_runs_as_jobs_of_submitit(finished: Path, tmp_path: Path) -> None:
     study = load_study(DEMO, [f"output={tmp_path}", *SMALL]).config
-    run = unprepared(study).template(study.arms["scratch"], {})
+    run = unprepared(study).template(study.arms["scratch"], Chosen())
     run_as_jobs([run], ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"], 1, tmp_path / "jobs")
     assert read_result(run) is not None and updates_done(run) == 1
     assert execute(run, Place()) == read_result(run)
@@ -237,7 +237,7 @@ def test_a_folder_with_another_run_is_refused(finished: Path) -> None:
     study = load_study(DEMO, [f"output={finished}", *SMALL, "arms.scratch.language_arguments.clip-grad=0.5"]).config
     corpus = StudyCorpus(finished / "corpus" / "domains" / "python", 257, 1, 1)
     plan = dataclasses.replace(unprepared(study), corpora={"python": corpus})
-    run = plan.language(LanguageKey("python", "scratch", 1), {})
+    run = plan.language(LanguageKey("python", "scratch", 1), Chosen())
     with pytest.raises(NCAPluginError, match="holds a run with other settings"):
         read_result(run)
     assert "--pretrained-checkpoint" in megatron_arguments(megatron_options(run))
