@@ -66,7 +66,7 @@ def study_corpus(
     """Return the text of a study. It is prepared if `folder` does not hold it yet.
 
     Random documents are held out until they have `validation_tokens` + 1 tokens, which make `validation_tokens`
-    targets. Of a long document only the beginning is held out, and the rest is left out, so that no document has more
+    targets. Only the beginning of a long document is held out and its rest is not used, so that no document has more
     than 1/30 of the tokens. The choice depends on the corpus alone. The tokens are not copied: two .idx refer to one
     .bin.
 
