@@ -32,4 +32,8 @@ def prepare() -> bool:
     from nca_plugin.megatron import plain_torch
 
     plain_torch.complete()
+    if is_cpu_mode:
+        from nca_plugin.megatron import cpu_attention
+
+        cpu_attention.use_flash_attention()
     return is_cpu_mode

@@ -28,6 +28,9 @@ VPP = (*PP, "--num-virtual-stages-per-pipeline-rank", "2")
 SP = (*TP, "--sequence-parallel")
 SHARDED = ("--use-distributed-optimizer",)
 OVERLAPPED = (*SHARDED, "--overlap-grad-reduce", "--overlap-param-gather")
+GROUPS = ("--group-query-attention", "--num-query-groups", "2")
+#: This divides the scores by the layer's number and multiplies by it again, which only Megatron's own attention does.
+SCALED = ("--apply-query-key-layer-scaling",)
 EP, ALL_TO_ALL = ("--expert-model-parallel-size", "2"), ("--moe-token-dispatcher-type", "alltoall")
 
 
@@ -53,6 +56,7 @@ Layouts = dict[str, tuple[str, int, tuple[str, ...]]]
 RUNS: Layouts = {
     "one worker": ("gpt", 1, ("--num-workers", "1")),
     "two workers": ("gpt", 1, ("--num-workers", "2")),
+    "Megatron's own attention": ("gpt", 1, SCALED),
     "options of documents": ("gpt", 1, ("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss")),
     "sequence parallel": ("gpt", 2, SP),
     "virtual stages": ("gpt", 2, VPP),
@@ -207,6 +211,7 @@ def runs(folder: Path) -> dict[str, Done]:
         *first_weights(folder),
         *(job(folder, model, model, 1, ()) for model in MODELS),
         *(job(folder, name, *what) for name, what in RUNS.items()),
+        *(Job(f"groups{name}", (*NCA, *GROUPS, *THREE, *how)) for name, how in (("", ()), (" scaled", SCALED))),
         *(job(folder, f"schedule on {ranks}", "gpt", ranks, SCHEDULE) for ranks in (1, 2)),
         job(folder, "evaluation", "gpt", 1, (*EVALUATED, "--eval-global-batch-size", "4")),
         job(folder, "evaluation on stages", "gpt", 4, (*EVALUATED, *SP, *PP, "--eval-global-batch-size", "4")),
@@ -316,6 +321,12 @@ def test_one_rank_trains_on_the_samples_of_the_source(runs: dict[str, Done], mod
 @pytest.mark.parametrize("name", RUNS)
 def test_batches_and_losses_do_not_depend_on(runs: dict[str, Done], name: str) -> None:
     check_layout(runs, name, RUNS[name][0])
+
+
+@pytest.mark.parametrize(("name", "scaled"), [("gpt", "Megatron's own attention"), ("groups", "groups scaled")])
+def test_attention_in_cpu_mode_is_megatrons_own(runs: dict[str, Done], name: str, scaled: str) -> None:
+    losses, own_losses = (list(runs[run].losses.values()) for run in (name, scaled))
+    np.testing.assert_allclose(losses, own_losses, rtol=1e-6)
 
 
 @pytest.mark.slow
