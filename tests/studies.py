@@ -6,11 +6,11 @@ from nca_plugin.study.design import StudyConfig
 from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import Plan, unprepared
 
-CONF = Path(__file__).parents[1] / "conf" / "study"
-DEMO, LAPTOP = CONF / "demo.yaml", CONF / "laptop.yaml"
+DEMO = Path(__file__).parents[1] / "conf" / "study" / "demo.yaml"
+STUDY = Path(__file__).parent / "data" / "study.yaml"
 
 
-def config_of(*overrides: str, path: Path = LAPTOP) -> StudyConfig:
+def config_of(*overrides: str, path: Path = STUDY) -> StudyConfig:
     return load_study(path, list(overrides)).config
 
 

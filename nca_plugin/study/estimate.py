@@ -25,6 +25,8 @@ _EVALUATION_SHARE: Final = 1 / 3
 #: Number of checkpoints that a run has beside its last one while it trains: other saves, and the start checkpoint.
 _SAVES_UNDER_WAY: Final = 5
 _UNITS: Final = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+#: Share of the CPU's speed in large products of matrices that training reaches, all runs at a time together.
+_CPU_UTILISATION: Final = 0.6
 #: Seconds that a run on a CPU takes beside its operations: to import and build everything, twice with its evaluation,
 #: and for each update.
 _START_SECONDS: Final = 15.0
@@ -64,6 +66,7 @@ class Needs:
         peak_bytes: largest size of all checkpoints while runs train; None likewise. `parallel_runs` train at the same
             time on this machine, and possibly all of them as jobs of a launcher.
         text_tokens: number of tokens needed of each text, for training and held out, by name.
+        at_a_time: number of runs at the same time on a machine without CUDA.
     """
 
     parts: Sequence[CostItem]
@@ -71,6 +74,7 @@ class Needs:
     final_bytes: int | None
     peak_bytes: int | None
     text_tokens: dict[str, int]
+    at_a_time: int
 
 
 def needs(study: Study) -> Needs:
@@ -133,7 +137,7 @@ def needs(study: Study) -> Needs:
     for name, arm in config.arms.items():
         if arm.text is not None:
             texts[f"stage 1 of {name}"] = num_tokens(config, "stage1", arm.tokens) + validation_tokens(config)
-    return Needs([part for part in parts if part.runs], compute.parameters, final, peak, texts)
+    return Needs([part for part in parts if part.runs], compute.parameters, final, peak, texts, config.parallel_runs)
 
 
 def cpu_teraflops() -> float:
@@ -172,7 +176,7 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
         times = [part.flops / (rate * 1e12) for rate in rates.values()]
         if cpu is not None:
             overhead = part.runs * _START_SECONDS + part.updates * _UPDATE_SECONDS
-            times.append(part.flops / (UTILISATION * cpu * 1e12) + overhead)
+            times.append(part.flops / (_CPU_UTILISATION * cpu * 1e12) + overhead / min(part.runs, needs.at_a_time))
         runs.add_row(part.name, f"{part.runs:,}", short(part.tokens), f"{part.flops:.2e}", *map(duration, times))
     captions = []
     if teraflops is None:
@@ -180,7 +184,7 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
         captions.append(f"at {UTILISATION:.0%} of the peak in bf16 ({shares} TFLOP/s); --teraflops for your own")
     if cpu is not None:
         captions.append(
-            f"this CPU: at {UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now; {_START_SECONDS:g} s "
+            f"this CPU: at {_CPU_UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now; {_START_SECONDS:g} s "
             f"more a run, and {1000 * _UPDATE_SECONDS:g} ms an update"
         )
     runs.caption = "\n".join(captions) or None

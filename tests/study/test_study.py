@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from rich.console import Console
-from studies import DEMO, LAPTOP, config_of, plan_of, write_letters
+from studies import DEMO, STUDY, config_of, plan_of, write_letters
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.megatron.arguments import megatron_arguments
@@ -91,7 +91,7 @@ from nca_plugin.text.prepare import prepare
 )
 def test_a_wrong_study_is_refused(override: str, reason: str) -> None:
     with pytest.raises(NCAPluginError) as error:
-        load_study(LAPTOP, [override])
+        load_study(STUDY, [override])
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -404,7 +404,7 @@ def test_times_and_tables_of_an_estimate() -> None:
     seconds = (8.9e-6 * 3600, 3, 42, 90, 7500, 2e6)
     assert [estimate.duration(value) for value in seconds] == ["0.032 s", "3 s", "42 s", "1.5 min", "2.1 h", "23 days"]
     part = estimate.CostItem("language", 2, 1000, 10**6, 4e13)
-    needs = estimate.Needs([part], None, None, None, {})
+    needs = estimate.Needs([part], None, None, None, {}, 1)
 
     def shown(*rates: float | None) -> str:
         with (console := Console(width=200)).capture() as said:

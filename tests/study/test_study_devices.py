@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from studies import LAPTOP, config_of, plan_of
+from studies import STUDY, config_of, plan_of
 
 from nca_plugin.errors import NCAPluginError
 from nca_plugin.study import estimate
@@ -142,7 +142,7 @@ def test_names_are_those_of_the_user(count: int, visible: str | None, names: lis
 )
 def test_a_study_that_shares_devices_wrongly_is_refused(overrides: list[str], reason: str) -> None:
     with pytest.raises(NCAPluginError) as error:
-        load_study(LAPTOP, overrides)
+        load_study(STUDY, overrides)
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
@@ -194,7 +194,7 @@ def test_a_study_on_one_device(
     monkeypatch.setattr(launchers, "cuda_devices", lambda: ["5"])
     monkeypatch.setattr(launchers, "num_cores", lambda: 8)
     monkeypatch.setattr(launchers, "execute", executions)
-    runner, plan = launchers.Runner(load_study(LAPTOP, overrides), notes), plan_of(*overrides)
+    runner, plan = launchers.Runner(load_study(STUDY, overrides), notes), plan_of(*overrides)
     for arm in ("nca-high", "nca-low"):
         runner.run_all([plan.stage1(arm, seed, Chosen()) for seed in (1, 2, 3, 4)])
     # What is complete is not done again.
@@ -210,7 +210,7 @@ def test_complete_runs_need_no_devices(tmp_path: Path, monkeypatch: pytest.Monke
     run = plan_of(*overrides).stage1("dyck", 1, Chosen())
     Executions(1)(run, Place())
     monkeypatch.setattr(launchers, "cuda_devices", lambda: ["0"])
-    runner = launchers.Runner(load_study(LAPTOP, overrides), Notes())
+    runner = launchers.Runner(load_study(STUDY, overrides), Notes())
     runner.run_all([run])
     with pytest.raises(NCAPluginError, match="devices_per_run 8: this machine has 1 CUDA device"):
         runner.run_all([plan_of(*overrides).stage1("dyck", 2, Chosen())])
@@ -228,7 +228,7 @@ def test_complete_runs_need_no_devices(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_disk_that_runs_at_a_time_take(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], at_a_time: int
 ) -> None:
-    study = load_study(LAPTOP, overrides)
+    study = load_study(STUDY, overrides)
     arms = {arm: 1.0 for arm in study.config.arms if arm != "scratch"}
     compute = Compute(arms, {"python": 1.0}, 1_000)
     monkeypatch.setattr(estimate, "checked", lambda study, is_run: compute)

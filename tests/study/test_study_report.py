@@ -16,7 +16,7 @@ from nca_plugin.display.drawing import Drawn
 from nca_plugin.study.curves import gain_percent, speed_up
 from nca_plugin.study.report.parts import ablations, cost, stages1
 from nca_plugin.study.report.tables import tables
-from nca_plugin.study.report.words import headline, verdict
+from nca_plugin.study.report.words import headline, limits, verdict
 from nca_plugin.study.report.write import write_report
 from nca_plugin.study.summary import Comparison
 
@@ -119,7 +119,7 @@ def _values(
         "summary": {"python": comparison.summary},
         "study": {
             "arguments": {"num-layers": 2, "hidden-size": 32, "seq-length": 128},
-            "arms": dict.fromkeys(arms, of_study),
+            "arms": dict.fromkeys(arms, of_study | {"stage1_seed": None}),
         },
         "timings": {f"runs/seed{seed}/{name}": 10.0 for seed in seeds for name in ("stage1", *arms)}
         | {f"runs/sweep/{lr}": 5.0 for lr in (0.002, 0.004, 0.008)},
@@ -303,6 +303,13 @@ def test_arms_of_unequal_spread_are_told() -> None:
     assert "lie further apart" not in verdict(values)
     values["domains"]["python"]["noise"]["unequal_spread"] = 0.001
     assert "On python the seeds of some arms lie further apart than those of others" in verdict(values)
+
+
+def test_a_stage_1_of_all_seeds_is_told() -> None:
+    values = _values()
+    assert not any("share one stage 1" in limit for limit in limits(values))
+    values["study"]["arms"] |= {"nca": {"stage1_seed": 1}}
+    assert any(limit.startswith("In 'NCA', the runs of all seeds share one stage 1") for limit in limits(values))
 
 
 def test_the_released_recipe_is_compared_with_both_starts_from_scratch() -> None:

@@ -96,7 +96,18 @@ def limits(values: Values) -> list[str]:
         ),
         f"Held-out tokens: {held_out}, from this number of documents: {documents}. The same ones are evaluated every "
         "time; the intervals hold for other documents of the same kind.",
+        *_of_shared_stage1(values),
         *_of_sweep(values),
+    ]
+
+
+def _of_shared_stage1(values: Values) -> list[str]:
+    shared = [arm for arm in others(values) if values["study"]["arms"][arm]["stage1_seed"] is not None]
+    if not shared:
+        return []
+    return [
+        f"In {_listed([_quoted(values, arm) for arm in shared])}, the runs of all seeds share one stage 1, so the "
+        "intervals do not contain the variation from one stage 1 to the next."
     ]
 
 
