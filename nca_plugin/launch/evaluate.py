@@ -12,8 +12,8 @@ written. Any number of ranks and any parallelism are possible, as in a resumed r
                     "frames", "patch", "cell", "grid", "copy", "best_copy", "lookup", "limit",
                     "hard_share", "hard": {"patch", "best_copy", "lookup", "limit", "learned"}, "learned"},
      "perplexity": [{"path", "tokens", "loss", "perplexity", "documents"}],
-     "retrieval": {"path", "samples", "segment", "skipped", "distances", "loss_first", "loss_second", "accuracy_first",
-                   "accuracy_second", "gain"},
+     "retrieval": {"path", "samples", "segment", "skipped", "distances", "loss_repeated", "loss_control",
+                   "accuracy_repeated", "accuracy_control", "gain"},
      "induction": {"period", "samples", "chance", "layers", "scores"}}
 
 `in_context` is null without a source. The samples are from the source's test split, a stream that neither training nor
@@ -31,9 +31,9 @@ but the first is predicted once, in sequences of the run's length that join the 
 `nca-plugin generate`, only supervised targets count. `loss` is Megatron's, in nats per token, and `tokens` is the
 number of counted tokens. `documents` has the number of counted tokens and the sum of their losses for each document.
 
-`retrieval` compares the two occurrences of a segment of text, of the first dataset in `--evaluation-data`, at growing
-distances: the mean loss and accuracy of its tokens and, as `gain`, by how much the loss of the second is lower. See
-nca_plugin.probes.retrieval. It is null with --retrieval-samples 0.
+`retrieval` compares a segment of text, of the first dataset in `--evaluation-data`, that has occurred before with one
+that has not, at growing distances: the mean loss and accuracy of its tokens and, as `gain`, by how much the loss is
+lower if it has. See nca_plugin.probes.retrieval. It is null with --retrieval-samples 0.
 
 `induction` has the prefix-matching score of every head of every layer with attention, and as `chance` that of a head
 which attends to all positions equally, see nca_plugin.probes.induction. It is null with --induction-samples 0. The

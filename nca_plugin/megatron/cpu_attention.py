@@ -31,9 +31,9 @@ def use_flash_attention() -> None:
             result: torch.Tensor = plain_forward(self, query, key, value, attention_mask, *args, **options)
             return result
         # (sequence, batch, heads, channels) to (batch, heads, sequence, channels)
-        batched = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         context = torch.nn.functional.scaled_dot_product_attention(
-            *batched, is_causal=True, scale=self.softmax_scale, enable_gqa=query.shape[2] != key.shape[2]
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         return context.permute(2, 0, 1, 3).flatten(2)
 

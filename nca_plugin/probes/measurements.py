@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from megatron.training import get_tokenizer
+from numpy.typing import NDArray
 
 from nca_plugin.display.progress import silent_stage
 from nca_plugin.display.terminal import stages
@@ -114,26 +115,30 @@ def perplexity(model: Model, args: Namespace, path: str) -> dict[str, Any]:
 
 
 def retrieval(model: Model, args: Namespace, path: str, num_samples: int) -> dict[str, Any]:
-    """Return how well segments of a text are predicted when they occur again."""
+    """Return how well segments of a text are predicted when they occur again, and when they do not."""
     text = IndexedText(path)
     layout = RetrievalLayout.of(args.seq_length, text.num_tokens)
     sequences = retrieval_sequences(text.read, text.num_tokens, layout, num_samples, np.random.default_rng(_SEED))
-    losses, accuracies = [], []
-    for distance, tokens in zip(layout.distances, sequences, strict=True):
-        losses.append(layout.occurrences(token_losses(model, tokens, args.micro_batch_size), distance))
+
+    def measured(tokens: NDArray[np.int32]) -> tuple[float, float]:
+        losses = token_losses(model, tokens, args.micro_batch_size)
         predicted = predictions(model, tokens[:, :-1], args.micro_batch_size, _num_ids(args))
-        accuracies.append(layout.occurrences((predicted == tokens[:, 1:]).astype(np.float32), distance))
+        hits = (predicted == tokens[:, 1:]).astype(np.float32)
+        return layout.last_segment(losses), layout.last_segment(hits)
+
+    repeated = [measured(pair.repeated) for pair in sequences]
+    control = [measured(pair.control) for pair in sequences]
     return {
         "path": path,
         "samples": num_samples,
         "segment": layout.segment,
         "skipped": layout.skipped,
         "distances": layout.distances,
-        "loss_first": [first for first, _ in losses],
-        "loss_second": [second for _, second in losses],
-        "accuracy_first": [first for first, _ in accuracies],
-        "accuracy_second": [second for _, second in accuracies],
-        "gain": [first - second for first, second in losses],
+        "loss_repeated": [loss for loss, _ in repeated],
+        "loss_control": [loss for loss, _ in control],
+        "accuracy_repeated": [accuracy for _, accuracy in repeated],
+        "accuracy_control": [accuracy for _, accuracy in control],
+        "gain": [new - old for (new, _), (old, _) in zip(control, repeated, strict=True)],
     }
 
 

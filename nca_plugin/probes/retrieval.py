@@ -1,9 +1,10 @@
 """Retrieval: whether a model finds again, at a distance, a piece of text that it has read. It needs only numpy.
 
-A sequence is a segment of held-out text, a filler of other text, and the same segment again. A model that looks up what
-it has read predicts the second occurrence better than the first.
+A sequence is a segment of held-out text, a filler of other text, and the same segment again. Its control begins with
+another segment of the text and is equal otherwise. A model that looks up what it has read predicts the last segment of
+the sequence better than that of the control.
 
-The first eighth of a segment does not count, in neither occurrence: until then little tells that it has begun again.
+The first eighth of the last segment does not count: until then little tells that it has begun again.
 """
 
 from collections.abc import Callable
@@ -45,30 +46,35 @@ class RetrievalLayout:
         """Return the layout for a run's sequence length and a text of `num_tokens` tokens.
 
         Raises:
-            NCAPluginError: the sequences or the text are too short for a segment.
+            NCAPluginError: the sequences or the text are too short for two segments.
         """
         segment = min(_LONGEST_SEGMENT, seq_length // 4) // _MULTIPLE * _MULTIPLE
         if not segment:
             raise NCAPluginError(f"retrieval needs sequences of at least {LEAST_SEQ_LENGTH} tokens, not {seq_length}")
-        longest = min(seq_length - 2 * segment, num_tokens - segment)
+        longest = min(seq_length, num_tokens) - 2 * segment
         if longest < 0:
-            raise NCAPluginError(f"retrieval needs a text of at least {segment} tokens, not {num_tokens}")
+            raise NCAPluginError(f"retrieval needs a text of at least {2 * segment} tokens, not {num_tokens}")
         distances, distance = [0], _SHORTEST_DISTANCE
         while distance <= longest:
             distances.append(distance)
             distance *= _DISTANCE_FACTOR
         return cls(segment, segment // 8, tuple(distances))
 
-    def occurrences(self, values: NDArray[np.float32], distance: int) -> tuple[float, float]:
-        """Return the means of the targets that count, in the first and in the second occurrence.
+    def last_segment(self, values: NDArray[np.float32]) -> float:
+        """Return the mean of the targets that count, all but the first ones of the last segment.
 
         Args:
-            values: [sequences, 2 n + distance], a value for each target; target i is token i + 1.
+            values: [sequences, 2 n + d], a value for each target; target i is token i + 1.
         """
-        first = values[:, self.skipped - 1 : self.segment - 1]
-        start = self.segment + distance
-        second = values[:, start + self.skipped - 1 : start + self.segment - 1]
-        return float(first.mean(dtype=np.float64)), float(second.mean(dtype=np.float64))
+        return float(values[:, self.skipped - self.segment - 1 : -1].mean(dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RetrievalSequences:
+    """The sequences of one distance, and their controls, int32 [sequences, 2 n + d + 1] each."""
+
+    repeated: NDArray[np.int32]
+    control: NDArray[np.int32]
 
 
 def retrieval_sequences(
@@ -77,25 +83,28 @@ def retrieval_sequences(
     layout: RetrievalLayout,
     num_sequences: int,
     generator: np.random.Generator,
-) -> list[NDArray[np.int32]]:
-    """Return the sequences of each distance, int32 [num_sequences, 2 n + d + 1].
+) -> list[RetrievalSequences]:
+    """Return the sequences of each distance.
 
-    Sequence i has the same segment at all distances, and shorter fillers begin as the longest does. A filler begins at
-    a random place of the text, goes on at the start if the text ends, and shares no token with the segment.
+    Sequence i has the same segments at all distances, and shorter fillers begin as the longest does. The longest filler
+    and the first segment of the control are one piece of the text, which begins at a random place, goes on at the start
+    if the text ends, and shares no token with the segment.
 
     Args:
         read: returns the tokens from a given one on, int32 [count].
         num_tokens: number of tokens of the text; the layout must be one of a text of this length.
     """
     segment, longest = layout.segment, layout.distances[-1]
-    rows: list[list[NDArray[np.int32]]] = [[] for _ in layout.distances]
+    length = longest + segment
+    rows: list[list[list[NDArray[np.int32]]]] = [[[], []] for _ in layout.distances]
     for _ in range(num_sequences):
         start = int(generator.integers(num_tokens - segment + 1))
         words = read(start, segment)
-        gap = int(generator.integers(num_tokens - segment - longest + 1))
-        filler_start = (start + segment + gap) % num_tokens
-        until_end = min(longest, num_tokens - filler_start)
-        filler = np.concatenate([read(filler_start, until_end), read(0, longest - until_end)])
+        gap = int(generator.integers(num_tokens - segment - length + 1))
+        other_start = (start + segment + gap) % num_tokens
+        until_end = min(length, num_tokens - other_start)
+        other = np.concatenate([read(other_start, until_end), read(0, length - until_end)])
         for of_distance, distance in zip(rows, layout.distances, strict=True):
-            of_distance.append(np.concatenate([words, filler[:distance], words, words[:1]]))
-    return [np.stack(of_distance) for of_distance in rows]
+            for of_kind, first in zip(of_distance, (words, other[longest:]), strict=True):
+                of_kind.append(np.concatenate([first, other[:distance], words, words[:1]]))
+    return [RetrievalSequences(np.stack(repeated), np.stack(control)) for repeated, control in rows]

@@ -26,11 +26,11 @@ _EVALUATION_SHARE: Final = 1 / 3
 _SAVES_UNDER_WAY: Final = 5
 _UNITS: Final = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 #: Share of the CPU's speed in large products of matrices that training reaches, all runs at a time together.
-_CPU_UTILISATION: Final = 0.6
+_CPU_UTILISATION: Final = 0.65
 #: Seconds that a run on a CPU takes beside its operations: to import and build everything, twice with its evaluation,
 #: and for each update.
 _START_SECONDS: Final = 15.0
-_UPDATE_SECONDS: Final = 0.03
+_UPDATE_SECONDS: Final = 0.055
 #: Rows of the matrix that is multiplied by itself to measure the CPU.
 _MATRIX: Final = 1024
 _SECONDS_TO_MEASURE: Final = 0.5
@@ -125,7 +125,7 @@ def needs(study: Study) -> Needs:
         one = compute.parameters * _BYTES_PER_PARAMETER
         folders = {run.folder for run in stage1.values()}
         folders |= {run.start.origin.folder for run in language.values() if run.start is not None}
-        final = one * (len(folders) + len(language))
+        final = one * (len(folders) + len(language) + len(tuned))
         at_a_time = config.parallel_runs
         if study.launcher:
             at_a_time = max(len(language), *(part.runs for part in parts))
@@ -184,8 +184,8 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
         captions.append(f"at {UTILISATION:.0%} of the peak in bf16 ({shares} TFLOP/s); --teraflops for your own")
     if cpu is not None:
         captions.append(
-            f"this CPU: at {_CPU_UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now; {_START_SECONDS:g} s "
-            f"more a run, and {1000 * _UPDATE_SECONDS:g} ms an update"
+            f"this CPU: at {_CPU_UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now, with "
+            f"{_START_SECONDS:g} s for each run and {1000 * _UPDATE_SECONDS:g} ms for each update, runs side by side"
         )
     runs.caption = "\n".join(captions) or None
     space = Table(title="What has to be there")

@@ -181,6 +181,8 @@ def _check_arm(study: StudyConfig, arm: ArmConfig) -> None:
         raise NCAPluginError(unknown_name("schedule", schedule, SCHEDULES))
     if arm.stage1_seed is not None and arm.stage1_seed < 1:
         raise NCAPluginError(f"stage1_seed {arm.stage1_seed}: must be 1 or more")
+    if study.stage1_sweep.arguments and arm.stage1_seed == study.stage1_sweep.seed:
+        raise NCAPluginError(f"stage1_seed {arm.stage1_seed}: is the seed of stage1_sweep, which would choose it")
     if arm.is_scratch:
         given = [name for name in _OF_STAGE1 if getattr(arm, name)]
         if given:
@@ -248,6 +250,8 @@ def _check_sweeps(study: StudyConfig) -> None:
         ("stage1_sweep", study.stage1_sweep, "stage1"),
     )
     for section, sweep, stage in sweeps:
+        if not sweep.arguments:
+            continue
         for name, values in sweep.arguments.items():
             if not isinstance(values, list) or not values:
                 raise NCAPluginError(f"{section}.arguments.{name} must be a list of values to try")
@@ -255,7 +259,7 @@ def _check_sweeps(study: StudyConfig) -> None:
                 raise NCAPluginError(
                     f"sweep.arguments.{name}: baseline '{study.baseline}' has its own value, which overrides the sweep"
                 )
-        if sweep.seed < 1 or (sweep.arguments and sweep.seed in study.seeds):
+        if sweep.seed < 1 or sweep.seed in study.seeds:
             raise NCAPluginError(
                 f"{section}.seed {sweep.seed}: must be 1 or more, and not in seeds: it would choose what it measures"
             )

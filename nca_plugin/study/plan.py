@@ -10,13 +10,11 @@ from typing import Any, Final
 from nca_plugin.study.corpus import StudyCorpus
 from nca_plugin.study.design import ArmConfig, CorpusConfig, StudyConfig, SweepConfig, num_tokens, num_updates, seeded
 from nca_plugin.study.run import Arguments, Question, Run, Start, Tuning, digest_of
-from nca_plugin.study.sweep import Chosen, combinations, swept_arms
+from nca_plugin.study.sweep import INITIALISATION, Chosen, combinations, swept_arms
 from nca_plugin.text.examples import read_examples
 from nca_plugin.text.prepare import vocab_size
 from nca_plugin.transition.changes import Transition
 
-#: Arguments with this in their names set the initialisation, which stage 1 shares with the language stage.
-_INITIALISATION: Final = "init-method"
 #: Stage 1 of the release is the warm-up, 5,000 updates, of a schedule of 50,000.
 _RELEASE_DECAY: Final = 10
 _WARM_UP_SHARE: Final = 10
@@ -99,6 +97,7 @@ class Plan:
             "eval-interval": 1,
             "seed": 1,
         }
+        arguments |= _micro_batch(arguments, self.study)
         name = f"template-{digest_of(arguments)[:6]}"
         return Run(self.root / "runs" / name, f"{name}, for its shapes", 1, arguments, is_evaluated=False)
 
@@ -121,7 +120,7 @@ class Plan:
             "seed": seed,
             "eval-interval": max(1, updates // study.stage1.evaluations),
         }
-        arguments |= _micro_batch(arguments)
+        arguments |= _micro_batch(arguments, study)
         if arm.source is not None:
             source = seeded(arm.source, seed)
             arguments["data-source"] = source.uri
@@ -150,7 +149,7 @@ class Plan:
             "seed": key.seed,
             "eval-interval": max(1, updates // study.language.evaluations),
         }
-        arguments |= {**_micro_batch(arguments), **_text_arguments(corpus, study, arguments)}
+        arguments |= {**_micro_batch(arguments, study), **_text_arguments(corpus, study, arguments)}
         arm_name = key.arm if not key.extra_updates else f"{key.arm}+{key.extra_updates}"
         folder = self.root / "runs" / f"seed{key.seed}" / key.domain / arm_name
         title = f"{key.arm}, seed {key.seed}, {key.domain}"
@@ -232,7 +231,7 @@ class Plan:
     def _both_stages(self, arm: ArmConfig, chosen: Chosen) -> Arguments:
         study = self.study
         log_interval = {"log-interval": 10, "num-workers": 1}
-        initialisation = {name: value for name, value in chosen.language.items() if _INITIALISATION in name}
+        initialisation = {name: value for name, value in chosen.language.items() if INITIALISATION in name}
         return {**log_interval, **study.arguments, **initialisation, **arm.arguments}
 
 
@@ -284,9 +283,17 @@ def _tried(run: Run, folder: Path, title: str, updates: int, evaluations: int) -
     )
 
 
-def _micro_batch(arguments: Arguments) -> Arguments:
-    """Return the micro-batch size, which must not exceed the global batch size that a sweep may make small."""
-    return {"micro-batch-size": min(arguments["micro-batch-size"], arguments["global-batch-size"])}
+def _micro_batch(arguments: Arguments, study: StudyConfig) -> Arguments:
+    """Return the micro-batch size, which must not exceed a rank's share of a global batch that a sweep makes small."""
+    share = arguments["global-batch-size"] // _data_parallel_ranks(arguments, study)
+    return {"micro-batch-size": min(arguments["micro-batch-size"], max(share, 1))}
+
+
+def _data_parallel_ranks(arguments: Arguments, study: StudyConfig) -> int:
+    ranks = study.devices_per_run
+    for name in ("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size"):
+        ranks //= int(arguments.get(name) or 1)
+    return max(ranks, 1)
 
 
 def _schedule(name: str, updates: int) -> Arguments:
@@ -307,10 +314,6 @@ def _schedule(name: str, updates: int) -> Arguments:
 
 
 def _text_arguments(corpus: StudyCorpus, study: StudyConfig, arguments: Arguments) -> Arguments:
-    parallel = ("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size")
-    ranks = study.devices_per_run
-    for name in parallel:
-        ranks //= int(arguments.get(name) or 1)
     return {
         "tokenizer-type": "NullTokenizer",
         "vocab-size": corpus.vocab_size,
@@ -319,5 +322,5 @@ def _text_arguments(corpus: StudyCorpus, study: StudyConfig, arguments: Argument
         "multiple-validation-sets": True,
         # With these options, Megatron reads one sample per rank and step.
         "eval-micro-batch-size": 1,
-        "eval-global-batch-size": max(ranks, 1),
+        "eval-global-batch-size": _data_parallel_ranks(arguments, study),
     }

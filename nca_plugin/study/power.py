@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from nca_plugin.errors import NCAPluginError
-from nca_plugin.study.linear_model import LEAST_SEEDS, POWER, seeds_needed, smallest_effect
+from nca_plugin.study.linear_model import LEAST_SEEDS, NO_DOCUMENTS, POWER, Variance, seeds_needed, smallest_effect
 
 #: Gains in perplexity, in per cent; the paper's largest is 5.7.
 GAINS: Final = (0.5, 1.0, 2.0, 5.7)
@@ -43,15 +43,19 @@ def _of_domains(values: dict[str, Any]) -> Table:
     freedom = 0
     for domain, facts in values["domains"].items():
         deviation, freedom = facts["noise"]["deviation"], facts["noise"]["freedom"]
-        counts = [seeds_needed(math.log(1 - gain / 100), deviation, arms) if deviation else 3 for gain in GAINS]
-        smallest = (
-            "" if seeds < LEAST_SEEDS or not deviation else f"{_gain(smallest_effect(deviation, seeds, arms)):.2f} %"
-        )
-        shown = ["over 10,000" if count is None else f"{count:,}" for count in counts]
+        documents = facts["noise"]["held_out"]
+        held_out = NO_DOCUMENTS if documents is None else Variance(**documents)
+        shown, smallest = ["3"] * len(GAINS), ""
+        if deviation:
+            counts = [seeds_needed(math.log(1 - gain / 100), deviation, arms, held_out) for gain in GAINS]
+            shown = ["over 10,000" if count is None else f"{count:,}" for count in counts]
+            if seeds >= LEAST_SEEDS:
+                smallest = f"{_gain(smallest_effect(deviation, seeds, arms, held_out)):.2f} %"
         table.add_row(domain, f"{deviation:.4f}", *shown, smallest)
     table.caption = (
         "The deviation over seeds is pooled over all arms, after the means of arms and seeds "
-        f"({freedom} degrees of freedom). The choice of held-out text comes on top of it."
+        f"({freedom} degrees of freedom). The seeds are counted with the noise from the choice of held-out documents; "
+        "where that alone hides a gain, more seeds do not help, but more held-out text does."
     )
     return table
 

@@ -10,8 +10,8 @@ from nca_plugin.study.execute import commands, curve_of
 from nca_plugin.study.run import Run
 from nca_plugin.study.study import StudyResult
 
-#: Number of held-out samples from which token frequencies and the share of supervised targets are counted.
-_SAMPLES: Final = 256
+#: Number of held-out samples from which token frequencies are counted if the model was not evaluated on some.
+_SAMPLES: Final = 128
 #: Sources whose context tells less, in nats per token, have nothing to learn.
 _LEAST_TOLD: Final = 0.01
 
@@ -27,9 +27,11 @@ def stage1_rows(found: StudyResult) -> list[dict[str, Any]]:
                 row[names].append(name)
         if "seed" in row:
             continue
-        share, unigram, uniform = _of_source(run, seq_length)
         evaluation = result.evaluation or {}
         in_context = evaluation.get("in_context") or {}
+        share, unigram, uniform = _of_source(run, seq_length, in_context.get("samples", _SAMPLES))
+        # The oracle's loss and that of token frequencies are those of the same samples.
+        loss = in_context.get("loss", result.final_loss)
         row |= {
             "seed": run.arguments["seed"],
             "source": run.source,
@@ -38,12 +40,12 @@ def stage1_rows(found: StudyResult) -> list[dict[str, Any]]:
             "supervised_tokens": round(share * run.tokens),
             "flops": run.tokens * found.compute.stage1[arm],
             "validation": curve_of(run, result),
-            "loss": result.final_loss,
+            "loss": loss,
             "unigram_loss": unigram,
             "uniform_loss": uniform,
             "oracle_loss": in_context.get("oracle_loss"),
             "accuracy": in_context.get("accuracy"),
-            "learned": _learned(in_context, result.final_loss, unigram),
+            "learned": _learned(in_context, loss, unigram),
             "hard_share": in_context.get("hard_share"),
             "in_context": _by_frame(in_context),
             "induction": evaluation.get("induction"),
@@ -73,15 +75,16 @@ def _by_frame(accuracies: dict[str, Any]) -> dict[str, Any] | None:
     return {name: accuracies[name] for name in names}
 
 
-def _of_source(run: Run, seq_length: int) -> tuple[float, float | None, float | None]:
-    """Return the share of supervised targets and two losses: of a model that knows only token frequencies, and of one
-    that knows nothing; None for text. A loss below the first means that the model used the context."""
+def _of_source(run: Run, seq_length: int, count: int) -> tuple[float, float | None, float | None]:
+    """Return the share of supervised targets and two losses on `count` samples: of a model that knows only token
+    frequencies, and of one that knows nothing; None for text. A loss below the first means that the model used the
+    context."""
     if run.source is None:
         return 1.0, None, None
     source = parse(run.source)
-    held_out = source.for_split("valid")
-    samples = [held_out.sample(i, seq_length) for i in range(_SAMPLES)]
+    held_out = source.for_split("test")
+    samples = [held_out.sample(i, seq_length) for i in range(count)]
     targets = np.concatenate([sample.tokens[1:][sample.loss_mask] for sample in samples])
     counts = np.bincount(targets).astype(np.float64)
     shares = counts[counts > 0] / counts.sum()
-    return targets.size / (_SAMPLES * seq_length), -float((shares * np.log(shares)).sum()), math.log(source.vocab_size)
+    return targets.size / (count * seq_length), -float((shares * np.log(shares)).sum()), math.log(source.vocab_size)

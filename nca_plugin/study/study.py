@@ -19,7 +19,7 @@ from nca_plugin.study.execute import Result, is_complete, read_result
 from nca_plugin.study.plan import LanguageKey, Plan, TaskKey, task_runs
 from nca_plugin.study.run import Run
 from nca_plugin.study.runner import Progress, Runner
-from nca_plugin.study.sweep import Chosen, any_choice, best_number, combinations
+from nca_plugin.study.sweep import Chosen, any_choice, best_number, combinations, concerns_stage1
 from nca_plugin.tasks.harness import Harness, Settings
 from nca_plugin.text.prepare import input_bytes
 from nca_plugin.transition.transfer import transfer
@@ -59,7 +59,7 @@ def run_study(study: Study, progress: Progress, *, only_stage1: bool = False) ->
     """Do what is not complete yet, and return all results. After any interruption, the same call continues.
 
     Args:
-        only_stage1: whether to end after stage 1, without a language run.
+        only_stage1: whether to end after stage 1, without a language run but those of a sweep that concerns stage 1.
 
     Raises:
         NCAPluginError: the folder holds something else or another study, Megatron refuses settings, a text is too
@@ -82,7 +82,7 @@ def run_study(study: Study, progress: Progress, *, only_stage1: bool = False) ->
             if study.config.tasks:
                 with in_context("tasks"):
                     check_llama(shape.checkpoint)
-        swept = plan.sweep()
+        swept = {} if only_stage1 and not concerns_stage1(study.config.sweep) else plan.sweep()
         runner.run_all([run.start.origin for run in swept.values() if run.start is not None])
         runner.run_all(list(swept.values()))
         chosen = {domain: Chosen() for domain in study.config.domains}

@@ -77,13 +77,17 @@ class Comparison:
 
     @property
     def noise(self) -> dict[str, Any]:
-        """The noise of a run, and how probable it is that the arms only seem to differ in it."""
+        """The noise of a run, how probable it is that the arms only seem to differ in it, and the largest variance that
+        the choice of held-out documents gives to a difference from the baseline."""
         own = self.losses[: len(self.arms)]
         found = noise(own)
+        held_out = [self._held_out((arm, 0), (self.baseline, 0)) for arm in self.arms if arm != self.baseline]
+        largest = max(held_out, key=lambda variance: variance.value, default=NO_DOCUMENTS)
         return {
             "deviation": found.deviation if found.freedom else None,
             "freedom": found.freedom,
             "unequal_spread": unequal_spread(own),
+            "held_out": dataclasses.asdict(largest) if largest.value else None,
         }
 
     @cached_property

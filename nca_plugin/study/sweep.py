@@ -4,9 +4,13 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from nca_plugin.study.design import StudyConfig, SweepConfig
 from nca_plugin.study.run import Arguments
+
+#: Arguments with this in their names set the initialisation, which stage 1 shares with the language stage.
+INITIALISATION: Final = "init-method"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class Chosen:
 def combinations(sweep: SweepConfig) -> list[Arguments]:
     """Return every combination of a sweep's values."""
     return [dict(zip(sweep.arguments, values, strict=True)) for values in itertools.product(*sweep.arguments.values())]
+
+
+def concerns_stage1(sweep: SweepConfig) -> bool:
+    """Whether the baseline's sweep chooses something that stage 1 has too."""
+    return any(INITIALISATION in name for name in sweep.arguments)
 
 
 def swept_arms(study: StudyConfig) -> list[str]:

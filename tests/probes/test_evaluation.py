@@ -348,13 +348,13 @@ def test_retrieval_of_a_model_with_known_answers(folder: Path, results: Any, lay
     assert (found["segment"], found["skipped"], found["distances"]) == (8, 1, [0])
     text = np.array([*TEXT, 256], np.int32)
     plan = RetrievalLayout.of(SEQ_LENGTH, text.size)
-    (tokens,) = retrieval_sequences(
+    (pair,) = retrieval_sequences(
         lambda first, count: text[first : first + count], text.size, plan, 3, np.random.default_rng(1234)
     )
-    hits = tokens[:, 1:] == predicted_at(np.arange(16))
-    first, second = plan.occurrences(hits.astype(np.float32), 0)
-    assert (found["accuracy_first"], found["accuracy_second"]) == ([first], [second])
-    assert found["gain"] == pytest.approx([found["loss_first"][0] - found["loss_second"][0]])
+    for kind, tokens in (("repeated", pair.repeated), ("control", pair.control)):
+        hits = tokens[:, 1:] == predicted_at(np.arange(16))
+        assert found[f"accuracy_{kind}"] == [plan.last_segment(hits.astype(np.float32))]
+    assert found["gain"] == pytest.approx([found["loss_control"][0] - found["loss_repeated"][0]])
 
 
 def test_retrieval_needs_a_text(folder: Path, results: Any) -> None:

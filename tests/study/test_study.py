@@ -404,7 +404,7 @@ def test_times_and_tables_of_an_estimate() -> None:
     seconds = (8.9e-6 * 3600, 3, 42, 90, 7500, 2e6)
     assert [estimate.duration(value) for value in seconds] == ["0.032 s", "3 s", "42 s", "1.5 min", "2.1 h", "23 days"]
     part = estimate.CostItem("language", 2, 1000, 10**6, 4e13)
-    needs = estimate.Needs([part], None, None, None, {}, 1)
+    needs = estimate.Needs([part], None, None, None, {}, at_a_time=2)
 
     def shown(*rates: float | None) -> str:
         with (console := Console(width=200)).capture() as said:
@@ -412,7 +412,7 @@ def test_times_and_tables_of_an_estimate() -> None:
         return said.get()
 
     with_cpu = shown(None, 1.0)
-    # 100 s of operations at 40 %, two starts and 1,000 updates.
-    assert "this CPU" in with_cpu and "2.7 min" in with_cpu and "0.1 s" in with_cpu
+    # 62 s of operations at 65 %, and two starts and 1,000 updates side by side.
+    assert "this CPU" in with_cpu and "1.7 min" in with_cpu and "0.1 s" in with_cpu
     assert "this CPU" not in shown(None) and "20 s" in shown(2.0)
     assert 1e-4 < estimate.cpu_teraflops() < 1e3

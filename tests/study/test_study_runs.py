@@ -249,12 +249,17 @@ def test_power_of_a_study(finished: Path, tmp_path: Path) -> None:
     assert len(power_tables(tmp_path)) == len(power_tables(finished)) == 1
     values = results_of(finished)
     values["seeds"] = [1, 2, 3]
-    values["domains"]["python"]["noise"] = {"deviation": 0.01, "freedom": 2, "unequal_spread": 1.0}
+    noise = {"deviation": 0.01, "freedom": 2, "unequal_spread": 1.0, "held_out": None}
+    values["domains"]["python"]["noise"] = noise
     (tmp_path / "results.json").write_text(json.dumps(values))
     table, _ = power_tables(tmp_path)
     assert [list(column.cells) for column in table.columns][:2] == [["python"], ["0.0100"]]
     # For two arms, 2 % are 0.0202 nats, 1.43 deviations of the paired difference: Cohen's tables say 7 pairs.
     assert [list(column.cells) for column in table.columns][4] == ["7"]
+    noise["held_out"] = {"value": 0.01**2, "freedom": 29.0}
+    (tmp_path / "results.json").write_text(json.dumps(values))
+    table, _ = power_tables(tmp_path)
+    assert [list(column.cells) for column in table.columns][4] == ["over 10,000"]
 
 
 def test_environment_of_ranks_is_not_inherited_from_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nca_plugin.display.drawing import COLORS, GREY, PAPER, TEXT, finish_chart, hide_frame
 from nca_plugin.display.terminal import short
-from nca_plugin.study.linear_model import Estimate, differences
+from nca_plugin.study.linear_model import Estimate, Variance, differences
 from nca_plugin.study.paper import published_gains
 from nca_plugin.study.report.parts import (
     Ablation,
@@ -88,8 +88,10 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
     # By evaluation, and then by arm.
     pairs = [(number, 0) for number in range(1, len(rows))]
     curves = np.array([losses(of_arm) for of_arm in rows.values()])
-    found = [differences(curves[..., number], pairs) for number in range(len(x))]
-    # Only at the end are the losses of the held-out documents known, whose variation the last intervals contain.
+    # The losses of the held-out documents are known at the end alone. Their noise is taken to be the same before.
+    documents = values["domains"][domain]["noise"]["held_out"]
+    held_out = None if documents is None else [Variance(**documents)] * len(pairs)
+    found = [differences(curves[..., number], pairs, held_out) for number in range(len(x))]
     found[-1] = [Estimate(**values["summary"][domain][arm]["difference"]) for arm in arms]
     for i, arm in enumerate(arms):
         of_arm = [one[i] for one in found]
@@ -97,7 +99,9 @@ def draw_differences(axes: Any, values: Values, domain: str) -> None:
         mean = np.array([one.mean for one in of_arm])
         axes.plot(x, mean, **{**style, "linewidth": 1.2})
         is_shown = np.array([one.is_shown for one in of_arm])
-        axes.plot(x, np.where(is_shown, mean, np.nan), label=wrapped(label(values, arm)), **{**style, "linewidth": 3.0})
+        # The marker shows an evaluation between two that show nothing.
+        thick = {**style, "linewidth": 3.0, "marker": "o", "markersize": 3.0}
+        axes.plot(x, np.where(is_shown, mean, np.nan), label=wrapped(label(values, arm)), **thick)
         late = x >= SHOWN_FROM * x[-1]
         shown = np.array([one.values for one in of_arm])[late]
         seen += [shown.min(), shown.max()]
@@ -198,7 +202,7 @@ def draw_retrieval(axes: Any, values: Values, domain: str) -> None:
         axes.fill_between(x, gains.min(axis=0), gains.max(axis=0), color=style["color"], alpha=0.12, linewidth=0)
         axes.set_xticks(x, [str(distance) for distance in found[0]["distances"]])
     axes.axhline(0, color=GREY, linewidth=1, zorder=1)
-    axes.set(xlabel="tokens between the two passages", ylabel="lower loss of the second (nats)")
+    axes.set(xlabel="tokens between the two passages", ylabel="loss that the repetition saves (nats)")
     finish_chart(axes, num_columns=_columns(values))
 
 

@@ -1,8 +1,11 @@
 """Extracts the parts of a report from the values of `results.json`: runs, stages 1, ablations, costs."""
 
+import itertools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
@@ -158,9 +161,14 @@ def best_ngrams(values: Values, domain: str) -> tuple[str | None, float]:
 
 def stages1(values: Values) -> list[Stage1]:
     """Return every stage 1. Arms that share one are listed together."""
-    grouped: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
+    by_folder: dict[str, list[Row]] = {}
     for row in values["stage1"]:
-        grouped.setdefault((tuple(row["arms"]), tuple(row["domains"])), []).append(row)
+        # A run's folder is that of its seed, and its name says the rest. An arm may share some seeds' runs alone.
+        by_folder.setdefault(PurePath(row["folder"]).name, []).append(row)
+    grouped = {
+        (_union(row["arms"] for row in rows), _union(row["domains"] for row in rows)): rows
+        for rows in by_folder.values()
+    }
     facts = {}
     for (arms, domains), rows in grouped.items():
         arm = values["arms"][arms[0]]
@@ -178,6 +186,11 @@ def stages1(values: Values) -> list[Stage1]:
         title = own[0] if len(same) == 1 else f"{own[0]}, {own[differing]}"
         found.append(Stage1(title, list(arms), list(domains), rows))
     return found
+
+
+def _union(lists: Iterable[list[str]]) -> tuple[str, ...]:
+    """Return the names in some lists, each once, in order."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
 def ablations(values: Values) -> list[Ablation]:
@@ -201,7 +214,8 @@ def _component(values: Values, name: str, whole: str) -> str | None:
         return None
     if any(arm[key] != other[key] for key in ("source", "text", "schedule", "tokens", "keep")):
         return None
-    if any(own[key] != others_own[key] for key in ("arguments", "stage1_arguments", "language_arguments")):
+    settings = ("arguments", "stage1_arguments", "language_arguments", "stage1_seed")
+    if any(own[key] != others_own[key] for key in settings):
         return None
     parts = list(arm["reinit"])
     if arm["preset"] in _ABLATIONS and other["preset"] == "default":
@@ -216,12 +230,12 @@ def cost(values: Values, domain: str, arm: str) -> Cost:
     rows = language_rows(values, domain, arm)
     first = rows[0]
     stage1 = [row for row in values["stage1"] if arm in row["arms"] and domain in row["domains"]]
-    seconds = [values["timings"][row["folder"]] for row in (*rows, *stage1)]
+    parts = [[values["timings"][row["folder"]] for row in of_stage] for of_stage in (rows, stage1)]
     return Cost(
         stage1_tokens=first["stage1_tokens"],
         supervised_tokens=stage1[0]["supervised_tokens"] if stage1 else 0,
         stage1_flops=first["flops_with_stage1"] - first["flops"],
         language_tokens=first["tokens"],
         language_flops=first["flops"],
-        seconds=sum(seconds) / len(rows),
+        seconds=sum(statistics.fmean(seconds) for seconds in parts if seconds),
     )

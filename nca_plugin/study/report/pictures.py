@@ -63,7 +63,7 @@ def _curves(values: Values) -> Section:
     if seeds > 1:
         reading += "Bars at the right end are the 95 % intervals of the table"
         if len(others(values)) <= charts.MOST_BANDS:
-            reading += ", and shades those before, without the variation between held-out documents"
+            reading += ", and shades those before, with the held-out documents varying as they do at the end"
         reading += ". "
         reading += "The line is thick where the interval leaves out 0. "
     reading += f"The axes fit what comes after the first {100 * charts.SHOWN_FROM:.0f} % of the tokens."
@@ -209,8 +209,9 @@ def _retrieval(values: Values) -> Section:
             curve = partial(charts.draw_retrieval, values=values, domain=domain)
             drawn.append(Picture(f"retrieval-{i}", f"{domain}: retrieval of repeated text", "", curve))
     reading = (
-        "How much lower the loss of a passage of held-out text is when it stands in the context already, against the "
-        "number of tokens between the two. Shades hold the lowest to the highest seed."
+        "How much lower the loss of a passage of held-out text is when the passage stands in the context already than "
+        "when other text stands there, against the number of tokens between the two. Shades hold the lowest to the "
+        "highest seed."
     )
     return Section("retrieval", "Retrieval after text", reading, drawn)
 

@@ -75,7 +75,7 @@ def comparison(values: Values, domain: str) -> Rows:
     note = (
         f"Gain: by how much the perplexity is below that of '{base}'. Its intervals hold together for all arms, and "
         "contain the variation between seeds, pooled over all arms, and between held-out documents. Speed-up: how many "
-        f"times as fast the final perplexity of '{base}' is reached; below 1, '{base}' is faster to the arm's own. "
+        f"times as fast the final perplexity of '{base}' is reached; below 1, '{base}' reaches the arm's faster. "
         f"Equal compute: against '{base}' trained longer by what stage 1 takes. Smallest gain to be seen: what these "
         f"seeds show with {100 * POWER:.0f} % probability."
     )
@@ -94,7 +94,10 @@ def tasks(values: Values) -> list[Rows]:
         tuned = f"tuned for {entry['updates']:,} updates" if entry["updates"] else "not tuned"
         title = f"{entry['name']} ({entry['task']}), models of {entry['domain']}, {tuned}"
         base = label(values, values["baseline"])
-        note = f"Mean over seeds; below it, the difference from '{base}' with its 95 % interval."
+        note = (
+            f"Mean over seeds; below it, the difference from '{base}' with its 95 % interval, which contains the "
+            "variation between seeds and not that between questions."
+        )
         found.append(Rows(title, ("arm", *metrics), rows, note))
     return found
 

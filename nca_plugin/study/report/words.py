@@ -72,6 +72,7 @@ def verdict(values: Values) -> str:
             "one model of all runs (arm, seed, and noise pooled over all arms) and the variation between held-out "
             "documents."
         )
+        lines += _of_shared_stage1(values)
         lines += _spread(values)
     lines.append("All this holds for this model, text and budget; it promises nothing for others.")
     return "\n".join(lines)
@@ -96,18 +97,7 @@ def limits(values: Values) -> list[str]:
         ),
         f"Held-out tokens: {held_out}, from this number of documents: {documents}. The same ones are evaluated every "
         "time; the intervals hold for other documents of the same kind.",
-        *_of_shared_stage1(values),
         *_of_sweep(values),
-    ]
-
-
-def _of_shared_stage1(values: Values) -> list[str]:
-    shared = [arm for arm in others(values) if values["study"]["arms"][arm]["stage1_seed"] is not None]
-    if not shared:
-        return []
-    return [
-        f"In {_listed([_quoted(values, arm) for arm in shared])}, the runs of all seeds share one stage 1, so the "
-        "intervals do not contain the variation from one stage 1 to the next."
     ]
 
 
@@ -222,6 +212,16 @@ def _unlearned(values: Values) -> str:
 
 def _few_seeds(seeds: int) -> str:
     return "One seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _of_shared_stage1(values: Values) -> list[str]:
+    shared = [arm for arm in others(values) if values["study"]["arms"][arm]["stage1_seed"] is not None]
+    if not shared:
+        return []
+    return [
+        f"In {_listed([_quoted(values, arm) for arm in shared])}, the runs of all seeds share one stage 1. Their "
+        "intervals do not contain the variation from one stage 1 to the next."
+    ]
 
 
 def _spread(values: Values) -> list[str]:
