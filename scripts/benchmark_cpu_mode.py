@@ -86,6 +86,7 @@ def megatron_command(options: argparse.Namespace) -> list[str]:
         "weight-decay": 1e-4,
         "train-iters": options.updates,
         "eval-iters": 0,
+        "eval-interval": 1000,
         "log-interval": BLOCK,
         "num-workers": 0,
     }
