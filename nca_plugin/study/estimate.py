@@ -28,9 +28,9 @@ _UNITS: Final = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 #: Share of the CPU's speed in large products of matrices that training reaches, all runs at a time together.
 _CPU_UTILISATION: Final = 0.65
 #: Seconds that a run on a CPU takes beside its operations: to import and build everything, twice with its evaluation,
-#: and for each update.
+#: and for each update or held-out sequence.
 _START_SECONDS: Final = 15.0
-_UPDATE_SECONDS: Final = 0.055
+_STEP_SECONDS: Final = 0.055
 #: Rows of the matrix that is multiplied by itself to measure the CPU.
 _MATRIX: Final = 1024
 _SECONDS_TO_MEASURE: Final = 0.5
@@ -43,14 +43,14 @@ class CostItem:
     Attributes:
         name: name of the kind for the table.
         runs: number of runs.
-        updates: number of updates of all runs together.
+        steps: number of updates of all runs, and of held-out sequences, which are evaluated one by one.
         tokens: number of tokens that all runs are trained on.
         flops: operations of all runs, including the evaluation of held-out text.
     """
 
     name: str
     runs: int
-    updates: int
+    steps: int
     tokens: int
     flops: float
 
@@ -86,17 +86,17 @@ def needs(study: Study) -> Needs:
     compute, plan = checked(study, is_run=False), unprepared(study.config)
     config = study.config
     chosen = any_choice(config)
-    held_out = validation_tokens(config) * config.language.evaluations * _EVALUATION_SHARE
+    held_out = validation_tokens(config) * config.language.evaluations
 
-    def part(name: str, runs: Iterable[tuple[Run, float]], evaluated: float = 0.0) -> CostItem:
-        """Return the cost of runs, each with its operations per token, and of `evaluated` more tokens for each."""
+    def part(name: str, runs: Iterable[tuple[Run, float]], evaluated: int = 0) -> CostItem:
+        """Return the cost of runs, each with its operations per token, and of `evaluated` held-out tokens for each."""
         unique = list({run.folder: (run, flops) for run, flops in runs}.values())
         return CostItem(
             name,
             len(unique),
-            sum(run.iterations for run, _ in unique),
+            sum(run.iterations + evaluated // int(run.arguments["seq-length"]) for run, _ in unique),
             sum(run.tokens for run, _ in unique),
-            sum((run.tokens + evaluated) * flops for run, flops in unique),
+            sum((run.tokens + evaluated * _EVALUATION_SHARE) * flops for run, flops in unique),
         )
 
     def of_text(runs: Mapping[LanguageKey, Run], is_longer: bool) -> list[tuple[Run, float]]:
@@ -168,14 +168,14 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
     everything = CostItem(
         "all",
         sum(part.runs for part in needs.parts),
-        sum(part.updates for part in needs.parts),
+        sum(part.steps for part in needs.parts),
         sum(part.tokens for part in needs.parts),
         sum(part.flops for part in needs.parts),
     )
     for part in (*needs.parts, everything):
         times = [part.flops / (rate * 1e12) for rate in rates.values()]
         if cpu is not None:
-            overhead = part.runs * _START_SECONDS + part.updates * _UPDATE_SECONDS
+            overhead = part.runs * _START_SECONDS + part.steps * _STEP_SECONDS
             times.append(part.flops / (_CPU_UTILISATION * cpu * 1e12) + overhead / min(part.runs, needs.at_a_time))
         runs.add_row(part.name, f"{part.runs:,}", short(part.tokens), f"{part.flops:.2e}", *map(duration, times))
     captions = []
@@ -185,7 +185,7 @@ def tables(needs: Needs, teraflops: float | None, cpu: float | None = None) -> l
     if cpu is not None:
         captions.append(
             f"this CPU: at {_CPU_UTILISATION:.0%} of {1000 * cpu:,.0f} GFLOP/s, measured just now, with "
-            f"{_START_SECONDS:g} s for each run and {1000 * _UPDATE_SECONDS:g} ms for each update, runs side by side"
+            f"{_START_SECONDS:g} s for each run and {1000 * _STEP_SECONDS:g} ms for each update and held-out sequence"
         )
     runs.caption = "\n".join(captions) or None
     space = Table(title="What has to be there")
