@@ -149,7 +149,7 @@ def study_file(text: Text, choice: Choice) -> dict[str, Any]:
         "stage1": {"tokens": choice.stage1_tokens, "evaluations": 2},
         "language": {
             "tokens": choice.language_tokens,
-            "validation_tokens": 2048 if DRY else 65_536,
+            "validation_tokens": 2048 if DRY else 131_072,
             "evaluations": 2 if DRY else 4,
         },
         # Longer runs from scratch are not worth the time here: tokens are compared, not compute.
