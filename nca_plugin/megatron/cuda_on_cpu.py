@@ -290,4 +290,6 @@ def _skip_talk_with_nobody() -> None:
     ) -> Any:
         return None if not async_op and is_alone(group) else broadcast(tensor, src, group, async_op, **kwargs)
 
-    distributed.all_reduce, distributed.broadcast = all_reduce_of_others, broadcast_to_others
+    distributed.all_reduce = all_reduce_of_others
+    # In PyTorch before 2.5 it has no `group_src`.
+    distributed.broadcast = broadcast_to_others  # type: ignore[assignment]
