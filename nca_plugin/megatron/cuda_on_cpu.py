@@ -291,5 +291,5 @@ def _skip_talk_with_nobody() -> None:
         return None if not async_op and is_alone(group) else broadcast(tensor, src, group, async_op, **kwargs)
 
     distributed.all_reduce = all_reduce_of_others
-    # In PyTorch before 2.5 it has no `group_src`.
+    # Other arguments, such as `group_src`, are passed on as they are.
     distributed.broadcast = broadcast_to_others  # type: ignore[assignment]
