@@ -26,7 +26,7 @@ from nca_plugin.study.file import load_study
 from nca_plugin.study.plan import LanguageKey, unprepared
 from nca_plugin.study.run import megatron_options
 from nca_plugin.study.study import run_study
-from nca_plugin.study.sweep import Chosen, any_choice, best_number, swept_arms
+from nca_plugin.study.sweep import Chosen, any_choice, best_number, concerns_stage1, swept_arms
 from nca_plugin.text.prepare import prepare
 
 # The study file.
@@ -398,6 +398,26 @@ def test_no_two_runs_write_one_index_cache(tmp_path: Path) -> None:
         NCAPluginError, match=r"arguments\.data-cache-path: leave it out, each run has a cache of its own"
     ):
         config_of("++arguments.data-cache-path=cache")
+
+
+def test_a_small_batch_fits_every_run_and_its_ranks() -> None:
+    plan = plan_of("arguments.global-batch-size=4")
+    shape = plan.template(plan.study.arms["scratch"], Chosen())
+    runs = [shape, plan.stage1("nca-low", 1, Chosen()), plan.language(LanguageKey("python", "scratch", 1), Chosen())]
+    assert [run.arguments["micro-batch-size"] for run in runs] == [4, 4, 4]
+    two = plan_of("arguments.global-batch-size=4", "devices_per_run=2").stage1("nca-low", 1, Chosen())
+    assert two.arguments["micro-batch-size"] == 2
+
+
+def test_a_sweep_does_not_choose_a_shared_stage_1() -> None:
+    shared = ("stage1_sweep.arguments={lr: [1e-3]}", "stage1_sweep.seed=7", "arms.nca-low.stage1_seed=7")
+    with pytest.raises(NCAPluginError, match=r"arms\.nca-low: stage1_seed 7: is the seed of stage1_sweep"):
+        config_of(*shared)
+
+
+def test_a_sweep_concerns_stage_1_if_it_changes_the_initialisation() -> None:
+    assert concerns_stage1(config_of().sweep)
+    assert not concerns_stage1(config_of("~sweep.arguments.embedding-init-method-std").sweep)
 
 
 def test_times_and_tables_of_an_estimate() -> None:

@@ -312,6 +312,14 @@ def test_a_stage_1_of_all_seeds_is_told() -> None:
     assert "In 'NCA', the runs of all seeds share one stage 1. Their intervals do not contain" in verdict(values)
 
 
+def test_a_stage_1_that_is_shared_for_some_seeds_is_listed_once() -> None:
+    values = _values()
+    for row, arms in zip(values["stage1"], (["nca", "nca-no-attention"], ["nca"], ["nca"]), strict=True):
+        row["arms"] = arms
+    (stage,) = stages1(values)
+    assert (stage.arms, len(stage.rows)) == (["nca", "nca-no-attention"], 3)
+
+
 def test_the_released_recipe_is_compared_with_both_starts_from_scratch() -> None:
     arms = {
         **ARMS,
